@@ -1,0 +1,1 @@
+"""The network: built, loaded, saved, and its attention."""
