@@ -17,7 +17,7 @@ Row = dict[str, str]
 class MetricsFile(Logger):
     """Writes `metrics.csv`: one row a step, with columns `step`, `tokens` (if logged), then metrics as they come.
 
-    Under a trainer, `step` is the number of optimizer steps done, as in the names of checkpoints; Lightning passes one less.
+    Under a trainer, `step` is the number of optimizer steps done, as in checkpoints' names; Lightning passes one less.
     Each call is on disk when it returns, so that a killed process loses nothing; its last line may be torn, which the
     next run repairs. The first metrics of a resumed run drop the rows of their step and later ones, since they are
     trained anew. Only fit writes: a validation of its own has no place in the history of training.
