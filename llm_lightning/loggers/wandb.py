@@ -105,11 +105,10 @@ class WandbRun(WandbLogger):
             self._guarded(super().log_metrics, metrics, step)
 
     def _guarded(self, log: Any, *args: Any) -> None:
-        import wandb
-
+        # What wandb and its service raise has no base in common, and no tracking server is worth a run.
         try:
             log(*args)
-        except (wandb.Error, OSError) as error:
+        except Exception as error:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
@@ -119,19 +118,18 @@ class WandbRun(WandbLogger):
     def _open(self) -> Any:
         import wandb
 
-        # wandb has no root folder of its own when there is nothing to make it in.
         folder = Path(self._save_dir or ".")
         settings = wandb.Settings(init_timeout=self.init_timeout_s, finish_timeout=self.finish_timeout_s)
+        run: Any = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             init = {**self._wandb_init, "dir": str(folder), "id": self._run_id(folder), "config": self._config}
             with _redacted_command_line():
                 run = self._init(init | {"settings": settings})
-        except (wandb.Error, OSError) as error:
+            run.define_metric("tokens")
+            run.define_metric("*", step_metric="tokens", step_sync=True)
+        except Exception as error:
             self._give_up(error)
-            return None
-        run.define_metric("tokens")
-        run.define_metric("*", step_metric="tokens", step_sync=True)
         return run
 
     def _init(self, init: dict[str, Any]) -> Any:
@@ -144,8 +142,9 @@ class WandbRun(WandbLogger):
             return wandb.init(**init, mode="offline")
         try:
             return wandb.init(**init)
-        except wandb.Error as error:
+        except Exception as error:
             warnings.warn(f"W&B does not answer ({error}): logging offline; `wandb sync` sends it later.", stacklevel=2)
+            wandb.teardown()  # its service would not give the run's id a second time
             return wandb.init(**init, mode="offline")
 
     def _run_id(self, folder: Path) -> str:
