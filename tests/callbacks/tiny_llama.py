@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -64,6 +65,18 @@ class TinyModule(LightningModule):
     def save_model(self, folder: Path) -> None:
         if self.trainer.is_global_zero:
             self.model.save_pretrained(folder)
+
+
+class ShardedTinyModule(TinyModule):
+    """Each rank holds a part of every weight."""
+
+    def configure_model(self) -> None:
+        if self.model is None:
+            self.model = tiny_network()
+            mesh = self.device_mesh["data_parallel"]
+            for layer in self.model.model.layers:
+                fully_shard(layer, mesh=mesh)
+            fully_shard(self.model, mesh=mesh)
 
 
 class Rows(Dataset):

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny_llama import TinyData, TinyModule, tiny_trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from tiny_llama import ShardedTinyModule, TinyData, TinyModule, tiny_trainer
 
-from callbacks import GracefulStop, ModelFolder, RandomState
+from callbacks import GracefulStop, ModelFolder, RandomState, Samples, Throughput
 
 
 class Record(Callback):
@@ -49,6 +50,7 @@ def train(
     rank: int = 0,
     world_size: int = 1,
     port: int = 0,
+    sharded: bool = False,
     num_workers: int = 0,
     every_n_train_steps: int = 0,
     step_seconds: float = 0.0,
@@ -68,6 +70,8 @@ def train(
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"}
         os.environ |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
         settings |= {"devices": world_size, "strategy": "ddp"}
+    if sharded:
+        settings["strategy"] = ModelParallelStrategy(data_parallel_size=world_size, tensor_parallel_size=1)
     seed_everything(1 + rank, verbose=False)
     checkpoints = root / "checkpoints"
     newest = max(checkpoints.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
@@ -80,7 +84,8 @@ def train(
         **settings,
     )
     data = TinyData(num_workers=num_workers, worker_init_fn=ignore_signals)
-    trainer.fit(TinyModule(), data, ckpt_path=newest, weights_only=True)
+    module = ShardedTinyModule() if sharded else TinyModule()
+    trainer.fit(module, data, ckpt_path=newest, weights_only=True)
     sys.exit(3 if stop.stopped else 0)
 
 
@@ -93,6 +98,10 @@ class EverBetter(ModelFolder):
 
 def ever_better_folders() -> list[Callback]:
     return [EverBetter()]
+
+
+def short_samples() -> list[Callback]:
+    return [Samples(max_new_tokens=4), Throughput()]
 
 
 @contextmanager
