@@ -45,8 +45,8 @@ class Curves(Callback):
 
 def read_metrics(metrics_file: Path) -> list[dict[str, float]]:
     """Rows of a metrics file as numbers, by name; empty fields and a torn last line are left out."""
-    with metrics_file.open(newline="", encoding="utf-8") as file:
-        header, *rows = csv.reader(file) if metrics_file.stat().st_size else [[]]
+    text = metrics_file.read_text(encoding="utf-8")
+    header, *rows = csv.reader(text[: text.rfind("\n") + 1].splitlines()) if "\n" in text else [[]]
     whole = [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
     return [{name: float(value) for name, value in row.items() if value} for row in whole]
 
@@ -73,6 +73,7 @@ def draw_curves(metrics_file: Path, picture: Path) -> None:
     for i, (title, (x, y)) in enumerate(panels.items()):
         axes = figure.add_subplot(grid[i, 1], sharex=loss)
         axes.plot(x, y, color=TRAIN, linewidth=1.2)
+        axes.set_ylim(0, 1.08 * max(y) or None)
         axes.set_title(title, fontsize=9, loc="left", color=INK)
         _style(axes)
         if i < len(panels) - 1:
@@ -99,10 +100,11 @@ def _draw_losses(axes: Any, rows: list[dict[str, float]]) -> None:
             color=VALIDATION,
             fontsize=9,
         )
-    shown = sorted(y + y_val)
-    if len(shown) > 20:
-        # The first few steps from random weights would flatten all the rest.
-        axes.set_ylim(shown[0] - 0.05 * (shown[-1] - shown[0]), None)
+    # The first steps from random weights would flatten all the rest.
+    settled = [loss for tokens, loss in zip(x + x_val, y + y_val, strict=True) if tokens > 0.03 * max(x + x_val)]
+    if settled:
+        margin = 0.05 * (max(settled) - min(settled))
+        axes.set_ylim(min(settled) - margin, max(settled) + margin)
     axes.set_title("loss", fontsize=11, loc="left", color=INK)
     axes.legend(frameon=False, fontsize=9)
     _style(axes)
@@ -112,6 +114,8 @@ def _style(axes: Any) -> None:
     from matplotlib.ticker import EngFormatter
 
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if axes.get_ylim()[1] >= 1000:
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8, colors=INK, length=0)
@@ -136,10 +140,8 @@ def _x_axis(rows: list[dict[str, float]]) -> list[float]:
     return [float(x) for x in np.interp([row["step"] for row in rows], steps, tokens)]
 
 
-def _smoothed(values: list[float], weight: float = 0.9) -> list[float]:
-    """Exponential moving average, corrected for its start."""
-    average, smoothed = 0.0, []
-    for i, value in enumerate(values, 1):
-        average = weight * average + (1 - weight) * value
-        smoothed.append(average / (1 - weight**i))
-    return smoothed
+def _smoothed(values: list[float]) -> list[float]:
+    """Mean over a window around each point, a fiftieth of the run to each side; a trailing mean would lag behind."""
+    reach = len(values) // 50
+    windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]

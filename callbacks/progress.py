@@ -167,7 +167,7 @@ class TrainingProgress(ProgressBar):
         self._inner = tqdm(
             desc=description,
             total=None if total == float("inf") else int(total),
-            leave=False,
+            leave=self.trainer.state.fn != "fit",
             dynamic_ncols=True,
             bar_format=BAR_FORMAT,
         )

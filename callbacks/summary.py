@@ -87,7 +87,7 @@ def _speed(metrics: dict[str, float]) -> str:
         return ""
     parts = [f"{metrics['throughput/tokens_per_s']:,.0f} tokens/s"]
     if "throughput/mfu" in metrics:
-        parts.append(f"{metrics['throughput/mfu']:.0%} of the device's peak (MFU)")
+        parts.append(f"{metrics['throughput/mfu']:.1%} of the device's peak (MFU)")
     if "throughput/memory_mb" in metrics:
         parts.append(f"{metrics['throughput/memory_mb']:,.0f} MB")
     return ", ".join(parts)

@@ -1,0 +1,107 @@
+import os
+import signal
+import subprocess
+import sys
+
+import matplotlib.image
+import pytest
+from lightning.pytorch import Callback
+from tiny_llama import TinyData, TinyModule, tiny_trainer
+
+from callbacks import Curves, GracefulStop, ModelFolder, RunSummary, Throughput
+from callbacks.curves import draw_curves, read_metrics
+from llm_lightning.loggers import MetricsFile
+
+
+class StopAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def fit(root, *callbacks, **settings):
+    trainer = tiny_trainer(root, callbacks=list(callbacks), logger=MetricsFile(), **settings)
+    trainer.fit(TinyModule(), TinyData())
+    return trainer
+
+
+def test_the_summary_says_what_was_reached_and_what_comes_next(tmp_path, capsys):
+    summary = RunSummary(next_command="llm-lightning fit --config configs/sft.yaml")
+    trainer = fit(tmp_path, Throughput(), ModelFolder(), Curves(), summary)
+    printed = {line[:14].strip(): line[16:] for line in capsys.readouterr().out.splitlines() if line.strip()}
+    metrics = trainer.callback_metrics
+    assert printed["steps"] == "10" and printed["tokens"] == "320"
+    assert printed["train loss"] == f"{float(metrics['train/loss']):.4g}"
+    assert printed["val loss"].endswith(f"{float(metrics['val/loss']):.4g} (last)")
+    assert "tokens/s" in printed["speed"] and "MFU" in printed["speed"]
+    assert printed["model"] == str(tmp_path / "model" / "last")
+    assert printed["best model"] == str(tmp_path / "model" / "best")
+    assert printed["curves"] == str(tmp_path / "curves.png")
+    assert printed["next"] == "llm-lightning fit --config configs/sft.yaml"
+
+
+def test_the_best_validation_is_kept_over_a_resume(tmp_path):
+    summary = RunSummary()
+    fit(tmp_path, summary)
+    state = summary.state_dict()
+    assert state["best"]["step"] in (5, 10)
+    resumed = RunSummary()
+    resumed.load_state_dict({"best": {"val/loss": 0.5, "val/perplexity": 1.65, "step": 3}})
+    trainer = fit(tmp_path / "resumed", resumed)
+    assert "0.5 (best, step 3)" in resumed.text(trainer)
+    assert "1.65" in resumed.text(trainer)
+
+
+def test_both_speak_after_a_graceful_stop(tmp_path, capsys):
+    fit(tmp_path, StopAt(7), Curves(), RunSummary(), GracefulStop(), enable_checkpointing=True)
+    output = capsys.readouterr().out
+    assert "Stopped at step 7" in output and "steps  7\n" in output
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_curves_are_drawn_from_what_there_is(tmp_path):
+    fit(tmp_path, Throughput(), Curves())
+    picture = matplotlib.image.imread(tmp_path / "curves.png")
+    assert picture.shape[:2] == (690, 1500)
+    assert picture[..., :3].std() > 0.05, "the picture is blank"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "step,train/loss\n1,3.5\n2,nan\n3,3.0\n",
+        "step,tokens,train/loss,val/loss\n1,10,3.5,\n2,,,3.25\n3,30,2",
+        "step,val/loss\n1,3.5\n",
+        "step,train/lr\n1,0.001\n",
+        "step\n",
+        "",
+    ],
+)
+def test_curves_take_short_torn_and_strange_files(tmp_path, text):
+    (tmp_path / "metrics.csv").write_text(text)
+    draw_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_a_torn_last_line_is_not_read(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,train/loss\n1,3.5\n2,3.2")
+    assert read_metrics(tmp_path / "metrics.csv") == [{"step": 1.0, "train/loss": 3.5}]
+
+
+def test_a_run_without_metrics_file_draws_nothing(tmp_path):
+    trainer = tiny_trainer(tmp_path, callbacks=[Curves()], max_steps=2)
+    trainer.fit(TinyModule(), TinyData())
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_importing_the_callbacks_imports_nothing_slow_of_its_own():
+    code = (
+        "import sys, lightning.pytorch; before = set(sys.modules); import callbacks;"
+        "slow = {'transformers', 'wandb', 'matplotlib.figure', 'peft', 'datasets'};"
+        "sys.exit(str(slow & (set(sys.modules) - before) or ''))"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0 or not finished.stderr.strip(), finished.stderr
