@@ -1,0 +1,238 @@
+"""The LightningCLI: the one file that knows modules, DataModules, callbacks and loggers."""
+
+import os
+import re
+import sys
+import textwrap
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+from llm_lightning.allocator import keep_freed_memory
+
+keep_freed_memory()
+
+from jsonargparse import ArgumentError  # noqa: E402
+from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
+from lightning.pytorch import LightningDataModule, Trainer  # noqa: E402
+from lightning.pytorch.callbacks import Callback  # noqa: E402
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
+from lightning.pytorch.utilities.rank_zero import rank_zero_info  # noqa: E402
+
+import callbacks  # noqa: E402
+import datamodules  # noqa: E402, F401 (short names: --data TextDataModule)
+from callbacks.errors import CallbackError  # noqa: E402
+from datamodules.errors import DataError  # noqa: E402
+from llm_lightning import modules  # noqa: E402, F401 (short names: --model CausalPretraining)
+from llm_lightning.checkpointing import AtomicCheckpointIO, newest_checkpoint  # noqa: E402
+from llm_lightning.environment import with_environment  # noqa: E402
+from llm_lightning.errors import UserError  # noqa: E402
+from llm_lightning.loggers.metrics_file import MetricsFile  # noqa: E402
+from llm_lightning.modules.base import LanguageModule  # noqa: E402
+from llm_lightning.precision import default_precision  # noqa: E402
+from llm_lightning.run_folder import RunConfig, move_aside, saved_precision  # noqa: E402
+
+USER_ERRORS = (UserError, DataError, CallbackError, ArgumentError, MisconfigurationException, OSError)
+
+TRAINER_DEFAULTS = {
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 10,
+    # Our loaders shard themselves and know their position; Lightning's sampler would forget it.
+    "use_distributed_sampler": False,
+}
+
+
+class TrainingCLI(LightningCLI):
+    """Turns YAML files and flags into a trainer, a module and a DataModule, and runs one command with them."""
+
+    def __init__(self, args: list[str]) -> None:
+        commands = {name: {"exit_on_error": False} for name in self.subcommands()}
+        super().__init__(
+            LanguageModule,
+            LightningDataModule,
+            save_config_callback=RunConfig,
+            trainer_defaults=dict(TRAINER_DEFAULTS),
+            seed_everything_default=1,
+            parser_kwargs={"exit_on_error": False, "prog": "llm-lightning"} | commands,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=args,
+            auto_configure_optimizers=False,
+            # It would write class paths into checkpoints that are imported on loading.
+            load_from_checkpoint_support=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what belongs to no single part."""
+        parser.add_argument(
+            "--tokenizer",
+            type=str | None,
+            default=None,
+            help="Hub id or folder of the tokenizer for data and model; default: the one of model.backbone.path, else "
+            "one is trained from the corpus.",
+        )
+        parser.add_argument(
+            "--resume",
+            type=bool,
+            default=True,
+            help="Go on from the newest checkpoint in the run folder; false moves an earlier run aside and starts over.",
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let a checkpoint's hyper-parameters override the command line here."""
+
+    def before_instantiate_classes(self) -> None:
+        """Fill in the defaults that depend on other settings."""
+        config = self.config[self.subcommand]
+        trainer = config.trainer
+        if config.get("data") is None:
+            raise UserError("There is no data: name a DataModule by --data, for example --data TextDataModule.")
+        stage = config.model.class_path.rsplit(".", 1)[1]
+        trainer.default_root_dir = trainer.default_root_dir or str(Path("runs") / _snake_case(stage))
+        if trainer.max_epochs is None:
+            endless = trainer.max_steps != -1 or trainer.max_time is not None
+            trainer.max_epochs = -1 if endless else 1
+        if isinstance(trainer.val_check_interval, int):
+            trainer.check_val_every_n_epoch = None
+        self._name_tokenizer_once(config)
+
+    def _name_tokenizer_once(self, config: Any) -> None:
+        init_args = config.data.get("init_args") or {}
+        if "tokenizer" not in init_args:
+            return
+        in_data, named = init_args.tokenizer, config.tokenizer
+        if in_data and named and in_data != named:
+            raise UserError(f"--tokenizer={named} and --data.tokenizer={in_data} exclude each other: give one.")
+        init_args.tokenizer = named or in_data or config.model.init_args.backbone.path
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer with the callbacks and the metrics file that every run has."""
+        config = self._get(self.config_init, "trainer")
+        root = Path(config.default_root_dir)
+        config.logger = [*_as_list(config.logger), MetricsFile(root)]
+        config.plugins = [*_as_list(config.plugins), AtomicCheckpointIO()]
+        given = _as_list(config.callbacks)
+        defaults = [] if config.fast_dev_run else callbacks.default_callbacks()
+        config.callbacks = [*given, *(d for d in defaults if not any(isinstance(g, type(d)) for g in given))]
+        if config.precision is None:
+            config.precision = self._choose_precision(root, config.accelerator)
+        return super().instantiate_trainer(**kwargs)
+
+    def _choose_precision(self, root: Path, accelerator: Any) -> str:
+        precision = saved_precision(root) if self._get(self.config, "resume") else None
+        if precision is None:
+            from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
+
+            name = accelerator
+            if accelerator in ("auto", "gpu"):
+                name = _AcceleratorConnector._choose_auto_accelerator()
+            precision = default_precision(str(name))
+        # What was chosen is part of the run: it goes into config.yaml, and a resumed run reads it there.
+        self.config[self.subcommand].trainer.precision = precision
+        return precision
+
+    def fit(self, **kwargs: Any) -> None:
+        """Check the settings, find where to go on, and train."""
+        self._check()
+        root = Path(self.trainer.default_root_dir)
+        if kwargs.get("ckpt_path") is None and not self.trainer.fast_dev_run:
+            if not self._get(self.config, "resume"):
+                move_aside(root)
+            kwargs["ckpt_path"] = newest_checkpoint(root / "checkpoints")
+        if kwargs.get("ckpt_path"):
+            rank_zero_info(f"Going on from {kwargs['ckpt_path']} (--resume false starts over).")
+        self.trainer.fit(**kwargs)
+
+    def validate(self, **kwargs: Any) -> None:
+        """Loss on the validation documents."""
+        self.trainer.validate(**self._with_weights(kwargs))
+
+    def test(self, **kwargs: Any) -> None:
+        """Loss on the test documents."""
+        self.trainer.test(**self._with_weights(kwargs))
+
+    def predict(self, **kwargs: Any) -> None:
+        """Write what the model makes of each prompt to predictions.jsonl."""
+        kwargs = self._with_weights(kwargs)
+        kwargs["return_predictions"] = False
+        self.trainer.predict(**kwargs)
+
+    def _check(self) -> None:
+        self.model.check(self.datamodule)
+        check = getattr(self.datamodule, "check", None)
+        if callable(check):
+            check()
+
+    def _with_weights(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A network from scratch has nothing to be judged by but its run's newest checkpoint."""
+        self._check()
+        backbone = self.model.backbone
+        if kwargs.get("ckpt_path") is None and backbone.path is None:
+            root = Path(self.trainer.default_root_dir)
+            kwargs["ckpt_path"] = newest_checkpoint(root / "checkpoints")
+            if kwargs["ckpt_path"] is None:
+                raise UserError(
+                    f"There are no trained weights: {root}/checkpoints is empty and model.backbone.path is not given. "
+                    "Name a model folder by --model.backbone.path or a checkpoint by --ckpt_path."
+                )
+            rank_zero_info(f"Weights: {kwargs['ckpt_path']}")
+        return kwargs
+
+
+def run(args: list[str], *, debug: bool = False) -> int:
+    """Run one command; a user's mistake becomes one message and exit code 2.
+
+    Args:
+        args: command and arguments.
+        debug: raise instead.
+    """
+    _quiet_libraries()
+    try:
+        cli = TrainingCLI(with_environment(args, os.environ))
+    except USER_ERRORS as error:
+        return _report(error, debug)
+    except SystemExit as stop:  # --help and --print_config
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        return 130
+    return 130 if any(getattr(c, "stopped", False) for c in _callbacks(cli)) else 0
+
+
+def _callbacks(cli: TrainingCLI) -> list[Callback]:
+    return cli.trainer.callbacks  # type: ignore[attr-defined]
+
+
+def _report(error: BaseException, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    message = readable(error)
+    print(f"\nllm-lightning: error: {message}", file=sys.stderr)
+    return 2
+
+
+def readable(error: BaseException) -> str:
+    """The message of an error without the nesting that jsonargparse wraps around it."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    text = str(error)
+    if not isinstance(error, ArgumentError):
+        return text
+    return "\n".join(textwrap.dedent(line) for line in text.splitlines() if line.strip())
+
+
+def _quiet_libraries() -> None:
+    """Silence what a user can do nothing about."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    for pattern in (r".*does not have many workers.*", r".*isinstance\(treespec, LeafSpec\).*", r".*TF32 behavior.*"):
+        warnings.filterwarnings("ignore", message=pattern)
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None or isinstance(value, bool):
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
