@@ -1,1 +1,25 @@
 """What happens around training; each callback plugs into any LightningModule that holds its network as `self.model`."""
+
+from callbacks.curves import Curves
+from callbacks.errors import CallbackError
+from callbacks.graceful_stop import GracefulStop
+from callbacks.model_folder import ModelFolder
+from callbacks.progress import TrainingProgress
+from callbacks.random_state import RandomState
+from callbacks.samples import Samples
+from callbacks.summary import RunSummary
+from callbacks.throughput import Throughput
+from callbacks.wandb_run_id import WandbRunId
+
+__all__ = [
+    "CallbackError",
+    "Curves",
+    "GracefulStop",
+    "ModelFolder",
+    "RandomState",
+    "RunSummary",
+    "Samples",
+    "Throughput",
+    "TrainingProgress",
+    "WandbRunId",
+]

@@ -1,0 +1,138 @@
+"""The model folders that a run leaves behind: the last weights, and those that validated best."""
+
+import errno
+import math
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from callbacks.errors import CallbackError
+from callbacks.phase import is_rehearsal, is_validating_fit
+
+
+class ModelFolder(Callback):
+    """Writes `model/last` when fit ends and `model/best` whenever the monitored metric improves.
+
+    The LightningModule writes the files: `save_model(folder)` is called on every rank. A folder is first written
+    beside its place and then swapped in by renaming, so that a process killed at any moment leaves either
+    the former folder or the new one, whole. A kill exactly between the two renames leaves the former one under
+    `NAME.former`; the next run puts it back. A full disk costs the new folder, not the run nor the former folder.
+
+    Args:
+        monitor: Metric that decides what is best.
+        mode: Whether a smaller (`min`) or a larger (`max`) value is better.
+        dirpath: Where the folders go; `model/` in the run folder if not given.
+
+    Attributes:
+        last: The folder of the last weights (known from `setup` on).
+        best: The folder of the best weights.
+        best_value: Best value of the metric so far, kept in the checkpoint; None before the first validation.
+
+    Raises:
+        CallbackError: At the first validation, if it does not log the monitored metric.
+    """
+
+    def __init__(
+        self, monitor: str = "val/loss", mode: Literal["min", "max"] = "min", dirpath: str | Path | None = None
+    ) -> None:
+        self.monitor = monitor
+        self.mode = mode
+        self.dirpath = dirpath
+        self.best_value: float | None = None
+        self.last = self.best = Path()
+        self._wrote_last = False
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = Path(self.dirpath or Path(trainer.default_root_dir) / "model")
+        self.last, self.best = folder / "last", folder / "best"
+        self._wrote_last = False
+        if stage == "fit" and trainer.is_global_zero:
+            for place in (self.last, self.best):
+                _recover(place)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not is_validating_fit(trainer):
+            return
+        metrics = trainer.callback_metrics
+        if self.monitor not in metrics:
+            raise CallbackError(f"ModelFolder.monitor: validation logs no {self.monitor!r}; it logs {sorted(metrics)}.")
+        value = float(metrics[self.monitor])
+        if trainer.strategy.broadcast(self._improves(value)) and self._write(trainer, pl_module, self.best):
+            self.best_value = value
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not is_rehearsal(trainer):
+            self._write(trainer, pl_module, self.last)
+            self._wrote_last = True
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A run killed between its last checkpoint and here resumes with nothing left to train: no `on_train_end`.
+        if not self._wrote_last and not is_rehearsal(trainer):
+            self._write(trainer, pl_module, self.last)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"monitor": self.monitor, "mode": self.mode, "best_value": self.best_value}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if (state_dict["monitor"], state_dict["mode"]) == (self.monitor, self.mode):
+            self.best_value = state_dict["best_value"]
+
+    def _improves(self, value: float) -> bool:
+        if math.isnan(value):
+            return False
+        if self.best_value is None:
+            return True
+        return value < self.best_value if self.mode == "min" else value > self.best_value
+
+    def _write(self, trainer: Trainer, pl_module: Any, place: Path) -> bool:
+        """Saves on all ranks and swaps on the first; False if the disk was full."""
+        fresh = Path(trainer.strategy.broadcast(f"{place}.tmp-{os.getpid()}"))
+        full = False
+        try:
+            fresh.mkdir(parents=True, exist_ok=True)
+            pl_module.save_model(fresh)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            full = True
+        full = trainer.strategy.reduce_boolean_decision(full, all=False)
+        if trainer.is_global_zero:
+            if full:
+                shutil.rmtree(fresh, ignore_errors=True)
+                warnings.warn(f"The disk is full: {place} was not written; free space and go on.", stacklevel=2)
+            else:
+                _swap(fresh, place)
+        trainer.strategy.barrier("ModelFolder")
+        return not full
+
+
+def _former(place: Path) -> Path:
+    return place.with_name(f"{place.name}.former")
+
+
+def _swap(fresh: Path, place: Path) -> None:
+    """Puts the finished folder in its place. Renaming a folder is atomic, and nothing else is done to `place`."""
+    if place.exists():
+        shutil.rmtree(_former(place), ignore_errors=True)
+        place.rename(_former(place))
+    fresh.rename(place)
+    shutil.rmtree(_former(place), ignore_errors=True)
+
+
+def _recover(place: Path) -> None:
+    """Clears what a killed run left behind, and puts the former folder back if it was killed between two renames."""
+    if not place.exists() and _former(place).exists():
+        _former(place).rename(place)
+    for leftover in (_former(place), *place.parent.glob(f"{place.name}.tmp-*")):
+        shutil.rmtree(leftover, ignore_errors=True)

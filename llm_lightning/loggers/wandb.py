@@ -1,0 +1,172 @@
+"""A Weights & Biases run that survives resuming, a missing network and an outage."""
+
+import os
+import secrets
+import string
+import sys
+import warnings
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import DummyExperiment, rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
+
+from llm_lightning.loggers.redact import redact, redact_arguments
+
+
+class WandbRun(WandbLogger):
+    """Logs to W&B with tokens as the x-axis, and the config without its secrets.
+
+    The run's id lies in `wandb/run-id` of the run folder (and, by the callback `WandbRunId`, in the checkpoint), so
+    that a resumed run is the same run. Without an API key it works offline, unless `WANDB_MODE` says otherwise. Nothing
+    that goes wrong with W&B stops training: if the server does not answer, the run is kept on disk instead
+    (`wandb sync` sends it later); if that fails too, training goes on without.
+
+    The run begins with the first metric, when the checkpoint has been read and the id is known.
+
+    Args:
+        project: Name of the project.
+        name: Name of the run; W&B invents one if not given.
+        save_dir: Folder whose `wandb/` takes the run's files. The trainer's run folder if not given.
+        id: Id of the run to log to, instead of the run folder's.
+        entity: User or team that owns the project.
+        group: Group of runs this one belongs to.
+        job_type: Kind of run within a group.
+        tags: Tags of the run.
+        notes: A longer description.
+        init_timeout_s: Seconds to wait for the server at the start. W&B's own 90 are a long time to look at nothing.
+        finish_timeout_s: Seconds to wait for the upload at the end; what is left stays on disk for `wandb sync`.
+    """
+
+    def __init__(
+        self,
+        project: str = "llm-lightning",
+        name: str | None = None,
+        save_dir: str | Path | None = None,
+        id: str | None = None,
+        entity: str | None = None,
+        group: str | None = None,
+        job_type: str | None = None,
+        tags: Sequence[str] | None = None,
+        notes: str | None = None,
+        init_timeout_s: float = 20.0,
+        finish_timeout_s: float = 60.0,
+    ) -> None:
+        super().__init__(
+            project=project,
+            name=name,
+            save_dir=cast(str, save_dir),  # None until the trainer's run folder is known
+            id=id,
+            entity=entity,
+            group=group,
+            job_type=job_type,
+            tags=tags,
+            notes=notes,
+        )
+        self.init_timeout_s = init_timeout_s
+        self.finish_timeout_s = finish_timeout_s
+        self._config: dict[str, Any] = {}
+        self._ready = False
+        self._failed = False
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The `wandb.Run`; a dummy before the trainer is set up and after a failure."""
+        if self._experiment is None and self._ready and not self._failed:
+            self._experiment = self._open()
+        return self._experiment or DummyExperiment()
+
+    @override
+    def log_graph(self, model: Any, input_array: Any = None) -> None:
+        # Of a logger's hooks, this alone sees the trainer before the first metric.
+        if self._save_dir is None:
+            self._save_dir = model.trainer.default_root_dir
+        self._ready = True
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        """Adds settings to the run's config, without their secrets."""
+        params = redact(vars(params) if isinstance(params, Namespace) else dict(params))
+        self._config |= params
+        if self._experiment is not None:
+            self._guarded(super().log_hyperparams, params)
+
+    @rank_zero_only
+    @override
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        self._ready = True
+        if not self._failed:
+            self._guarded(super().log_metrics, metrics, step)
+
+    def _guarded(self, log: Any, *args: Any) -> None:
+        import wandb
+
+        try:
+            log(*args)
+        except (wandb.Error, OSError) as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._failed, self._experiment = True, None
+        warnings.warn(f"W&B failed, training goes on without it: {error}", stacklevel=2)
+
+    def _open(self) -> Any:
+        import wandb
+
+        # wandb has no root folder of its own when there is nothing to make it in.
+        folder = Path(self._save_dir or ".")
+        settings = wandb.Settings(init_timeout=self.init_timeout_s, finish_timeout=self.finish_timeout_s)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            init = {**self._wandb_init, "dir": str(folder), "id": self._run_id(folder), "config": self._config}
+            with _redacted_command_line():
+                run = self._init(init | {"settings": settings})
+        except (wandb.Error, OSError) as error:
+            self._give_up(error)
+            return None
+        run.define_metric("tokens")
+        run.define_metric("*", step_metric="tokens", step_sync=True)
+        return run
+
+    def _init(self, init: dict[str, Any]) -> Any:
+        import wandb
+
+        if "WANDB_MODE" in os.environ:
+            return wandb.init(**init)
+        if not wandb.login(prompt=False, verify=False):
+            warnings.warn("No W&B API key: logging offline. Run `wandb login` to log online.", stacklevel=2)
+            return wandb.init(**init, mode="offline")
+        try:
+            return wandb.init(**init)
+        except wandb.Error as error:
+            warnings.warn(f"W&B does not answer ({error}): logging offline; `wandb sync` sends it later.", stacklevel=2)
+            return wandb.init(**init, mode="offline")
+
+    def _run_id(self, folder: Path) -> str:
+        """The given id, else that of the run folder, else a new one; noted in the run folder."""
+        note = folder / "wandb" / "run-id"
+        run_id = self._id or (note.read_text().strip() if note.exists() else "") or _new_id()
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(run_id)
+        self._id = run_id
+        return run_id
+
+
+def _new_id() -> str:
+    return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+
+
+@contextmanager
+def _redacted_command_line() -> Iterator[None]:
+    """W&B notes the command line in the run's metadata."""
+    argv, sys.argv = sys.argv, redact_arguments(sys.argv)
+    try:
+        yield
+    finally:
+        sys.argv = argv
