@@ -6,6 +6,7 @@ from callbacks.graceful_stop import GracefulStop
 from callbacks.model_folder import ModelFolder
 from callbacks.progress import TrainingProgress
 from callbacks.random_state import RandomState
+from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.samples import Samples
 from callbacks.summary import RunSummary
 from callbacks.throughput import Throughput
@@ -17,6 +18,7 @@ __all__ = [
     "GracefulStop",
     "ModelFolder",
     "RandomState",
+    "RunCheckpoint",
     "RunSummary",
     "Samples",
     "Throughput",

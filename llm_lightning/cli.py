@@ -5,7 +5,6 @@ import re
 import sys
 import textwrap
 import traceback
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException  # n
 from lightning.pytorch import LightningDataModule, Trainer  # noqa: E402
 from lightning.pytorch.callbacks import Callback  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
+from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector  # noqa: E402
 from lightning.pytorch.utilities.rank_zero import rank_zero_info  # noqa: E402
 
 import callbacks  # noqa: E402
-import datamodules  # noqa: E402, F401 (short names: --data TextDataModule)
-from callbacks.errors import CallbackError  # noqa: E402
+import datamodules.pretraining  # noqa: E402 (short names: --data TextDataModule)
 from datamodules.errors import DataError  # noqa: E402
 from llm_lightning import modules  # noqa: E402, F401 (short names: --model CausalPretraining)
 from llm_lightning.checkpointing import AtomicCheckpointIO, newest_checkpoint  # noqa: E402
@@ -30,10 +29,11 @@ from llm_lightning.environment import with_environment  # noqa: E402
 from llm_lightning.errors import UserError  # noqa: E402
 from llm_lightning.loggers.metrics_file import MetricsFile  # noqa: E402
 from llm_lightning.modules.base import LanguageModule  # noqa: E402
-from llm_lightning.precision import default_precision  # noqa: E402
+from llm_lightning.precision import default_precision, use_fast_float32  # noqa: E402
+from llm_lightning.quiet import quiet_libraries  # noqa: E402
 from llm_lightning.run_folder import RunConfig, move_aside, saved_precision  # noqa: E402
 
-USER_ERRORS = (UserError, DataError, CallbackError, ArgumentError, MisconfigurationException, OSError)
+USER_ERRORS = (UserError, DataError, callbacks.CallbackError, ArgumentError, MisconfigurationException, OSError)
 
 TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
@@ -113,24 +113,26 @@ class TrainingCLI(LightningCLI):
         config.logger = [*_as_list(config.logger), MetricsFile(root)]
         config.plugins = [*_as_list(config.plugins), AtomicCheckpointIO()]
         given = _as_list(config.callbacks)
-        defaults = [] if config.fast_dev_run else callbacks.default_callbacks()
+        defaults = [] if config.fast_dev_run else default_callbacks()
         config.callbacks = [*given, *(d for d in defaults if not any(isinstance(g, type(d)) for g in given))]
-        if config.precision is None:
-            config.precision = self._choose_precision(root, config.accelerator)
+        # What every fit prints of its network says more than Lightning's table.
+        config.enable_model_summary = bool(config.enable_model_summary)
+        self._choose_precision(config, root)
         return super().instantiate_trainer(**kwargs)
 
-    def _choose_precision(self, root: Path, accelerator: Any) -> str:
-        precision = saved_precision(root) if self._get(self.config, "resume") else None
-        if precision is None:
-            from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
-
-            name = accelerator
-            if accelerator in ("auto", "gpu"):
-                name = _AcceleratorConnector._choose_auto_accelerator()
-            precision = default_precision(str(name))
-        # What was chosen is part of the run: it goes into config.yaml, and a resumed run reads it there.
-        self.config[self.subcommand].trainer.precision = precision
-        return precision
+    def _choose_precision(self, config: Any, root: Path) -> None:
+        """Fill in `trainer.precision`; what was chosen is part of the run, and a resumed run reads it there."""
+        accelerator = config.accelerator
+        if accelerator in ("auto", "gpu"):
+            accelerator = _AcceleratorConnector._choose_auto_accelerator()
+        if accelerator == "cpu":
+            use_fast_float32()
+        if config.precision is not None:
+            return
+        if self._get(self.config, "resume"):
+            config.precision = saved_precision(root)
+        config.precision = config.precision or default_precision(str(accelerator))
+        self.config[self.subcommand].trainer.precision = config.precision
 
     def fit(self, **kwargs: Any) -> None:
         """Check the settings, find where to go on, and train."""
@@ -180,6 +182,22 @@ class TrainingCLI(LightningCLI):
         return kwargs
 
 
+def default_callbacks() -> list[Callback]:
+    """What every fit has; one of the same class in `trainer.callbacks` takes its place."""
+    return [
+        callbacks.RandomState(),
+        callbacks.Throughput(),
+        callbacks.TrainingProgress(),
+        callbacks.Samples(),
+        callbacks.WandbRunId(),
+        callbacks.ModelFolder(),
+        callbacks.Curves(),
+        callbacks.RunSummary(),
+        callbacks.RunCheckpoint(),
+        callbacks.GracefulStop(),
+    ]
+
+
 def run(args: list[str], *, debug: bool = False) -> int:
     """Run one command; a user's mistake becomes one message and exit code 2.
 
@@ -187,7 +205,7 @@ def run(args: list[str], *, debug: bool = False) -> int:
         args: command and arguments.
         debug: raise instead.
     """
-    _quiet_libraries()
+    quiet_libraries()
     try:
         cli = TrainingCLI(with_environment(args, os.environ))
     except USER_ERRORS as error:
@@ -219,13 +237,6 @@ def readable(error: BaseException) -> str:
     if not isinstance(error, ArgumentError):
         return text
     return "\n".join(textwrap.dedent(line) for line in text.splitlines() if line.strip())
-
-
-def _quiet_libraries() -> None:
-    """Silence what a user can do nothing about."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    for pattern in (r".*does not have many workers.*", r".*isinstance\(treespec, LeafSpec\).*", r".*TF32 behavior.*"):
-        warnings.filterwarnings("ignore", message=pattern)
 
 
 def _as_list(value: Any) -> list[Any]:

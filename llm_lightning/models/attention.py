@@ -86,6 +86,10 @@ def document_attention(
             f"{type(module).__name__} needs {unknown[0]!r} in its attention, which model.backbone.attention={ATTENTION} "
             "does not have; set it to `eager`."
         )
+    if torch.is_autocast_enabled(query.device.type):
+        # Rotary embeddings leave queries and keys in float32, beside values that autocast made.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = None if sliding_window is None or sliding_window >= documents.longest else sliding_window
     if query.device.type == "cpu" and dropout == 0.0 and window is None:

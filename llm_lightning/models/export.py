@@ -19,6 +19,9 @@ def save_model_folder(model: nn.Module, tokenizer: Any, folder: Path, *, is_glob
     """
     if not is_global_zero:
         return
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     config = model.config
     use_cache, attention = config.use_cache, config._attn_implementation
     # In training there is no cache, and our attention is a name that nobody else knows.

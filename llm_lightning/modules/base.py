@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from llm_lightning.errors import UserError
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
+from llm_lightning.models.description import describe
 from llm_lightning.models.heads import prepare_batch
 from llm_lightning.modules.schedule import Schedule
 
@@ -95,6 +96,10 @@ class LanguageModule(LightningModule):
         """Build the network on the rank's own device."""
         if self.model is None:
             self.model = self.backbone.build(self.tokenizer)
+
+    def on_fit_start(self) -> None:
+        """Say what trains."""
+        self.print(describe(self.model, str(self.trainer.precision)))
 
     def on_before_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> Mapping[str, Any]:
         """See `prepare_batch`."""

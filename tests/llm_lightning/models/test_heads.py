@@ -54,6 +54,14 @@ def test_padded_equals_unpacked(network):
     torch.testing.assert_close(loss, packed, rtol=1e-5, atol=1e-4)
 
 
+def test_autocast_stays_near_float32(network):
+    batch = prepare_batch(pack(random_documents(LENGTHS), 50))
+    expected, _ = language_loss(network, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = language_loss(network, batch)
+    torch.testing.assert_close(loss, expected, rtol=2e-2, atol=0)
+
+
 def test_a_masked_batch_gives_zero(network):
     batch = pack(random_documents([16]), 16)
     batch["labels"] = torch.full_like(batch["labels"], -100)
