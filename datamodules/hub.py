@@ -10,15 +10,21 @@ from datamodules.table_formats import hub_stream
 from datamodules.units import Unit
 
 
-def hub_units(path: str, name: str | None, split: str, root: Path) -> list[Unit]:
+def hub_units(path: str, name: str | None, split: str, root: Path, look_again: bool = True) -> list[Unit]:
     """The shards of a hub data set.
 
     What was found is remembered, so that a data set that is already in the cache can be used without a network.
+
+    Args:
+        root: the cache's folder.
+        look_again: False: what is remembered is good enough.
 
     Raises:
         DataError: the data set cannot be reached and was never seen, or has no such configuration or split.
     """
     memo = root / "hub" / f"{key_of(path, name, split)}.json"
+    if not look_again and memo.exists():
+        return [Unit(**unit) for unit in json.loads(memo.read_text())]
     try:
         revision = _revision(path)
         stream = hub_stream(path, name, split, revision)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+BATCHES_ORDERED_AT_ONCE = 64  # numpy's cost a call, 0.3 ms, is shared by so many
+
 
 class Order(Protocol):
     """Which row stands at which global sample index."""
@@ -34,8 +36,10 @@ class _BatchesFrom:
         self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        for first in self.firsts:
-            yield self.order[np.arange(first, first + self.batch_size)].tolist()
+        for begin in range(0, len(self.firsts), BATCHES_ORDERED_AT_ONCE):
+            firsts = np.array(self.firsts[begin : begin + BATCHES_ORDERED_AT_ONCE])
+            samples = firsts[:, None] + np.arange(self.batch_size)
+            yield from self.order[samples.ravel()].reshape(samples.shape).tolist()
 
 
 class ResumableLoader:

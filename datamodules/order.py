@@ -8,6 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from datamodules.errors import DataError
+
 ROUNDS = 6
 
 
@@ -61,6 +63,9 @@ class ShuffledOrder:
         num_rows: rows of each source; row ids count through the sources.
         weights: the sources' relative shares; None for every row once an epoch.
         seed: names the order.
+
+    Raises:
+        DataError: a source's weight is too small for a single row of an epoch.
     """
 
     def __init__(self, num_rows: Sequence[int], weights: Sequence[float] | None = None, seed: int = 0) -> None:
@@ -68,6 +73,8 @@ class ShuffledOrder:
         self.epoch_len = int(self.num_rows.sum())
         self.seed = seed
         self.counts = self.num_rows if weights is None else _shares(np.array(weights, float), self.epoch_len)
+        if weights is not None and not self.counts.all():
+            raise DataError(f"sources: a weight of {weights} is too small for even one of {self.epoch_len} rows")
 
     def __getitem__(self, samples: np.ndarray) -> np.ndarray:
         """(N,) int64 row ids for (N,) int64 global sample indices, which go on over the epochs without end."""

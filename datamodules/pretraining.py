@@ -110,7 +110,7 @@ class TextDataModule(LightningDataModule):
         """
         self._check_settings()
         for source in [*self._train_sources(), *self._val_sources()]:
-            peek(source, self.cache_dir, self.on_bad_record)
+            peek(source, cache_root(self.cache_dir), self.on_bad_record)
 
     def _check_settings(self) -> None:
         if (self.path is None) == (self.sources is None):
@@ -160,18 +160,18 @@ class TextDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Builds what the cache lacks; Lightning calls it on one process of each node."""
         self.check()
-        self._build()
+        self._build(look_again=True)
 
     def setup(self, stage: str) -> None:
         """Opens the tokenizer and the rows, from the cache where `prepare_data` ran."""
         if self.tokenizer is None:
-            self._build()
+            self._build(look_again=False)
         self._describe()
 
-    def _build(self) -> None:
+    def _build(self, look_again: bool) -> None:
         root = cache_root(self.cache_dir)
-        train_units = [resolve(source, self.cache_dir) for source in self._train_sources()]
-        val_units = [resolve(source, self.cache_dir) for source in self._val_sources()]
+        train_units = [resolve(source, root, look_again) for source in self._train_sources()]
+        val_units = [resolve(source, root, look_again) for source in self._val_sources()]
         if self.tokenizer_name is not None:
             tokenizer = load_tokenizer(self.tokenizer_name)
         else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from datamodules.cache import cache_root, content_digest
+from datamodules.cache import content_digest
 from datamodules.corpora import CORPORA, corpus_file
 from datamodules.errors import DataError
 from datamodules.formats import FORMATS, SUFFIXES, format_of, records
@@ -80,16 +80,19 @@ def _known(files: list[str], path: str) -> list[str]:
     raise DataError(f"path: {path!r} holds none of {', '.join(SUFFIXES)} (text also as .gz, .zst); found {names}")
 
 
-def resolve(source: Source, cache_dir: str | None) -> list[Unit]:
+def resolve(source: Source, root: Path, look_again: bool = True) -> list[Unit]:
     """Everything there is to read in a source, in an order that depends on names alone.
+
+    Args:
+        root: the cache's folder.
+        look_again: False: take a hub data set as it was found last, so that all ranks see the same one.
 
     Raises:
         DataError: nothing is there, it is empty, or no column can be taken for the text.
     """
-    root = cache_root(cache_dir)
     files = find_files(source)
     if files is None and source.path not in CORPORA:
-        return with_column(hub_units(source.path, source.name, source.split, root), source)
+        return with_column(hub_units(source.path, source.name, source.split, root, look_again), source)
     files = files or [str(corpus_file(source.path, root))]
     files = [file for file in files if Path(file).stat().st_size > 0]
     if not files:
@@ -101,7 +104,7 @@ def resolve(source: Source, cache_dir: str | None) -> list[Unit]:
     )
 
 
-def peek(source: Source, cache_dir: str | None, on_bad_record: OnBadRecord) -> None:
+def peek(source: Source, root: Path, on_bad_record: OnBadRecord) -> None:
     """Reads the first records of a source's first files, without looking at the rest.
 
     Raises:
@@ -110,7 +113,7 @@ def peek(source: Source, cache_dir: str | None, on_bad_record: OnBadRecord) -> N
     files = find_files(source)
     if files is None:
         if source.path not in CORPORA:
-            hub_units(source.path, source.name, source.split, cache_root(cache_dir))
+            hub_units(source.path, source.name, source.split, root)
         return
     files = [file for file in files if Path(file).stat().st_size > 0]
     if not files:
@@ -133,7 +136,11 @@ def with_column(units: list[Unit], source: Source) -> list[Unit]:
     if first is None:
         return units
     record = next((record for _, record in records(first) if not isinstance(record, Bad)), None)
-    return units if record is None else [replace(unit, column=text_column(record, source)) for unit in units]
+    return units if record is None else [_reading(unit, text_column(record, source)) for unit in units]
+
+
+def _reading(unit: Unit, column: str) -> Unit:
+    return replace(unit, column=column) if FORMATS[unit.format].columns else unit
 
 
 def text_column(record: Record, source: Source) -> str:

@@ -6,9 +6,9 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import cast
 
 import zstandard
 
@@ -17,20 +17,21 @@ from datamodules.units import Bad, Format, Place, Record, Unit
 
 UNIT_BYTES = 32 << 20  # a few seconds of tokenizing: little is lost in an interruption, and 10 GB keep 300 cores busy
 BLOCK_BYTES = 64 << 10  # a text file's documents are about this long, so that it streams and can be split
+BUFFER_BYTES = 1 << 20
 BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def open_bytes(path: str) -> IO[bytes]:
+def open_bytes(path: str) -> io.BufferedReader:
     """The file's bytes, decompressed by its suffix (.gz, .zst)."""
+    file = cast(io.BufferedReader, Path(path).open("rb", buffering=BUFFER_BYTES))  # noqa: SIM115 (the caller does)
     if path.endswith(".gz"):
-        return cast(IO[bytes], gzip.open(path, "rb"))
+        return io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=file)), BUFFER_BYTES)
     if path.endswith(".zst"):
         # Several frames may follow each other (`cat a.zst b.zst`, pzstd): all are read.
-        file = Path(path).open("rb")  # noqa: SIM115 (the reader closes it)
-        reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-        return io.BufferedReader(cast(io.RawIOBase, reader), 1 << 20)
-    return Path(path).open("rb", buffering=1 << 20)
+        frames = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+        return io.BufferedReader(cast(io.RawIOBase, frames), BUFFER_BYTES)
+    return file
 
 
 def _byte_ranges(path: str) -> list[tuple[int, int, int]]:
@@ -63,11 +64,13 @@ def _not_utf8(error: UnicodeDecodeError) -> Bad:
 
 
 def _guarded(records: Iterator[tuple[Place, Record | Bad]], path: str) -> Iterator[tuple[Place, Record | Bad]]:
-    """The same records; a compressed file that ends too early becomes an error that names it."""
+    """The same records; a file that cannot be read on becomes an error that names it."""
     try:
         yield from records
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise DataError(f"{path} is damaged or cut off ({error}); fetch it again") from error
+    except csv.Error as error:
+        raise DataError(f"{path} is not readable as CSV ({error})") from error
 
 
 def _cut(block: bytes) -> int:
@@ -83,7 +86,8 @@ def _cut(block: bytes) -> int:
 def _txt_documents(unit: Unit) -> Iterator[tuple[Place, bytes]]:
     """(offset, bytes) of the documents that begin in the unit. Cuts depend on the offset alone, so units join up."""
     with open_bytes(unit.path) as file:
-        file.seek(unit.start)
+        if unit.start:
+            file.seek(unit.start)
         offset = begin = unit.start
         pending: list[bytes] = []
         while block := file.read(BLOCK_BYTES):
@@ -113,10 +117,8 @@ def _read_json_lines(unit: Unit) -> Iterator[tuple[Place, Record | Bad]]:
             # A line belongs to the unit in which it begins.
             file.seek(unit.start - 1)
             offset = unit.start - 1 + len(file.readline())
-        elif file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK:
-            offset = len(BYTE_ORDER_MARK)
-        else:
-            file.seek(0)
+        elif file.peek(len(BYTE_ORDER_MARK)).startswith(BYTE_ORDER_MARK):
+            offset = len(file.read(len(BYTE_ORDER_MARK)))
         while (unit.stop < 0 or offset < unit.stop) and (line := file.readline()):
             if line.strip():
                 yield offset, _parse(line)
@@ -177,13 +179,13 @@ def _read_csv(unit: Unit) -> Iterator[tuple[Place, Record | Bad]]:
                 yield rows.line_num, row
 
 
-def _decompressing(read):
+def _named(read: Callable[[Unit], Iterator[tuple[Place, Record | Bad]]]) -> Callable:
     return lambda unit: _guarded(read(unit), unit.path)
 
 
 TEXT_FORMATS = {
-    "txt": Format(_byte_ranges, _decompressing(_read_txt), _line_of, columns=False),
-    "jsonl": Format(_byte_ranges, _decompressing(_read_json_lines), _line_of),
-    "json": Format(_split_json, _decompressing(_read_json), _locate_json),
-    "csv": Format(_whole, _decompressing(_read_csv), lambda unit, place: f"{unit.path}:{place}"),
+    "txt": Format(_byte_ranges, _named(_read_txt), _line_of, columns=False),
+    "jsonl": Format(_byte_ranges, _named(_read_json_lines), _line_of),
+    "json": Format(_split_json, _named(_read_json), _locate_json),
+    "csv": Format(_whole, _named(_read_csv), lambda unit, place: f"{unit.path}:{place}"),
 }

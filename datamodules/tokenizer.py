@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,11 +95,12 @@ def trained_tokenizer(units: list[Unit], vocab_size: int, root: Path, on_bad: On
 
     parts = [[unit.digest, unit.start, unit.stop, unit.column] for unit in units]
     folder = root / "tokenizers" / key_of(parts, vocab_size, SPECIAL_TOKENS, SAMPLE_CHARACTERS)
-    with build_lock(folder.parent, "a tokenizer"):
-        if not folder.exists():
-            temporary = folder.with_name(f".{uuid.uuid4().hex}.tmp")
-            train(sample(units, on_bad), vocab_size).save_pretrained(temporary)
-            shutil.move(temporary, folder)
+    if not folder.exists():
+        with build_lock(folder.parent, "a tokenizer"):
+            if not folder.exists():
+                temporary = folder.with_name(f".{uuid.uuid4().hex}.tmp")
+                train(sample(units, on_bad), vocab_size).save_pretrained(temporary)
+                temporary.replace(folder)
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
