@@ -67,13 +67,15 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
     Files are complete by construction; a sharded checkpoint is a folder that is complete once `.metadata` is there.
     """
-
-    def steps(path: Path) -> int:
-        return int(re.search(r"step=(\d+)", path.name)[1])  # type: ignore[index]
-
     found = [
         path
         for path in folder.glob("*step=*.ckpt")
         if not path.name.startswith(".") and (path.is_file() or (path / ".metadata").is_file())
     ]
-    return max(found, key=steps, default=None)
+    return max(found, key=lambda path: step_of(path) or 0, default=None)
+
+
+def step_of(path: Path) -> int | None:
+    """The optimizer steps that a checkpoint's name tells, None where it tells none."""
+    match = re.search(r"step=(\d+)", path.name)
+    return int(match[1]) if match else None

@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-import textwrap
 import traceback
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,11 @@ import callbacks  # noqa: E402
 import datamodules.pretraining  # noqa: E402 (short names: --data TextDataModule)
 from datamodules.errors import DataError  # noqa: E402
 from llm_lightning import modules  # noqa: E402, F401 (short names: --model CausalPretraining)
-from llm_lightning.checkpointing import AtomicCheckpointIO, newest_checkpoint  # noqa: E402
+from llm_lightning.checkpointing import AtomicCheckpointIO, newest_checkpoint, step_of  # noqa: E402
 from llm_lightning.environment import with_environment  # noqa: E402
 from llm_lightning.errors import UserError  # noqa: E402
 from llm_lightning.loggers.metrics_file import MetricsFile  # noqa: E402
+from llm_lightning.messages import readable  # noqa: E402
 from llm_lightning.modules.base import LanguageModule  # noqa: E402
 from llm_lightning.precision import default_precision, use_fast_float32  # noqa: E402
 from llm_lightning.quiet import quiet_libraries  # noqa: E402
@@ -42,19 +42,27 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,
 }
 
+DESCRIPTIONS = {
+    "fit": "Train, or go on with a run that was stopped.",
+    "validate": "Loss of a model on the validation documents.",
+    "test": "Loss of a model on the test documents.",
+    "predict": "Let a model write.",
+}
+
 
 class TrainingCLI(LightningCLI):
     """Turns YAML files and flags into a trainer, a module and a DataModule, and runs one command with them."""
 
     def __init__(self, args: list[str]) -> None:
-        commands = {name: {"exit_on_error": False} for name in self.subcommands()}
+        strict = {"exit_on_error": False, "allow_abbrev": False}
+        commands = {name: strict | _help(name) for name in self.subcommands()}
         super().__init__(
             LanguageModule,
             LightningDataModule,
             save_config_callback=RunConfig,
             trainer_defaults=dict(TRAINER_DEFAULTS),
             seed_everything_default=1,
-            parser_kwargs={"exit_on_error": False, "prog": "llm-lightning"} | commands,
+            parser_kwargs=strict | {"prog": "llm-lightning"} | commands,
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=args,
@@ -118,7 +126,10 @@ class TrainingCLI(LightningCLI):
         # What every fit prints of its network says more than Lightning's table.
         config.enable_model_summary = bool(config.enable_model_summary)
         self._choose_precision(config, root)
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"The trainer cannot be made from these settings: {error}") from error
 
     def _choose_precision(self, config: Any, root: Path) -> None:
         """Fill in `trainer.precision`; what was chosen is part of the run, and a resumed run reads it there."""
@@ -138,13 +149,29 @@ class TrainingCLI(LightningCLI):
         """Check the settings, find where to go on, and train."""
         self._check()
         root = Path(self.trainer.default_root_dir)
+        if kwargs.get("ckpt_path") and not Path(kwargs["ckpt_path"]).exists():
+            raise UserError(f"ckpt_path={kwargs['ckpt_path']}: there is no such checkpoint.")
         if kwargs.get("ckpt_path") is None and not self.trainer.fast_dev_run:
             if not self._get(self.config, "resume"):
                 move_aside(root)
             kwargs["ckpt_path"] = newest_checkpoint(root / "checkpoints")
+        if self._is_finished(kwargs.get("ckpt_path")):
+            rank_zero_info(
+                f"This run is finished: {kwargs['ckpt_path']} is its last step. Raise trainer.max_steps to go on, or start "
+                "over with --resume false."
+            )
+            return
         if kwargs.get("ckpt_path"):
             rank_zero_info(f"Going on from {kwargs['ckpt_path']} (--resume false starts over).")
         self.trainer.fit(**kwargs)
+
+    def _is_finished(self, checkpoint: Any) -> bool:
+        """Whether nothing is left to train, and the model folder was written too."""
+        if not checkpoint or self.trainer.max_steps == -1:
+            return False
+        step = step_of(Path(checkpoint))
+        written = (Path(self.trainer.default_root_dir) / "model" / "last").exists()
+        return step is not None and step >= self.trainer.max_steps and written
 
     def validate(self, **kwargs: Any) -> None:
         """Loss on the validation documents."""
@@ -180,6 +207,15 @@ class TrainingCLI(LightningCLI):
                 )
             rank_zero_info(f"Weights: {kwargs['ckpt_path']}")
         return kwargs
+
+
+def _help(command: str) -> dict[str, str]:
+    """What stands above a command's settings; argparse's own usage line fills a screen with their names."""
+    return {
+        "usage": f"llm-lightning {command} [--config FILE ...] [--KEY VALUE ...]",
+        "description": f"{DESCRIPTIONS[command]} Settings of a class: --model.help CausalPretraining, --data.help "
+        "TextDataModule. The whole configuration as YAML: --print_config.",
+    }
 
 
 def default_callbacks() -> list[Callback]:
@@ -224,19 +260,9 @@ def _callbacks(cli: TrainingCLI) -> list[Callback]:
 def _report(error: BaseException, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    message = readable(error)
-    print(f"\nllm-lightning: error: {message}", file=sys.stderr)
+    field = "data." if isinstance(error, DataError) and re.match(r"[a-z_]+(:| and )", str(error)) else ""
+    print(f"\nllm-lightning: error: {field}{readable(error)}", file=sys.stderr)
     return 2
-
-
-def readable(error: BaseException) -> str:
-    """The message of an error without the nesting that jsonargparse wraps around it."""
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    text = str(error)
-    if not isinstance(error, ArgumentError):
-        return text
-    return "\n".join(textwrap.dedent(line) for line in text.splitlines() if line.strip())
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -23,11 +23,6 @@ from llm_lightning.modules.schedule import Schedule
 STATE_KEY = "llm_lightning"
 
 
-def fused_adamw(params: Any) -> Optimizer:
-    """AdamW in one kernel a step; betas and decay are those of GPT-3 and Llama."""
-    return torch.optim.AdamW(params, lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-
-
 def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: matrices, and norms, biases and embeddings, which must not decay."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
@@ -49,7 +44,8 @@ class LanguageModule(LightningModule):
 
     Args:
         backbone: the network.
-        optimizer: any torch optimizer by `class_path`, called with the parameter groups.
+        optimizer: any torch optimizer by `class_path`, called with the parameter groups; by default AdamW in one kernel
+            a step, with the decay of GPT-3 and Llama.
         schedule: of the learning rate.
         max_skipped_steps: steps in a row whose loss or gradient is not finite before the run is stopped.
     """
@@ -59,7 +55,8 @@ class LanguageModule(LightningModule):
     def __init__(
         self,
         backbone: Backbone,
-        optimizer: OptimizerCallable = fused_adamw,
+        # A lambda of constants, which jsonargparse can read: --model.optimizer.lr then changes this one value.
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=6e-4, weight_decay=0.1, fused=True),
         schedule: Schedule = Schedule(),  # noqa: B008 (read only)
         max_skipped_steps: int = 10,
     ) -> None:

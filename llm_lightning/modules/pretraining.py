@@ -4,39 +4,25 @@ import math
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torchmetrics import SumMetric
 
-from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.heads import language_loss
 from llm_lightning.models.tokens import token_bytes
-from llm_lightning.modules.base import LanguageModule, fused_adamw
-from llm_lightning.modules.schedule import Schedule
+from llm_lightning.modules.base import LanguageModule
 
 
 class CausalPretraining(LanguageModule):
     """Next-token prediction over packed rows.
 
     Args:
-        backbone: the network.
-        optimizer: any torch optimizer by `class_path`; fused AdamW by default.
-        schedule: of the learning rate.
         z_loss: factor on log(Z)^2, against drifting logits (PaLM, arXiv:2204.02311, uses 1e-4).
-        max_skipped_steps: steps in a row whose loss or gradient is not finite before the run is stopped.
         generation: options of `model.generate` for `predict`.
+        kwargs: see `LanguageModule`.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        optimizer: OptimizerCallable = fused_adamw,
-        schedule: Schedule = Schedule(),  # noqa: B008 (read only)
-        z_loss: float = 0.0,
-        max_skipped_steps: int = 10,
-        generation: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(backbone, optimizer, schedule, max_skipped_steps)
+    def __init__(self, *args: Any, z_loss: float = 0.0, generation: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.z_loss = z_loss
         self.generation = {"max_new_tokens": 64, "do_sample": False} | (generation or {})
         # Sums in float64: a validation set has more tokens than float32 has integers.
