@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from safetensors import SafetensorError
 from typing_extensions import override
 
 from callbacks.errors import CallbackError
@@ -102,8 +103,8 @@ class ModelFolder(Callback):
         try:
             fresh.mkdir(parents=True, exist_ok=True)
             pl_module.save_model(fresh)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        except (OSError, SafetensorError) as error:
+            if not _is_disk_full(error):
                 raise
             full = True
         full = trainer.strategy.reduce_boolean_decision(full, all=False)
@@ -115,6 +116,11 @@ class ModelFolder(Callback):
                 _swap(fresh, place)
         trainer.strategy.barrier("ModelFolder")
         return not full
+
+
+def _is_disk_full(error: Exception) -> bool:
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in numbers or any(f"(os error {number})" in str(error) for number in numbers)
 
 
 def _former(place: Path) -> Path:

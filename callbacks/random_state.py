@@ -8,6 +8,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 from typing_extensions import override
 
 GeneratorStates = dict[str, Any]
@@ -49,6 +51,7 @@ class RandomState(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _seed_apart(trainer.val_dataloaders)
         ranks, self._restored = self._restored, None
         if ranks is None:
             return
@@ -71,6 +74,16 @@ class RandomState(Callback):
         # The sanity check comes before the first batch, and Lightning isolates it.
         if self._after_batch is not None:
             set_generator_states(self._after_batch, self._device)
+
+
+def _seed_apart(loaders: Any) -> None:
+    """Gives loaders a generator for their workers' seeds, which they otherwise draw from the global one.
+
+    A resumed run opens the validation loader once more where a checkpoint and a validation fell on the same step.
+    """
+    for loader in tree_leaves(loaders):
+        if isinstance(loader, DataLoader) and loader.generator is None:
+            loader.generator = torch.Generator()
 
 
 def generator_states(device: torch.device) -> GeneratorStates:

@@ -1,7 +1,7 @@
 """A run's metrics as a CSV file that any tool opens."""
 
 import csv
-import os
+import warnings
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
@@ -17,10 +17,11 @@ Row = dict[str, str]
 class MetricsFile(Logger):
     """Writes `metrics.csv`: one row a step, with columns `step`, `tokens` (if logged), then metrics as they come.
 
-    Under a trainer, `step` is the number of optimizer steps done, as in the names of checkpoints; Lightning passes one less.
+    Under a trainer, `step` is the number of optimizer steps done, as in checkpoints' names; Lightning passes one less.
     Each call is on disk when it returns, so that a killed process loses nothing; its last line may be torn, which the
-    next run repairs. The first metrics of a resumed run drop the rows of their step and later ones, since they are
-    trained anew. Only fit writes: a validation of its own has no place in the history of training.
+    next run repairs. A full disk costs rows, not the run. The first metrics of a resumed run drop the rows of their
+    step and later ones, since they are trained anew. Only fit writes: a validation of its own has no place in the
+    history of training.
 
     Args:
         save_dir: Folder of the file. The trainer's run folder (`default_root_dir`) if not given.
@@ -78,6 +79,12 @@ class MetricsFile(Logger):
         """
         if not self._writes:
             return
+        try:
+            self._log(metrics, step)
+        except OSError as error:
+            warnings.warn(f"Metrics were not written, training goes on: {error}", stacklevel=2)
+
+    def _log(self, metrics: Mapping[str, float], step: int | None) -> None:
         key = self._row.get("step", "0") if step is None else str(step + self._first_step)
         if self._columns is None:
             self._columns = self._begin(int(key))
@@ -107,7 +114,7 @@ class MetricsFile(Logger):
     def _rewrite(self, rows: list[Row]) -> None:
         columns = self._columns or []
         lines = [_line(row, columns) for row in rows]
-        fresh = self.path.with_name(f"{self.path.name}.tmp-{os.getpid()}")
+        fresh = self.path.with_name(f"{self.path.name}.tmp")
         fresh.write_text(_line(dict(zip(columns, columns, strict=True)), columns) + "".join(lines), encoding="utf-8")
         self._row_start = fresh.stat().st_size - (len(lines[-1].encode()) if lines else 0)
         fresh.replace(self.path)

@@ -101,14 +101,19 @@ class ResumableLoader(DataLoader):
 
 
 class TinyData(LightningDataModule):
-    def __init__(self, num_rows: int = 400, num_workers: int = 0) -> None:
+    def __init__(self, num_rows: int = 400, num_workers: int = 0, worker_init_fn: Any = None) -> None:
         super().__init__()
         self.num_rows = num_rows
         self.num_workers = num_workers
+        self.worker_init_fn = worker_init_fn
 
     def train_dataloader(self) -> DataLoader:
         return ResumableLoader(
-            Rows(self.num_rows), batch_size=BATCH_SIZE, num_workers=self.num_workers, generator=torch.Generator()
+            Rows(self.num_rows),
+            batch_size=BATCH_SIZE,
+            num_workers=self.num_workers,
+            worker_init_fn=self.worker_init_fn,
+            generator=torch.Generator(),
         )
 
     def val_dataloader(self) -> DataLoader:

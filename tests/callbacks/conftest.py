@@ -1,0 +1,22 @@
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+
+@pytest.fixture(scope="session")
+def processes() -> multiprocessing.context.ForkServerContext:
+    """Starts real processes in which Lightning and transformers are imported already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny_run"])
+    # The server looks for modules where a new interpreter does, and silently does without those it cannot find.
+    with pytest.MonkeyPatch.context() as patch:
+        paths = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+        multiprocessing.forkserver.ensure_running()
+    return context
