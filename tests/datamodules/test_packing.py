@@ -34,7 +34,7 @@ def test_as_good_as_best_fit_decreasing_one_by_one(capacity):
 
 def test_documents_of_natural_lengths_leave_hardly_any_padding():
     lengths = np.random.default_rng(0).lognormal(5.5, 1, 100_000).astype(int).clip(1, 1024)
-    row_of, num_rows = best_fit(lengths, 1024)
+    _, num_rows = best_fit(lengths, 1024)
     assert lengths.sum() / (num_rows * 1024) > 0.999
 
 
