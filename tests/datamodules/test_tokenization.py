@@ -52,7 +52,7 @@ def command(tmp_path, tokenizer):
 def contents(shards: list[Shard], tokenizer) -> list[str]:
     documents = []
     for shard in shards:
-        tokens, ends = shard.tokens(), shard.documents()["end"].astype(int)
+        tokens, ends = shard.tokens[:], shard.documents()["end"].astype(int)
         documents += [tokenizer.decode(ids[:-1]) for ids in np.split(tokens, ends[:-1])] if len(ends) else []
     return documents
 
@@ -67,10 +67,10 @@ def test_processes_and_a_single_one_write_the_same_shards(
         units = resolve(Source(path), tmp_path / str(cores))
         assert len(units) > 20
         shards = tokenize(units, tokenizer, tmp_path / str(cores))
-        written.append([(shard.facts, shard.tokens().tobytes(), shard.documents().tobytes()) for shard in shards])
+        written.append([(shard.facts, shard.tokens[:].tobytes(), shard.documents().tobytes()) for shard in shards])
         assert contents(shards, tokenizer) == texts
     assert written[0] == written[1]
-    assert shards[0].tokens().dtype == np.uint16
+    assert shards[0].tokens.dtype == np.uint16
     assert sum(shard.facts["num_bytes"] for shard in shards) == sum(len(text.encode()) for text in texts)
 
 
