@@ -1,11 +1,10 @@
-"""Packed rows and prompts by index, read from memory-mapped tokens."""
+"""Packed rows and prompts by index, read from the token shards."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -26,7 +25,7 @@ class TokenSpans:
         """(length,) token ids; a span lies in one shard, as documents do."""
         shard = bisect_right(self.bases, start) - 1
         begin = start - self.bases[shard]
-        return self.shards[shard].tokens()[begin : begin + length]
+        return self.shards[shard].tokens[begin : begin + length]
 
 
 class PackedRows(Dataset[Row]):
@@ -37,23 +36,11 @@ class PackedRows(Dataset[Row]):
     """
 
     def __init__(self, sources: Sequence[tuple[RowIndex, Sequence[Shard]]]) -> None:
-        self.indices = [index for index, _ in sources]
         self.tokens = [TokenSpans(shards) for _, shards in sources]
-        self.num_rows = [index.facts["num_rows"] for index in self.indices]
+        self.num_rows = [index.facts["num_rows"] for index, _ in sources]
         self.bases = [0, *accumulate(self.num_rows)]
-        self._open()
-
-    def _open(self) -> None:
-        self.rows = [index.rows() for index in self.indices]
-        self.spans = [index.spans() for index in self.indices]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A memory map would be pickled as all that it maps.
-        return {name: value for name, value in vars(self).items() if name not in ("rows", "spans")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._open()
+        self.rows = [index.rows() for index, _ in sources]
+        self.spans = [index.spans() for index, _ in sources]
 
     def __len__(self) -> int:
         return self.bases[-1]
@@ -62,7 +49,8 @@ class PackedRows(Dataset[Row]):
         if row < 0:
             return []
         source = bisect_right(self.bases, row) - 1
-        first, end = self.rows[source][row - self.bases[source] :][:2]
+        begin = row - self.bases[source]
+        first, end = self.rows[source][begin : begin + 2].tolist()
         spans = self.spans[source][first:end].tolist()
         return [self.tokens[source].read(start, length) for start, length in spans]
 
@@ -89,7 +77,8 @@ class Prompts(Dataset[np.ndarray]):
 
     def __getitem__(self, document: int) -> np.ndarray:
         source = bisect_right(self.bases, document) - 1
-        start, length = self.documents[source][document - self.bases[source]].tolist()
+        begin = document - self.bases[source]
+        start, length = self.documents[source][begin : begin + 1].tolist()[0]
         return self.tokens[source].read(start, min(self.prompt_len, max(1, length - self.num_suffix)))
 
     def __getitems__(self, documents: list[int]) -> list[np.ndarray]:

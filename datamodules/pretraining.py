@@ -47,7 +47,7 @@ class TextDataModule(LightningDataModule):
         val_path: what to validate on instead, all of it.
         document_mask: True: documents that share a row do not see each other. False: a row is read as one document.
         seed: names the order of training.
-        num_workers: processes that read ahead. 0 by default: a batch is copied from mapped memory in well under a
+        num_workers: processes that read ahead. 0 by default: a batch is read in well under a
             millisecond; one or two hide the latency of a network disk.
         on_bad_record: what to do with a broken record, one that is not UTF-8, or one without text: `stop` with its
             file and line, or `skip` and count it.

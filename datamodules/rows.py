@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.cache import build_lock, key_of
+from datamodules.file_array import FileArray
 from datamodules.packing import WINDOW, best_fit
-from datamodules.shards import Shard, mapped
+from datamodules.shards import Shard
 
 VERSION = 1
 
@@ -63,17 +64,17 @@ class RowIndex:
         """`num_documents`, `num_tokens`, `num_bytes` (UTF-8), `num_rows`, `num_cut` (documents longer than a row)."""
         return json.loads((self.folder / "facts.json").read_text())
 
-    def rows(self) -> np.ndarray:
+    def rows(self) -> FileArray:
         """(num_rows + 1,) int64: row i holds spans rows[i] to rows[i + 1]."""
-        return mapped(self.folder / "rows", np.dtype("<i8"))
+        return FileArray(str(self.folder / "rows"), np.dtype("<i8"))
 
-    def spans(self) -> np.ndarray:
+    def spans(self) -> FileArray:
         """The pieces that rows are made of, as `SPAN`."""
-        return mapped(self.folder / "spans", SPAN)
+        return FileArray(str(self.folder / "spans"), SPAN)
 
-    def documents(self) -> np.ndarray:
+    def documents(self) -> FileArray:
         """The whole documents, in the corpus's order, as `SPAN`."""
-        return mapped(self.folder / "documents", SPAN)
+        return FileArray(str(self.folder / "documents"), SPAN)
 
 
 def pack_rows(shards: Sequence[Shard], selection: Selection, seq_len: int, root: Path) -> RowIndex:

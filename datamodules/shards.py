@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from datamodules.cache import atomic_file, key_of
 from datamodules.errors import DataError
+from datamodules.file_array import FileArray
 from datamodules.texts import OnBadRecord, Texts
 from datamodules.units import Unit
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 VERSION = 1  # of what is written here and of how units are read; a change makes all shards anew
 DOCUMENTS_AT_ONCE = 256
 CHARACTERS_AT_ONCE = 4 << 20  # an encoding takes some 100 bytes a token: this keeps a process under a few hundred MB
-
-OPEN_FILES = 256  # a memory map keeps its file open, and 1,024 files are a common limit for a process
 
 # A document: where its tokens end in the shard, its length in UTF-8 bytes, and a hash of its text.
 DOCUMENT = np.dtype([("end", "<u8"), ("bytes", "<u8"), ("hash", "<u8")])
@@ -53,23 +52,14 @@ class Shard:
         """`num_documents`, `num_tokens`, `num_bytes` (UTF-8), `num_bad` and `first_bad` (records), `dtype`."""
         return json.loads(Path(f"{self.path}.json").read_text())
 
-    def tokens(self) -> np.ndarray:
-        """All tokens, memory-mapped. Few shards stay open, so a corpus may have any number of them."""
-        return _recently_mapped(f"{self.path}.tokens", np.dtype(self.facts["dtype"]))
+    @cached_property
+    def tokens(self) -> FileArray:
+        """All tokens, read as they are used."""
+        return FileArray(f"{self.path}.tokens", np.dtype(self.facts["dtype"]))
 
     def documents(self) -> np.ndarray:
-        """All documents, memory-mapped, as `DOCUMENT`."""
-        return mapped(f"{self.path}.documents", DOCUMENT)
-
-
-def mapped(path: str | Path, dtype: np.dtype) -> np.ndarray:
-    """A file of plain values as an array that is read as it is used; empty where the file is."""
-    if Path(path).stat().st_size == 0:
-        return np.empty(0, dtype)  # an empty file cannot be mapped
-    return np.asarray(np.memmap(path, dtype, mode="r"))
-
-
-_recently_mapped = lru_cache(maxsize=OPEN_FILES)(mapped)
+        """All documents, as `DOCUMENT`, in memory: some MB at the most, as units are bounded."""
+        return np.fromfile(f"{self.path}.documents", DOCUMENT)
 
 
 def text_hash(data: bytes) -> int:

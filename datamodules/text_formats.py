@@ -28,10 +28,41 @@ def open_bytes(path: str) -> io.BufferedReader:
     if path.endswith(".gz"):
         return io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=file)), BUFFER_BYTES)
     if path.endswith(".zst"):
-        # Several frames may follow each other (`cat a.zst b.zst`, pzstd): all are read.
-        frames = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-        return io.BufferedReader(cast(io.RawIOBase, frames), BUFFER_BYTES)
+        return io.BufferedReader(_ZstdFrames(file), BUFFER_BYTES)
     return file
+
+
+class _ZstdFrames(io.RawIOBase):
+    """Decompresses frame after frame (`cat a.zst b.zst`, pzstd); zstandard's own reader overlooks a cut-off end."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self.file = file
+        self.frame: zstandard.ZstdDecompressionObj | None = None
+        self.compressed = b""
+        self.ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while not self.ready:
+            self.compressed = self.compressed or self.file.read(io.DEFAULT_BUFFER_SIZE)
+            if not self.compressed:
+                if self.frame is not None:
+                    raise EOFError("its last frame does not end")
+                return 0
+            frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
+            self.ready = memoryview(frame.decompress(self.compressed))
+            self.compressed = frame.unused_data if frame.eof else b""
+            self.frame = None if frame.eof else frame
+        size = min(len(buffer), len(self.ready))
+        buffer[:size] = self.ready[:size]
+        self.ready = self.ready[size:]
+        return size
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
 
 def _byte_ranges(path: str) -> list[tuple[int, int, int]]:
