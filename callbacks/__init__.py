@@ -4,6 +4,7 @@ from callbacks.curves import Curves
 from callbacks.errors import CallbackError
 from callbacks.graceful_stop import GracefulStop
 from callbacks.model_folder import ModelFolder
+from callbacks.predictions import Predictions
 from callbacks.progress import TrainingProgress
 from callbacks.random_state import RandomState
 from callbacks.run_checkpoint import RunCheckpoint
@@ -17,6 +18,7 @@ __all__ = [
     "Curves",
     "GracefulStop",
     "ModelFolder",
+    "Predictions",
     "RandomState",
     "RunCheckpoint",
     "RunSummary",

@@ -225,6 +225,7 @@ def default_callbacks() -> list[Callback]:
         callbacks.Throughput(),
         callbacks.TrainingProgress(),
         callbacks.Samples(),
+        callbacks.Predictions(),
         callbacks.WandbRunId(),
         callbacks.ModelFolder(),
         callbacks.Curves(),

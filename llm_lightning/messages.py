@@ -19,6 +19,7 @@ _REWORDED = (
     (re.compile(r"Option '(\S+?)' is not accepted"), r"it has no setting '\1'"),
     (re.compile(r"Expected a <class '(\w+)'>"), r"expected a value of type \1"),
     (re.compile(r"unrecognized arguments: "), "there is no setting "),
+    (re.compile(r"the following arguments are required: \w+\."), "a setting is missing: --"),
 )
 
 
