@@ -44,10 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     words = [arg for arg in args if arg != "--debug"]
     if not words or words[0] not in COMMANDS:
-        print(
-            f"llm-lightning: there is no command {words[0] if words else ''!r}; the commands are {', '.join(COMMANDS)}.",
-            file=sys.stderr,
-        )
+        given = words[0] if words else ""
+        print(f"llm-lightning: there is no command {given!r}; there are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     from llm_lightning.cli import run
 

@@ -20,7 +20,6 @@ from lightning.pytorch.trainer.connectors.accelerator_connector import _Accelera
 from lightning.pytorch.utilities.rank_zero import rank_zero_info  # noqa: E402
 
 import callbacks  # noqa: E402
-import datamodules.pretraining  # noqa: E402 (short names: --data TextDataModule)
 from datamodules.errors import DataError  # noqa: E402
 from llm_lightning import modules  # noqa: E402, F401 (short names: --model CausalPretraining)
 from llm_lightning.checkpointing import AtomicCheckpointIO, newest_checkpoint, step_of  # noqa: E402
@@ -84,7 +83,7 @@ class TrainingCLI(LightningCLI):
             "--resume",
             type=bool,
             default=True,
-            help="Go on from the newest checkpoint in the run folder; false moves an earlier run aside and starts over.",
+            help="Go on from the newest checkpoint in the run folder; false moves that run aside and starts over.",
         )
 
     def _parse_ckpt_path(self) -> None:
@@ -106,7 +105,7 @@ class TrainingCLI(LightningCLI):
         self._name_tokenizer_once(config)
 
     def _name_tokenizer_once(self, config: Any) -> None:
-        init_args = config.data.get("init_args") or {}
+        init_args: Any = config.data.get("init_args") or {}
         if "tokenizer" not in init_args:
             return
         in_data, named = init_args.tokenizer, config.tokenizer
@@ -151,14 +150,14 @@ class TrainingCLI(LightningCLI):
         root = Path(self.trainer.default_root_dir)
         if kwargs.get("ckpt_path") and not Path(kwargs["ckpt_path"]).exists():
             raise UserError(f"ckpt_path={kwargs['ckpt_path']}: there is no such checkpoint.")
-        if kwargs.get("ckpt_path") is None and not self.trainer.fast_dev_run:
+        if kwargs.get("ckpt_path") is None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             if not self._get(self.config, "resume"):
                 move_aside(root)
             kwargs["ckpt_path"] = newest_checkpoint(root / "checkpoints")
         if self._is_finished(kwargs.get("ckpt_path")):
             rank_zero_info(
-                f"This run is finished: {kwargs['ckpt_path']} is its last step. Raise trainer.max_steps to go on, or start "
-                "over with --resume false."
+                f"This run is finished: {kwargs['ckpt_path']} is its last step. Raise trainer.max_steps to go on, or "
+                "start over with --resume false."
             )
             return
         if kwargs.get("ckpt_path"):

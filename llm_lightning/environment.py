@@ -16,9 +16,7 @@ def with_environment(args: list[str], environment: Mapping[str, str]) -> list[st
         environment: usually `os.environ`.
     """
     names = sorted((name for name in environment if name.startswith(PREFIX)), key=lambda name: (name.count("__"), name))
-    settings = [
-        f"--{name.removeprefix(PREFIX).lower().replace('__', '.')}={environment[name]}" for name in names
-    ]
+    settings = [f"--{name.removeprefix(PREFIX).lower().replace('__', '.')}={environment[name]}" for name in names]
     after = 1
     for index, arg in enumerate(args):
         if arg in ("--config", "-c"):

@@ -83,8 +83,8 @@ def document_attention(
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
     if unknown:
         raise UserError(
-            f"{type(module).__name__} needs {unknown[0]!r} in its attention, which model.backbone.attention={ATTENTION} "
-            "does not have; set it to `eager`."
+            f"{type(module).__name__} needs {unknown[0]!r} in its attention, which {ATTENTION} does not have: set "
+            "model.backbone.attention to `eager`."
         )
     if torch.is_autocast_enabled(query.device.type):
         # Rotary embeddings leave queries and keys in float32, beside values that autocast made.
@@ -194,13 +194,15 @@ def _varlen_attention(
 
     B, heads, T, D = query.shape
     q, k, v = (x.transpose(1, 2).reshape(B * T, -1, D) for x in (query, key, value))
-    options = {"scale": scale, "window_size": (-1 if window is None else window - 1, 0)}
+    options: dict[str, Any] = {"scale": scale, "window_size": (-1 if window is None else window - 1, 0)}
     if "enable_gqa" in inspect.signature(varlen_attn).parameters:
         options["enable_gqa"] = q.shape[1] != k.shape[1]
     else:  # torch 2.11
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     ends, longest = documents.cu_seqlens, documents.longest
-    return varlen_attn(q, k, v, ends, ends, longest, longest, **options).view(B, T, heads, D)
+    out = varlen_attn(q, k, v, ends, ends, longest, longest, **options)
+    assert isinstance(out, Tensor)  # a tuple only where log-sum-exps are asked for
+    return out.view(B, T, heads, D)
 
 
 def _span_attention(
@@ -209,13 +211,13 @@ def _span_attention(
     """SDPA a document: any device, precision, dropout and window."""
     outputs = []
     for row, start, end in spans.tolist():
-        part = [x[row : row + 1, :, start:end] for x in (query, key, value)]
+        q, k, v = (x[row : row + 1, :, start:end] for x in (query, key, value))
         mask = None
         if window is not None and window < end - start:
             ones = torch.ones(end - start, end - start, dtype=torch.bool, device=query.device)
             mask = ones.tril() & ~ones.tril(-window)
         out = F.scaled_dot_product_attention(
-            *part, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=True
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=True
         )
         outputs.append(out.squeeze(0))
     B, heads, T, D = query.shape

@@ -60,6 +60,7 @@ class Backbone:
                 f"model.backbone needs either `path` (hub id, folder, .gguf) or `config` (from scratch): {given}."
             )
         if self.path is None:
+            assert self.config is not None
             config = copy.deepcopy(self.config)
         else:
             source, options = self._source()

@@ -24,6 +24,6 @@ def describe(model: nn.Module, precision: str) -> str:
     share = "all" if sum(trained.values()) == total else f"{sum(trained.values()) / total:.2%}"
     dtypes = ", ".join(f"{count / 1e6:,.2f} M in {dtype}" for dtype, count in trained.items())
     return (
-        f"{type(network).__name__}: {total / 1e6:,.2f} M parameters, {share} trained ({dtypes}); precision {precision}, "
-        f"attention {network.config._attn_implementation}"
+        f"{type(network).__name__}: {total / 1e6:,.2f} M parameters, {share} trained ({dtypes}); "
+        f"precision {precision}, attention {network.config._attn_implementation}"
     )

@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from llm_lightning.models.attention import ATTENTION
 
 
-def save_model_folder(model: nn.Module, tokenizer: Any, folder: Path, *, is_global_zero: bool = True) -> None:
+def save_model_folder(model: Any, tokenizer: Any, folder: Path, *, is_global_zero: bool = True) -> None:
     """Write config, safetensors, generation config and tokenizer to `folder`.
 
     Args:

@@ -15,7 +15,7 @@ from llm_lightning.objectives.language import (
 )
 
 
-def base_model(model: nn.Module) -> PreTrainedModel:
+def base_model(model: Any) -> PreTrainedModel:
     """The transformers network inside a `peft.PeftModel`, or the network itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 

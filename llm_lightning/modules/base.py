@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.backbone import Backbone
-from llm_lightning.models.export import save_model_folder
 from llm_lightning.models.description import describe
+from llm_lightning.models.export import save_model_folder
 from llm_lightning.models.heads import prepare_batch
 from llm_lightning.modules.schedule import Schedule
 
@@ -26,12 +26,13 @@ STATE_KEY = "llm_lightning"
 def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: matrices, and norms, biases and embeddings, which must not decay."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             is_matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
             (matrices if is_matrix else others).append(parameter)
-    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
@@ -154,8 +155,8 @@ class LanguageModule(LightningModule):
         self.print(f"\nStep {self.trainer.global_step}: the loss or its gradient is not finite; the step is left out.")
         if self._skipped_in_a_row >= self.max_skipped_steps:
             raise UserError(
-                f"{self._skipped_in_a_row} steps in a row were not finite (model.max_skipped_steps). Lower the learning "
-                "rate, lengthen model.schedule.warmup, or start again from an earlier checkpoint."
+                f"{self._skipped_in_a_row} steps in a row were not finite (model.max_skipped_steps). Lower the "
+                "learning rate, lengthen model.schedule.warmup, or start again from an earlier checkpoint."
             )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -179,9 +180,8 @@ class LanguageModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
 
     def _scheduler(self, optimizer: Optimizer) -> LambdaLR:
-        total = self.schedule.total
-        if total is None:
-            total = self.trainer.estimated_stepping_batches if self.schedule.unit == "steps" else math.inf
+        whole_run = self.trainer.estimated_stepping_batches if self.schedule.unit == "steps" else math.inf
+        total = float(self.schedule.total or whole_run)
 
         def by_tokens(_: int) -> float:
             return self.schedule.factor(self.tokens_seen, total)
@@ -212,6 +212,6 @@ class LanguageModule(LightningModule):
             here, there = (tuple(x[name].shape) if name in x else "absent" for x in (own, saved))
             if here != there:
                 raise UserError(
-                    f"The checkpoint is of another model: {name} is {there} there and {here} here. Give the settings it "
-                    "was made with, another trainer.default_root_dir, or start over with --resume false."
+                    f"The checkpoint is of another model: {name} is {there} there and {here} here. Give the settings "
+                    "it was made with, another trainer.default_root_dir, or start over with --resume false."
                 )

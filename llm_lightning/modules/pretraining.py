@@ -21,13 +21,16 @@ class CausalPretraining(LanguageModule):
         kwargs: see `LanguageModule`.
     """
 
-    def __init__(self, *args: Any, z_loss: float = 0.0, generation: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, z_loss: float = 0.0, generation: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.z_loss = z_loss
         self.generation = {"max_new_tokens": 64, "do_sample": False} | (generation or {})
         # Sums in float64: a validation set has more tokens than float32 has integers.
-        self.evaluation = torch.nn.ModuleDict({name: SumMetric().set_dtype(torch.float64) for name in ("nll", "tokens", "bytes")})
-        self.evaluation.requires_grad_(False)
+        self.evaluation: Any = torch.nn.ModuleDict(
+            {name: SumMetric().set_dtype(torch.float64) for name in ("nll", "tokens", "bytes")}
+        )
         self._token_bytes: Tensor | None = None
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

@@ -128,7 +128,7 @@ def linear_cross_entropy(
     targets: Tensor,
     *,
     z_loss: float = 0.0,
-    scaling: HeadScaling = HeadScaling(),  # noqa: B008 (frozen)
+    scaling: HeadScaling = HeadScaling(),
 ) -> tuple[Tensor, Tensor]:
     """Summed next-token loss of a bias-free linear head, with one chunk of logits in memory at a time.
 

@@ -1,7 +1,6 @@
 """Each mistake of a user ends in one message that names it, with exit code 2 and no traceback."""
 
 import json
-import os
 
 import pytest
 
@@ -54,7 +53,7 @@ def test_fit(inputs, capfd, args, words):
     assert code == 2 and "Traceback" not in output
     assert all(word in message for word in words), message
     assert len(message.splitlines()) <= 4
-    assert not os.path.exists("run/checkpoints")
+    assert not (inputs / "run" / "checkpoints").exists()
 
 
 def test_no_such_command(capfd):

@@ -30,8 +30,8 @@ def pack(documents: list[list[int]], seq_len: int) -> dict[str, torch.Tensor]:
     rows = [*documents, *([[0] * padding] if padding else [])]
     labels = [[-100, *d[1:]] for d in documents] + ([[-100] * padding] if padding else [])
     return {
-        "input_ids": torch.tensor([sum(rows, [])]),
-        "labels": torch.tensor([sum(labels, [])]),
+        "input_ids": torch.tensor([[t for d in rows for t in d]]),
+        "labels": torch.tensor([[t for d in labels for t in d]]),
         "position_ids": torch.cat([torch.arange(len(d)) for d in rows])[None],
     }
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +26,9 @@ def test_a_kill_during_the_write_leaves_the_last_good_one(tmp_path):
     AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(1)}, path)
     code = (
         "import torch, sys; from llm_lightning.checkpointing import AtomicCheckpointIO\n"
-        "while True: AtomicCheckpointIO().save_checkpoint({'x': torch.ones(20_000_000)}, sys.argv[1]); print(1, flush=True)"
+        "while True:\n"
+        "    AtomicCheckpointIO().save_checkpoint({'x': torch.ones(20_000_000)}, sys.argv[1])\n"
+        "    print(1, flush=True)"
     )
     for delay in (0.0, 0.02, 0.05):
         process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
@@ -37,7 +40,7 @@ def test_a_kill_during_the_write_leaves_the_last_good_one(tmp_path):
     assert newest_checkpoint(tmp_path) == path
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_said_and_the_last_good_one_stays(tmp_path, monkeypatch):
     """The unfinished file is redirected to the device on which every write fails with ENOSPC."""
     path = tmp_path / "step=1.ckpt"

@@ -89,7 +89,9 @@ def test_other_architectures(name, changes):
 
     common = {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     common = {} if name == "GPT2Config" else common
-    config = getattr(transformers, name)(vocab_size=128, pad_token_id=0, bos_token_id=1, eos_token_id=2, **common | changes)
+    config = getattr(transformers, name)(
+        vocab_size=128, pad_token_id=0, bos_token_id=1, eos_token_id=2, **common | changes
+    )
     torch.manual_seed(0)
     network = Backbone(config=config).build().eval()
     documents = random_documents(LENGTHS)

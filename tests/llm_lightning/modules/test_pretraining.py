@@ -48,9 +48,7 @@ def fit(module, batches, accumulate=1, **settings):
 
 
 def module(optimizer=adamw, schedule=None, **settings):
-    return Recorder(
-        Backbone(config=tiny_config()), optimizer, schedule or Schedule("constant", warmup=0), **settings
-    )
+    return Recorder(Backbone(config=tiny_config()), optimizer, schedule or Schedule("constant", warmup=0), **settings)
 
 
 def ragged_row(seed, trained=True):
@@ -144,9 +142,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted():
 
 
 def test_too_many_in_a_row_stop_the_run():
-    poisoned = Poisoned(
-        Backbone(config=tiny_config()), adamw, Schedule("constant", warmup=0), max_skipped_steps=3
-    )
+    poisoned = Poisoned(Backbone(config=tiny_config()), adamw, Schedule("constant", warmup=0), max_skipped_steps=3)
     poisoned.bad = (0, 2, 3, 4)
     with pytest.raises(UserError, match="3 steps in a row"):
         fit(poisoned, [ragged_row(i) for i in range(8)])

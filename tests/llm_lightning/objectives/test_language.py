@@ -22,7 +22,7 @@ def inputs(dtype=torch.float64):
     return hidden, weight, torch.randint(V, (N,), generator=g)
 
 
-def reference(hidden, weight, targets, z_loss=0.0, scaling=HeadScaling()):
+def reference(hidden, weight, targets, z_loss=0.0, scaling=HeadScaling()):  # noqa: B008 (frozen)
     logits = hidden @ weight.t() * scaling.scale
     if scaling.softcap:
         logits = scaling.softcap * torch.tanh(logits / scaling.softcap)
