@@ -4,8 +4,10 @@ from callbacks.curves import Curves
 from callbacks.errors import CallbackError
 from callbacks.graceful_stop import GracefulStop
 from callbacks.model_folder import ModelFolder
+from callbacks.predictions import Predictions
 from callbacks.progress import TrainingProgress
 from callbacks.random_state import RandomState
+from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.samples import Samples
 from callbacks.summary import RunSummary
 from callbacks.throughput import Throughput
@@ -16,7 +18,9 @@ __all__ = [
     "Curves",
     "GracefulStop",
     "ModelFolder",
+    "Predictions",
     "RandomState",
+    "RunCheckpoint",
     "RunSummary",
     "Samples",
     "Throughput",

@@ -1,0 +1,77 @@
+"""The data cache: everything in it is named by the content it was made from, so nothing in it is ever stale."""
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+SECONDS_BEFORE_WAITING_IS_ANNOUNCED = 2
+
+
+def cache_root(cache_dir: str | None) -> Path:
+    """The cache's folder: `cache_dir`, else `$LLM_LIGHTNING_CACHE`, else `~/.cache/llm-lightning`."""
+    chosen = cache_dir or os.environ.get("LLM_LIGHTNING_CACHE") or "~/.cache/llm-lightning"
+    return Path(chosen).expanduser().resolve()
+
+
+def key_of(*parts: object) -> str:
+    """A short name for what was made from `parts` (anything JSON can write)."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def content_digest(path: Path, root: Path) -> str:
+    """The digest of a file's bytes, remembered by path, size and time of change so that a big file is read once."""
+    path = path.resolve()
+    stat = path.stat()
+    seen = [stat.st_size, stat.st_mtime_ns]
+    memo = root / "digests" / f"{key_of(str(path))}.json"
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        known = json.loads(memo.read_text())
+        if known["seen"] == seen:
+            return known["digest"]
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    with atomic_file(memo) as temporary:
+        temporary.write_text(json.dumps({"path": str(path), "seen": seen, "digest": digest}))
+    return digest
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, which takes its place only if the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what killed processes left half written; call it under the folder's lock."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def build_lock(folder: Path, what: str) -> Iterator[None]:
+    """Holds `folder` for one process at a time, across the nodes that share a disk; says so when it has to wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=SECONDS_BEFORE_WAITING_IS_ANNOUNCED)
+    except Timeout:
+        print(f"Another process is building {what}; waiting for it ({lock.lock_file})", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

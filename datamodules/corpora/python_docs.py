@@ -1,0 +1,61 @@
+"""The documentation inside the running Python: about 2 MB of real English prose, with no download."""
+
+import ast
+import inspect
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+# Tests document nothing; lib2to3 and idlelib are gone or going; site-packages are not the standard library.
+LEFT_OUT = {"test", "tests", "idle_test", "lib2to3", "idlelib", "site-packages", "dist-packages", "__pycache__"}
+SHORTEST_DOCUMENT = 80  # characters; below that a module's docstrings are a title without prose
+
+
+def library_folder() -> str:
+    """Where the standard library lies."""
+    return sysconfig.get_path("stdlib")
+
+
+def documents() -> Iterator[str]:
+    """The language reference's topics, then each module's docstrings as one document, sorted by name."""
+    yield from _topics()
+    root = Path(library_folder())
+    for path in sorted(root.rglob("*.py")):
+        inside = path.relative_to(root)
+        if LEFT_OUT.isdisjoint(inside.parts) and len(text := _module(path, inside)) >= SHORTEST_DOCUMENT:
+            yield text
+
+
+def _topics() -> Iterator[str]:
+    from pydoc_data.topics import topics
+
+    for name in sorted(topics):
+        yield topics[name].strip() + "\n"
+
+
+def _module(path: Path, inside: Path) -> str:
+    """A module's docstrings, each under the signature it belongs to; empty where there are none."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return ""  # templates and deliberately broken files lie among the sources
+    name = ".".join(inside.with_suffix("").parts).removesuffix(".__init__")
+    parts = [f"{title}\n\n{inspect.cleandoc(text)}\n" for title, text in _docstrings(tree, name)]
+    return "\n".join(parts)
+
+
+def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        if text := ast.get_docstring(node, clean=False):
+            yield _title(node, name), text
+        for child in node.body:
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                yield from _docstrings(child, f"{name}.{child.name}")
+
+
+def _title(node: ast.AST, name: str) -> str:
+    if isinstance(node, ast.ClassDef):
+        return f"class {name}"
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return f"{name}({ast.unparse(node.args)})"
+    return name

@@ -1,0 +1,53 @@
+"""Hub data sets as units: one for each shard, at a pinned revision."""
+
+import contextlib
+import json
+from pathlib import Path
+
+from datamodules.cache import atomic_file, key_of
+from datamodules.errors import DataError
+from datamodules.table_formats import hub_stream
+from datamodules.units import Unit
+
+
+def hub_units(path: str, name: str | None, split: str, root: Path, look_again: bool = True) -> list[Unit]:
+    """The shards of a hub data set.
+
+    What was found is remembered, so that a data set that is already in the cache can be used without a network.
+
+    Args:
+        root: the cache's folder.
+        look_again: False: what is remembered is good enough.
+
+    Raises:
+        DataError: the data set cannot be reached and was never seen, or has no such configuration or split.
+    """
+    memo = root / "hub" / f"{key_of(path, name, split)}.json"
+    if not look_again and memo.exists():
+        return [Unit(**unit) for unit in json.loads(memo.read_text())]
+    try:
+        revision = _revision(path)
+        stream = hub_stream(path, name, split, revision)
+    except (DataError, OSError) as error:
+        with contextlib.suppress(FileNotFoundError):
+            return [Unit(**unit) for unit in json.loads(memo.read_text())]
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"path: {path!r} is not here, and the Hugging Face hub cannot be reached to look there"
+        ) from error
+    digest = f"{key_of(path, name, split)}@{revision}"
+    units = [Unit(path, "hub", digest, shard, shard + 1, name=name, split=split) for shard in range(stream.num_shards)]
+    with atomic_file(memo) as temporary:
+        temporary.write_text(json.dumps([vars(unit) for unit in units]))
+    return units
+
+
+def _revision(path: str) -> str | None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return HfApi().dataset_info(path).sha
+    except HfHubHTTPError as error:
+        raise DataError(f"path: {path!r} is no file or folder here and no data set on the Hugging Face hub") from error

@@ -1,0 +1,162 @@
+"""The index of packed rows: which tokens make up each row. It lies on disk, however many rows there are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from datamodules.cache import build_lock, key_of
+from datamodules.file_array import FileArray
+from datamodules.packing import WINDOW, best_fit
+from datamodules.shards import Shard
+
+VERSION = 1
+
+# A run of tokens in the shards' tokens, counted through all shards: a document, or a part of one.
+SPAN = np.dtype([("start", "<i8"), ("length", "<i8")])
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The documents whose text hash lies in `low <= hash <= high`; none where `low > high`."""
+
+    low: int = 0
+    high: int = 2**64 - 1
+
+    def mask(self, hashes: np.ndarray) -> np.ndarray:
+        """(N,) bool for (N,) uint64."""
+        if self.low > self.high:
+            return np.zeros(len(hashes), bool)
+        return (hashes >= np.uint64(self.low)) & (hashes <= np.uint64(self.high))
+
+
+def split_documents(shards: Sequence[Shard], share: float) -> tuple[Selection, Selection]:
+    """Train and validation: the `share` of documents with the smallest text hashes validates, at least one.
+
+    It is decided by the text alone, so a document stays on its side when others come and go, and copies of a text
+    are never on both sides. All hashes are read, only the smallest are held.
+    """
+    count = sum(shard.facts["num_documents"] for shard in shards)
+    wanted = max(1, round(share * count)) if share > 0 else 0
+    smallest = np.empty(0, np.uint64)
+    for shard in shards if wanted else ():
+        smallest = np.concatenate([smallest, shard.documents()["hash"]])
+        if len(smallest) > wanted:
+            smallest = np.partition(smallest, wanted - 1)[:wanted]
+    point = int(smallest.max()) if len(smallest) else -1
+    return Selection(low=point + 1), Selection(high=point)
+
+
+@dataclass(frozen=True)
+class RowIndex:
+    """Packed rows on disk: `spans` in the order of rows, `rows` (the first span of each, and the end)."""
+
+    folder: Path
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """`num_documents`, `num_tokens`, `num_bytes` (UTF-8), `num_rows`, `num_cut` (documents longer than a row)."""
+        return json.loads((self.folder / "facts.json").read_text())
+
+    def rows(self) -> FileArray:
+        """(num_rows + 1,) int64: row i holds spans rows[i] to rows[i + 1]."""
+        return FileArray(str(self.folder / "rows"), np.dtype("<i8"))
+
+    def spans(self) -> FileArray:
+        """The pieces that rows are made of, as `SPAN`."""
+        return FileArray(str(self.folder / "spans"), SPAN)
+
+    def documents(self) -> FileArray:
+        """The whole documents, in the corpus's order, as `SPAN`."""
+        return FileArray(str(self.folder / "documents"), SPAN)
+
+
+def pack_rows(shards: Sequence[Shard], selection: Selection, seq_len: int, root: Path) -> RowIndex:
+    """The selected documents as packed rows of `seq_len` tokens, from the cache where they are there.
+
+    A document that is longer than a row is cut into full rows and a rest; every token is in exactly one row.
+    """
+    key = key_of(VERSION, WINDOW, seq_len, asdict(selection), [shard.path for shard in shards])
+    folder = root / "rows" / key
+    if not folder.exists():
+        with build_lock(folder.parent, "the packed rows of this data"):
+            if not folder.exists():
+                temporary = folder.with_name(f".{uuid.uuid4().hex}.tmp")
+                temporary.mkdir()
+                try:
+                    _write(shards, selection, seq_len, temporary)
+                    temporary.replace(folder)
+                finally:
+                    shutil.rmtree(temporary, ignore_errors=True)
+    return RowIndex(folder)
+
+
+def _write(shards: Sequence[Shard], selection: Selection, seq_len: int, folder: Path) -> None:
+    facts = dict.fromkeys(("num_documents", "num_tokens", "num_bytes", "num_rows", "num_cut"), 0)
+    num_spans = 0
+    paths = [folder / name for name in ("documents", "spans", "rows")]
+    with paths[0].open("wb") as documents_file, paths[1].open("wb") as spans_file, paths[2].open("wb") as rows_file:
+
+        def add(spans: np.ndarray, counts: np.ndarray) -> None:
+            """Appends rows: `counts` says how many of the spans each one holds."""
+            nonlocal num_spans
+            spans.tofile(spans_file)
+            (num_spans + np.cumsum(counts, dtype="<i8") - counts).astype("<i8").tofile(rows_file)
+            num_spans += len(spans)
+            facts["num_rows"] += len(counts)
+
+        rests = np.empty(0, SPAN)
+        for documents, num_bytes in _selected(shards, selection):
+            documents.tofile(documents_file)
+            facts["num_documents"] += len(documents)
+            facts["num_tokens"] += int(documents["length"].sum())
+            facts["num_bytes"] += num_bytes
+            facts["num_cut"] += int((documents["length"] > seq_len).sum())
+            full, rest = _cut(documents, seq_len)
+            add(full, np.ones(len(full), np.int64))
+            rests = np.concatenate([rests, rest])
+            while len(rests) >= WINDOW:
+                add(*_packed(rests[:WINDOW], seq_len))
+                rests = rests[WINDOW:]
+        add(*_packed(rests, seq_len))
+        np.array([num_spans], "<i8").tofile(rows_file)
+    (folder / "facts.json").write_text(json.dumps(facts))
+
+
+def _selected(shards: Sequence[Shard], selection: Selection) -> Iterator[tuple[np.ndarray, int]]:
+    """For each shard, its selected documents as `SPAN` through all shards, and the bytes of their text."""
+    base = 0
+    for shard in shards:
+        documents = shard.documents()
+        ends = documents["end"].astype(np.int64)
+        spans = np.empty(len(ends), SPAN)
+        spans["length"] = np.diff(ends, prepend=0)
+        spans["start"] = base + ends - spans["length"]
+        mask = selection.mask(documents["hash"])
+        yield spans[mask], int(documents["bytes"][mask].sum())
+        base += shard.facts["num_tokens"]
+
+
+def _cut(documents: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pieces that fill a row, and what is left of each document."""
+    num_full = documents["length"] // seq_len
+    full = np.empty(int(num_full.sum()), SPAN)
+    within = np.arange(len(full)) - np.repeat(np.cumsum(num_full) - num_full, num_full)
+    full["start"] = np.repeat(documents["start"], num_full) + within * seq_len
+    full["length"] = seq_len
+    rest = documents.copy()
+    rest["start"] += num_full * seq_len
+    rest["length"] -= num_full * seq_len
+    return full, rest[rest["length"] > 0]
+
+
+def _packed(rests: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """The spans in the order of the rows they were packed into, and the number of spans of each row."""
+    row_of, num_rows = best_fit(rests["length"], seq_len)
+    return rests[np.argsort(row_of, kind="stable")], np.bincount(row_of, minlength=num_rows)

@@ -1,0 +1,164 @@
+"""Opening anything: a path, a folder, a glob, an embedded corpus or a hub data set becomes units of work."""
+
+import glob
+import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from datamodules.cache import content_digest
+from datamodules.corpora import CORPORA, corpus_file
+from datamodules.errors import DataError
+from datamodules.formats import FORMATS, SUFFIXES, format_of, records
+from datamodules.hub import hub_units
+from datamodules.texts import OnBadRecord, Texts
+from datamodules.units import Bad, Record, Unit
+
+# `datasets.save_to_disk` and hub repositories keep these beside their data.
+NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"}
+FILES_PEEKED, RECORDS_PEEKED = 8, 16  # enough to see a wrong column or encoding before long work begins
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One thing to learn from.
+
+    Args:
+        path: a file, a folder, a glob, an embedded corpus (`python_docs`), or a hub data set (`owner/name`).
+        weight: this source's share of the rows, relative to the other sources' weights. None for all sources: every
+            row once an epoch.
+        text_column: where a record's text is. None: `text`, else the only column that holds strings.
+        name: the hub data set's configuration, where it has several.
+        split: the hub data set's split.
+    """
+
+    path: str
+    weight: float | None = None
+    text_column: str | None = None
+    name: str | None = None
+    split: str = "train"
+
+
+def find_files(source: Source) -> list[str] | None:
+    """The source's files, sorted; None where the path names no file (an embedded corpus or a hub data set).
+
+    Raises:
+        DataError: the path does not exist, matches nothing, or holds no file of a known format.
+    """
+    path = Path(source.path).expanduser()
+    if path.is_dir():
+        # A saved `datasets.DatasetDict` is a folder of splits: reading them all would mix test into train.
+        folder = path / source.split if (path / "dataset_dict.json").exists() else path
+        inside = sorted(str(file) for file in folder.rglob("*") if file.is_file() and _visible(file, folder))
+        return _known(inside, source.path)
+    if path.exists():
+        return _known([str(path)], source.path)
+    if glob.has_magic(source.path):
+        matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
+        return _known(sorted(match for match in matches if Path(match).is_file()), source.path)
+    if source.path in CORPORA or (HUB_ID.fullmatch(source.path) and not format_of(source.path)):
+        return None
+    hint = "" if "/" in source.path or format_of(source.path) else f"; embedded corpora: {', '.join(CORPORA)}"
+    raise DataError(f"path: {source.path!r} does not exist (looked in {Path.cwd()}){hint}")
+
+
+def _visible(file: Path, folder: Path) -> bool:
+    return file.name not in NOT_DATA and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def _known(files: list[str], path: str) -> list[str]:
+    known = [file for file in files if format_of(file)]
+    if known:
+        return known
+    if not files:
+        raise DataError(f"path: {path!r} holds no files; it matches nothing that could be read")
+    found = Counter("".join(Path(file).suffixes[-2:]) or Path(file).name for file in files)
+    names = ", ".join(f"{suffix} ({count})" for suffix, count in found.most_common(5))
+    raise DataError(f"path: {path!r} holds none of {', '.join(SUFFIXES)} (text also as .gz, .zst); found {names}")
+
+
+def resolve(source: Source, root: Path, look_again: bool = True) -> list[Unit]:
+    """Everything there is to read in a source, in an order that depends on names alone.
+
+    Args:
+        root: the cache's folder.
+        look_again: False: take a hub data set as it was found last, so that all ranks see the same one.
+
+    Raises:
+        DataError: nothing is there, it is empty, or no column can be taken for the text.
+    """
+    files = find_files(source)
+    if files is None and source.path not in CORPORA:
+        return with_column(hub_units(source.path, source.name, source.split, root, look_again), source)
+    files = files or [str(corpus_file(source.path, root))]
+    files = [file for file in files if Path(file).stat().st_size > 0]
+    if not files:
+        raise DataError(f"path: {source.path!r} is empty; it must hold some text")
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(lambda file: content_digest(Path(file), root), files))
+    return with_column(
+        [unit for file, digest in zip(files, digests, strict=True) for unit in _cut(file, digest)], source
+    )
+
+
+def peek(source: Source, root: Path, on_bad_record: OnBadRecord) -> None:
+    """Reads the first records of a source's first files, without looking at the rest.
+
+    Raises:
+        DataError: as `resolve` and `Texts` do.
+    """
+    files = find_files(source)
+    if files is None:
+        if source.path not in CORPORA:
+            hub_units(source.path, source.name, source.split, root)
+        return
+    files = [file for file in files if Path(file).stat().st_size > 0]
+    if not files:
+        raise DataError(f"path: {source.path!r} is empty; it must hold some text")
+    for unit in with_column([unit for file in files[:FILES_PEEKED] for unit in _cut(file, "")[:1]], source):
+        for _ in islice(Texts(unit, on_bad_record), RECORDS_PEEKED):
+            pass
+
+
+def _cut(file: str, digest: str) -> list[Unit]:
+    kind = format_of(file)
+    assert kind is not None
+    ranges = FORMATS[kind].split(file)
+    return [Unit(file, kind, digest, start, stop, size) for start, stop, size in ranges]
+
+
+def with_column(units: list[Unit], source: Source) -> list[Unit]:
+    """The units, told which column to read, as the first record that can be read shows it."""
+    first = next((unit for unit in units if FORMATS[unit.format].columns), None)
+    if first is None:
+        return units
+    record = next((record for _, record in records(first) if not isinstance(record, Bad)), None)
+    return units if record is None else [_reading(unit, text_column(record, source)) for unit in units]
+
+
+def _reading(unit: Unit, column: str) -> Unit:
+    return replace(unit, column=column) if FORMATS[unit.format].columns else unit
+
+
+def text_column(record: Record, source: Source) -> str:
+    """The name of the column that holds the text.
+
+    Raises:
+        DataError: it is not there, or there are several to choose from.
+    """
+    found = ", ".join(str(name) for name in record)
+    if source.text_column is not None:
+        if source.text_column in record:
+            return source.text_column
+        raise DataError(f"text_column: {source.path!r} has no column {source.text_column!r}; it has: {found}")
+    if isinstance(record.get("text"), str):
+        return "text"
+    strings = [name for name, value in record.items() if isinstance(value, str)]
+    if len(strings) == 1:
+        return strings[0]
+    raise DataError(
+        f"text_column: {source.path!r} has no column `text`; it has: {found}. Name the one to read with text_column"
+    )

@@ -1,0 +1,125 @@
+"""Tokenizing everything once, in parallel: what is in the cache stays, what is missing is made."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from datamodules.cache import atomic_file, build_lock, remove_leftovers
+from datamodules.errors import DataError
+from datamodules.shards import Encoder, Shard, write_shard
+from datamodules.texts import OnBadRecord, bad_record_error
+from datamodules.tokenizer import framing, tokenizer_digest
+from datamodules.units import Unit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def tokenize(
+    units: Sequence[Unit], tokenizer: PreTrainedTokenizerFast, root: Path, on_bad_record: OnBadRecord = "stop"
+) -> list[Shard]:
+    """The units' token shards, in the units' order; those that are not in the cache yet are made, by all cores.
+
+    Raises:
+        DataError: a bad record, with `on_bad_record="stop"`; or the disk is full. What was made until then is kept.
+    """
+    folder = root / "tokens" / tokenizer_digest(tokenizer)
+    shards = [Shard.of(unit, folder) for unit in units]
+    if not all(shard.complete for shard in shards):
+        with build_lock(folder, "the tokens of this data"):
+            remove_leftovers(folder)
+            missing = {shard.path: unit for unit, shard in zip(units, shards, strict=True) if not shard.complete}
+            _make(missing, tokenizer, folder, on_bad_record)
+    if on_bad_record == "stop":
+        for shard in shards:
+            if shard.facts["num_bad"]:
+                raise bad_record_error(shard.facts["first_bad"])
+    return shards
+
+
+def available_cores() -> int:
+    """The cores that this process may use, which a scheduler often makes fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _make(missing: dict[str, Unit], tokenizer: PreTrainedTokenizerFast, folder: Path, on_bad: OnBadRecord) -> None:
+    marks = framing(tokenizer)
+    jobs = deque(sorted(missing.items(), key=lambda job: -job[1].size))  # big ones first, or one core works alone last
+    total = sum(unit.size for unit in missing.values())
+    processes = min(len(jobs), available_cores())
+    with tqdm(total=total or None, desc="Tokenizing", unit="B", unit_scale=True, disable=not jobs) as progress:
+        if processes <= 1:
+            encoder = Encoder(_bare(tokenizer), marks.prefix, marks.suffix)
+            for path, unit in jobs:
+                write_shard(unit, Shard(path), encoder, on_bad)
+                progress.update(unit.size)
+            return
+        file = folder / "tokenizer.json"
+        with atomic_file(file) as temporary:
+            _bare(tokenizer).save(str(temporary))
+        setup = {"tokenizer": str(file), "on_bad_record": on_bad, **asdict(marks)}
+        _run_workers(processes, setup, jobs, progress)
+
+
+def _bare(tokenizer: PreTrainedTokenizerFast):
+    """A copy of the Rust tokenizer, so that switches set here do not show in the user's."""
+    from tokenizers import Tokenizer
+
+    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    copy.no_padding()
+    copy.no_truncation()
+    return copy
+
+
+def _run_workers(count: int, setup: dict, jobs: deque[tuple[str, Unit]], progress: tqdm) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "datamodules.worker"]
+    workers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(count)
+    ]
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            try:
+                drivers = [pool.submit(_drive, worker, setup, jobs, progress) for worker in workers]
+                for driver in as_completed(drivers):
+                    driver.result()
+            except BaseException:
+                # The first failure ends the others' work too: the user is waiting for the message.
+                jobs.clear()
+                for worker in workers:
+                    worker.kill()
+                raise
+    finally:
+        for worker in workers:
+            worker.__exit__(None, None, None)
+
+
+def _drive(worker: subprocess.Popen, setup: dict, jobs: deque[tuple[str, Unit]], progress: tqdm) -> None:
+    """Feeds one worker until the jobs are done."""
+    assert worker.stdin is not None and worker.stdout is not None
+    print(json.dumps(setup), file=worker.stdin, flush=True)
+    while jobs:
+        try:
+            path, unit = jobs.popleft()
+        except IndexError:  # another driver took the last one
+            break
+        print(json.dumps({"unit": asdict(unit), "shard": path}), file=worker.stdin, flush=True)
+        answer = worker.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"a tokenizing process ended with code {worker.wait()} while reading {unit.path}")
+        if error := json.loads(answer).get("error"):
+            raise DataError(error)
+        progress.update(unit.size)
+    worker.stdin.close()

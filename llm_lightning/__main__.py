@@ -1,0 +1,56 @@
+"""The entry of `llm-lightning`: it answers --help and --version at once, and imports the rest only for real work."""
+
+import sys
+
+from llm_lightning import __version__
+
+USAGE = """\
+usage: llm-lightning COMMAND [--config FILE ...] [--KEY VALUE ...]
+
+One application for the whole training life of a language model, on PyTorch Lightning.
+
+commands:
+  fit        train, or go on with a run that was stopped
+  validate   loss of a model on the validation documents
+  test       loss of a model on the test documents
+  predict    let a model write
+
+The first things to try:
+  llm-lightning fit --config configs/quickstart/pretrain.yaml
+  llm-lightning fit --config configs/pretrain.yaml --data.path my_texts/ --trainer.max_steps 1000
+  llm-lightning fit --config configs/pretrain.yaml --print_config
+
+Settings come from YAML files and flags, a later one over an earlier one, and from environment variables such as
+LLM_LIGHTNING__TRAINER__MAX_STEPS=100. `llm-lightning fit --help` lists them; `--model.help CausalPretraining` and
+`--data.help TextDataModule` list those of a class.
+
+options:
+  --debug    show the traceback of an error
+  --version  print the version
+  --help     print this text
+"""
+
+COMMANDS = ("fit", "validate", "test", "predict")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 2 a user's mistake, 130 stopped by Ctrl-C."""
+    args = sys.argv[1:] if argv is None else argv
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if args[0] == "--version":
+        print(__version__)
+        return 0
+    words = [arg for arg in args if arg != "--debug"]
+    if not words or words[0] not in COMMANDS:
+        given = words[0] if words else ""
+        print(f"llm-lightning: there is no command {given!r}; there are {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    from llm_lightning.cli import run
+
+    return run(words, debug=len(words) < len(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Resumable checkpoints: written so that a kill or a full disk leaves the last good one, read without running code."""
+
+import errno
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from llm_lightning.errors import UserError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames; Lightning's own holds the whole checkpoint in memory twice to do that."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write `checkpoint`; what was at `path` stays until the new file is whole and on the disk.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+        try:
+            with unfinished.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        except (OSError, RuntimeError) as error:
+            free = shutil.disk_usage(path.parent).free
+            unfinished.unlink(missing_ok=True)
+            if _is_disk_full(error, free):
+                raise UserError(
+                    f"The disk is full: {path} could not be written ({free / 1e6:.0f} MB are free). The checkpoint "
+                    "before it is whole; make room and run the same command again to go on from there."
+                ) from error
+            raise
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
+        """Read a checkpoint with `weights_only=True`, whatever was asked for: a checkpoint must not run code.
+
+        Raises:
+            UserError: the file is missing, or no checkpoint.
+        """
+        try:
+            return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
+        except FileNotFoundError as error:
+            raise UserError(f"ckpt_path={str(path)!r}: there is no such checkpoint.") from error
+        except Exception as error:
+            raise UserError(f"ckpt_path={str(path)!r} cannot be read as a checkpoint: {error}") from error
+
+
+def _is_disk_full(error: Exception, free: int) -> bool:
+    """torch's zip writer reports a failed write as a RuntimeError without an errno."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return free < 2**20 or "PytorchStreamWriter" in str(error) or "file write failed" in str(error)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the most steps in a run's `checkpoints/`, None where there is none.
+
+    Files are complete by construction; a sharded checkpoint is a folder that is complete once `.metadata` is there.
+    """
+    found = [
+        path
+        for path in folder.glob("*step=*.ckpt")
+        if not path.name.startswith(".") and (path.is_file() or (path / ".metadata").is_file())
+    ]
+    return max(found, key=lambda path: step_of(path) or 0, default=None)
+
+
+def step_of(path: Path) -> int | None:
+    """The optimizer steps that a checkpoint's name tells, None where it tells none."""
+    match = re.search(r"step=(\d+)", path.name)
+    return int(match[1]) if match else None

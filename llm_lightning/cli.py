@@ -1,0 +1,275 @@
+"""The LightningCLI: the one file that knows modules, DataModules, callbacks and loggers."""
+
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from llm_lightning.allocator import keep_freed_memory
+
+keep_freed_memory()
+
+from jsonargparse import ArgumentError  # noqa: E402
+from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
+from lightning.pytorch import LightningDataModule, Trainer  # noqa: E402
+from lightning.pytorch.callbacks import Callback  # noqa: E402
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
+from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector  # noqa: E402
+from lightning.pytorch.utilities.rank_zero import rank_zero_info  # noqa: E402
+
+import callbacks  # noqa: E402
+from datamodules.errors import DataError  # noqa: E402
+from llm_lightning import modules  # noqa: E402, F401 (short names: --model CausalPretraining)
+from llm_lightning.checkpointing import AtomicCheckpointIO, newest_checkpoint, step_of  # noqa: E402
+from llm_lightning.environment import with_environment  # noqa: E402
+from llm_lightning.errors import UserError  # noqa: E402
+from llm_lightning.loggers.metrics_file import MetricsFile  # noqa: E402
+from llm_lightning.messages import readable  # noqa: E402
+from llm_lightning.modules.base import LanguageModule  # noqa: E402
+from llm_lightning.precision import default_precision, use_fast_float32  # noqa: E402
+from llm_lightning.quiet import quiet_libraries  # noqa: E402
+from llm_lightning.run_folder import RunConfig, move_aside, saved_precision  # noqa: E402
+
+USER_ERRORS = (UserError, DataError, callbacks.CallbackError, ArgumentError, MisconfigurationException, OSError)
+
+TRAINER_DEFAULTS = {
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 10,
+    # Our loaders shard themselves and know their position; Lightning's sampler would forget it.
+    "use_distributed_sampler": False,
+}
+
+DESCRIPTIONS = {
+    "fit": "Train, or go on with a run that was stopped.",
+    "validate": "Loss of a model on the validation documents.",
+    "test": "Loss of a model on the test documents.",
+    "predict": "Let a model write.",
+}
+
+
+class TrainingCLI(LightningCLI):
+    """Turns YAML files and flags into a trainer, a module and a DataModule, and runs one command with them."""
+
+    def __init__(self, args: list[str]) -> None:
+        strict = {"exit_on_error": False, "allow_abbrev": False}
+        commands = {name: strict | _help(name) for name in self.subcommands()}
+        super().__init__(
+            LanguageModule,
+            LightningDataModule,
+            save_config_callback=RunConfig,
+            trainer_defaults=dict(TRAINER_DEFAULTS),
+            seed_everything_default=1,
+            parser_kwargs=strict | {"prog": "llm-lightning"} | commands,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=args,
+            auto_configure_optimizers=False,
+            # It would write class paths into checkpoints that are imported on loading.
+            load_from_checkpoint_support=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what belongs to no single part."""
+        parser.add_argument(
+            "--tokenizer",
+            type=str | None,
+            default=None,
+            help="Hub id or folder of the tokenizer for data and model; default: the one of model.backbone.path, else "
+            "one is trained from the corpus.",
+        )
+        parser.add_argument(
+            "--resume",
+            type=bool,
+            default=True,
+            help="Go on from the newest checkpoint in the run folder; false moves that run aside and starts over.",
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let a checkpoint's hyper-parameters override the command line here."""
+
+    def before_instantiate_classes(self) -> None:
+        """Fill in the defaults that depend on other settings."""
+        config = self.config[self.subcommand]
+        trainer = config.trainer
+        if config.get("data") is None:
+            raise UserError("There is no data: name a DataModule by --data, for example --data TextDataModule.")
+        stage = config.model.class_path.rsplit(".", 1)[1]
+        trainer.default_root_dir = trainer.default_root_dir or str(Path("runs") / _snake_case(stage))
+        if trainer.max_epochs is None:
+            endless = trainer.max_steps != -1 or trainer.max_time is not None
+            trainer.max_epochs = -1 if endless else 1
+        if isinstance(trainer.val_check_interval, int):
+            trainer.check_val_every_n_epoch = None
+        self._name_tokenizer_once(config)
+
+    def _name_tokenizer_once(self, config: Any) -> None:
+        init_args: Any = config.data.get("init_args") or {}
+        if "tokenizer" not in init_args:
+            return
+        in_data, named = init_args.tokenizer, config.tokenizer
+        if in_data and named and in_data != named:
+            raise UserError(f"--tokenizer={named} and --data.tokenizer={in_data} exclude each other: give one.")
+        init_args.tokenizer = named or in_data or config.model.init_args.backbone.path
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer with the callbacks and the metrics file that every run has."""
+        config = self._get(self.config_init, "trainer")
+        root = Path(config.default_root_dir)
+        config.logger = [*_as_list(config.logger), MetricsFile(root)]
+        config.plugins = [*_as_list(config.plugins), AtomicCheckpointIO()]
+        given = _as_list(config.callbacks)
+        defaults = [] if config.fast_dev_run else default_callbacks()
+        config.callbacks = [*given, *(d for d in defaults if not any(isinstance(g, type(d)) for g in given))]
+        # What every fit prints of its network says more than Lightning's table.
+        config.enable_model_summary = bool(config.enable_model_summary)
+        self._choose_precision(config, root)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"The trainer cannot be made from these settings: {error}") from error
+
+    def _choose_precision(self, config: Any, root: Path) -> None:
+        """Fill in `trainer.precision`; what was chosen is part of the run, and a resumed run reads it there."""
+        accelerator = config.accelerator
+        if accelerator in ("auto", "gpu"):
+            accelerator = _AcceleratorConnector._choose_auto_accelerator()
+        if accelerator == "cpu":
+            use_fast_float32()
+        if config.precision is not None:
+            return
+        if self._get(self.config, "resume"):
+            config.precision = saved_precision(root)
+        config.precision = config.precision or default_precision(str(accelerator))
+        self.config[self.subcommand].trainer.precision = config.precision
+
+    def fit(self, **kwargs: Any) -> None:
+        """Check the settings, find where to go on, and train."""
+        self._check()
+        root = Path(self.trainer.default_root_dir)
+        if kwargs.get("ckpt_path") and not Path(kwargs["ckpt_path"]).exists():
+            raise UserError(f"ckpt_path={kwargs['ckpt_path']}: there is no such checkpoint.")
+        if kwargs.get("ckpt_path") is None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if not self._get(self.config, "resume"):
+                move_aside(root)
+            kwargs["ckpt_path"] = newest_checkpoint(root / "checkpoints")
+        if self._is_finished(kwargs.get("ckpt_path")):
+            rank_zero_info(
+                f"This run is finished: {kwargs['ckpt_path']} is its last step. Raise trainer.max_steps to go on, or "
+                "start over with --resume false."
+            )
+            return
+        if kwargs.get("ckpt_path"):
+            rank_zero_info(f"Going on from {kwargs['ckpt_path']} (--resume false starts over).")
+        self.trainer.fit(**kwargs)
+
+    def _is_finished(self, checkpoint: Any) -> bool:
+        """Whether nothing is left to train, and the model folder was written too."""
+        if not checkpoint or self.trainer.max_steps == -1:
+            return False
+        step = step_of(Path(checkpoint))
+        written = (Path(self.trainer.default_root_dir) / "model" / "last").exists()
+        return step is not None and step >= self.trainer.max_steps and written
+
+    def validate(self, **kwargs: Any) -> None:
+        """Loss on the validation documents."""
+        self.trainer.validate(**self._with_weights(kwargs))
+
+    def test(self, **kwargs: Any) -> None:
+        """Loss on the test documents."""
+        self.trainer.test(**self._with_weights(kwargs))
+
+    def predict(self, **kwargs: Any) -> None:
+        """Write what the model makes of each prompt to predictions.jsonl."""
+        kwargs = self._with_weights(kwargs)
+        kwargs["return_predictions"] = False
+        self.trainer.predict(**kwargs)
+
+    def _check(self) -> None:
+        self.model.check(self.datamodule)
+        check = getattr(self.datamodule, "check", None)
+        if callable(check):
+            check()
+
+    def _with_weights(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A network from scratch has nothing to be judged by but its run's newest checkpoint."""
+        self._check()
+        backbone = self.model.backbone
+        if kwargs.get("ckpt_path") is None and backbone.path is None:
+            root = Path(self.trainer.default_root_dir)
+            kwargs["ckpt_path"] = newest_checkpoint(root / "checkpoints")
+            if kwargs["ckpt_path"] is None:
+                raise UserError(
+                    f"There are no trained weights: {root}/checkpoints is empty and model.backbone.path is not given. "
+                    "Name a model folder by --model.backbone.path or a checkpoint by --ckpt_path."
+                )
+            rank_zero_info(f"Weights: {kwargs['ckpt_path']}")
+        return kwargs
+
+
+def _help(command: str) -> dict[str, str]:
+    """What stands above a command's settings; argparse's own usage line fills a screen with their names."""
+    return {
+        "usage": f"llm-lightning {command} [--config FILE ...] [--KEY VALUE ...]",
+        "description": f"{DESCRIPTIONS[command]} Settings of a class: --model.help CausalPretraining, --data.help "
+        "TextDataModule. The whole configuration as YAML: --print_config.",
+    }
+
+
+def default_callbacks() -> list[Callback]:
+    """What every fit has; one of the same class in `trainer.callbacks` takes its place."""
+    return [
+        callbacks.RandomState(),
+        callbacks.Throughput(),
+        callbacks.TrainingProgress(),
+        callbacks.Samples(),
+        callbacks.Predictions(),
+        callbacks.WandbRunId(),
+        callbacks.ModelFolder(),
+        callbacks.Curves(),
+        callbacks.RunSummary(),
+        callbacks.RunCheckpoint(),
+        callbacks.GracefulStop(),
+    ]
+
+
+def run(args: list[str], *, debug: bool = False) -> int:
+    """Run one command; a user's mistake becomes one message and exit code 2.
+
+    Args:
+        args: command and arguments.
+        debug: raise instead.
+    """
+    quiet_libraries()
+    try:
+        cli = TrainingCLI(with_environment(args, os.environ))
+    except USER_ERRORS as error:
+        return _report(error, debug)
+    except SystemExit as stop:  # --help and --print_config
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        return 130
+    return 130 if any(getattr(c, "stopped", False) for c in _callbacks(cli)) else 0
+
+
+def _callbacks(cli: TrainingCLI) -> list[Callback]:
+    return cli.trainer.callbacks  # type: ignore[attr-defined]
+
+
+def _report(error: BaseException, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    field = "data." if isinstance(error, DataError) and re.match(r"[a-z_]+(:| and )", str(error)) else ""
+    print(f"\nllm-lightning: error: {field}{readable(error)}", file=sys.stderr)
+    return 2
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None or isinstance(value, bool):
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()

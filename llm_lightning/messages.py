@@ -1,0 +1,49 @@
+"""Errors as a user wants to read them: the field, the value and the way out, in a line or two."""
+
+import re
+
+from jsonargparse import ArgumentError
+
+# What jsonargparse wraps around the one line that matters, once for each level of nesting.
+_NOISE = re.compile(
+    r"Does not validate against|Subtypes: |Errors:$|Given value|Expected a <class 'NoneType'>|Expected a path but "
+)
+_KEY = re.compile(r"Parser key \"([^\"]+)\":\s*")
+_CLASS = re.compile(r"Problem with given class_path '([^']+)'")
+_CALLABLE = re.compile(r"Type typing\.Callable.*? expects a function or a callable class: ")
+_REWORDED = (
+    (
+        re.compile(r"Expected a dot import path string: (\S+)$", re.MULTILINE),
+        r"there is no class \1 (one from outside of this project needs its whole import path)",
+    ),
+    (re.compile(r"Option '(\S+?)' is not accepted"), r"it has no setting '\1'"),
+    (re.compile(r"Expected a <class '(\w+)'>"), r"expected a value of type \1"),
+    (re.compile(r"unrecognized arguments: "), "there is no setting "),
+    (re.compile(r"the following arguments are required: \w+\."), "a setting is missing: --"),
+)
+
+
+def readable(error: BaseException) -> str:
+    """The message of an error without the nesting that libraries wrap around it."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ArgumentError):
+        return _flatten(str(error))
+    return str(error)
+
+
+def _flatten(text: str) -> str:
+    """`model.backbone.config (LlamaConfig): it has no setting 'hiden_size'`."""
+    keys: list[str] = []
+    class_name, messages = "", []
+    for line in text.splitlines():
+        keys += _KEY.findall(line)
+        line = _CALLABLE.sub("", _KEY.sub("", line)).strip().removeprefix("- ")
+        if match := _CLASS.match(line):
+            class_name = f" ({match[1].rsplit('.', 1)[1]})"
+        elif line and not _NOISE.match(line):
+            messages.append(line)
+    message = "\n".join(dict.fromkeys(messages)) or text
+    for pattern, words in _REWORDED:
+        message = pattern.sub(words, message)
+    return f"{'.'.join(keys)}{class_name}: {message}" if keys else message

@@ -1,0 +1,224 @@
+"""Causal attention over packed rows that does no work across documents, and needs no padding and no dense mask.
+
+A row of a packed batch holds several documents one after the other; a token may attend to its own document alone. A
+dense (T, T) mask computes every pair and throws most away. Here each document is one causal flash call on CPU, and the
+whole batch is one variable-length call on CUDA. The function is registered with transformers' attention interface
+under `ATTENTION`, so that every architecture that goes through the interface has it.
+
+The documents of a batch are found once, on the CPU, before the batch goes to its device (`Documents.of`), and travel
+through the network's keyword arguments; the network never waits for the device to learn where a document ends.
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch._dynamo
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm_lightning.errors import UserError
+
+ATTENTION = "llm_lightning_documents"
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Where the documents of a packed batch lie.
+
+    Args:
+        spans: (N, 3) int64 on the CPU: row, start, end of each document.
+        cu_seqlens: (N + 1,) int32 on the batch's device: ends of the documents in the flattened (B * T) batch.
+        longest: tokens of the longest document.
+    """
+
+    spans: Tensor
+    cu_seqlens: Tensor
+    longest: int
+
+    @classmethod
+    def of(cls, position_ids: Tensor) -> "Documents":
+        """From (B, T) positions that start at 0 with each document (the first of a row need not)."""
+        num_rows, num_tokens = position_ids.shape
+        is_start = position_ids == 0
+        is_start[:, 0] = True
+        row, start = is_start.nonzero(as_tuple=True)
+        flat = row * num_tokens + start
+        cu_seqlens = torch.cat([flat, flat.new_tensor([num_rows * num_tokens])])
+        lengths = cu_seqlens.diff()
+        spans = torch.stack([row, start, start + lengths], 1)
+        # Their number differs from batch to batch: a compiled graph must not be made for each.
+        torch._dynamo.maybe_mark_dynamic(spans, 0)
+        return cls(spans, cu_seqlens.int(), int(lengths.max()))
+
+    def to(self, device: torch.device) -> "Documents":
+        """On the batch's device, without waiting for it; the spans stay on the CPU."""
+        return Documents(self.spans, self.cu_seqlens.to(device, non_blocking=True), self.longest)
+
+
+def document_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    documents: Documents | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function: query (B, heads, T, D), key and value (B, KV heads, T, D) to (B, T, heads, D).
+
+    Without `documents` (generation, padded batches) it is transformers' own SDPA attention.
+    """
+    if documents is None or attention_mask is not None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+    if unknown:
+        raise UserError(
+            f"{type(module).__name__} needs {unknown[0]!r} in its attention, which {ATTENTION} does not have: set "
+            "model.backbone.attention to `eager`."
+        )
+    if torch.is_autocast_enabled(query.device.type):
+        # Rotary embeddings leave queries and keys in float32, beside values that autocast made.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    window = None if sliding_window is None or sliding_window >= documents.longest else sliding_window
+    if query.device.type == "cpu" and dropout == 0.0 and window is None:
+        return _cpu_attention(query, key, value, documents.spans, scale)[0].transpose(1, 2), None
+    if query.device.type == "cuda" and dropout == 0.0 and query.dtype in (torch.float16, torch.bfloat16):
+        return _varlen_attention(query, key, value, documents, scale, window), None
+    return _span_attention(query, key, value, documents.spans, scale, dropout, window), None
+
+
+def document_mask(
+    *, q_length: int, kv_length: int, attention_mask: Tensor | None = None, q_offset: Any = 0, **kwargs: Any
+) -> Tensor | None:
+    """transformers' mask function: none where attention is causal within documents, else SDPA's own mask."""
+    from transformers.masking_utils import sdpa_mask
+
+    if attention_mask is None and q_length == kv_length:
+        return None
+    return sdpa_mask(q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, q_offset=q_offset, **kwargs)
+
+
+def register_attention() -> None:
+    """Make `ATTENTION` known to transformers; repeating it does no harm."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(ATTENTION, document_attention)
+    AttentionMaskInterface.register(ATTENTION, document_mask)
+
+
+# One operator for torch.compile: the number of documents differs from batch to batch and must not recompile the graph.
+@torch.library.custom_op("llm_lightning::document_attention", mutates_args=(), device_types="cpu")
+def _cpu_attention(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Causal attention of each span of (B, heads, T, D); also the log-sum-exps (B, heads, T) for the backward pass."""
+    out, lse = _empty_outputs(query)
+    for row, start, end in _merge_rows(spans, *query.shape[::2]):
+        part = [x[row, :, start:end] for x in (query, key, value)]
+        o, s = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*part, 0.0, True, scale=scale)
+        out[row, :, start:end], lse[row, :, start:end] = o, s
+    return out, lse
+
+
+@torch.library.custom_op("llm_lightning::document_attention_backward", mutates_args=(), device_types="cpu")
+def _cpu_attention_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, spans: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    grads = [_like_tokens_first(x) for x in (query, key, value)]
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    for row, start, end in _merge_rows(spans, *query.shape[::2]):
+        part = [x[row, :, start:end] for x in (grad, query, key, value, out, lse)]
+        for whole, piece in zip(grads, backward(*part, 0.0, True, scale=scale), strict=True):
+            whole[row, :, start:end] = piece
+    return grads[0], grads[1], grads[2]
+
+
+def _merge_rows(spans: Tensor, num_rows: int, num_tokens: int) -> list[tuple[slice, int, int]]:
+    """Spans as (rows, start, end); rows that are one document each go in one call."""
+    if len(spans) == num_rows:
+        return [(slice(None), 0, num_tokens)]
+    return [(slice(row, row + 1), start, end) for row, start, end in spans.tolist()]
+
+
+def _like_tokens_first(x: Tensor) -> Tensor:
+    """(B, heads, T, D), laid out as (B, T, heads, D): what comes before and after attention reads it in that order."""
+    B, heads, T, D = x.shape
+    return x.new_empty(B, T, heads, D).transpose(1, 2)
+
+
+def _empty_outputs(query: Tensor) -> tuple[Tensor, Tensor]:
+    B, heads, T, _ = query.shape
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    return _like_tokens_first(query), query.new_empty(B, heads, T, dtype=dtype)
+
+
+@_cpu_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    return _empty_outputs(query)
+
+
+@_cpu_attention_backward.register_fake
+def _(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, spans: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _like_tokens_first(query), _like_tokens_first(key), _like_tokens_first(value)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, spans, ctx.scale = inputs
+    ctx.save_for_backward(query, key, value, *output, spans)
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return (*_cpu_attention_backward(grad, *ctx.saved_tensors, ctx.scale), None, None)
+
+
+_cpu_attention.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, documents: Documents, scale: float, window: int | None
+) -> Tensor:
+    """One flash call for all documents of the batch, on CUDA in half precision."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    B, heads, T, D = query.shape
+    q, k, v = (x.transpose(1, 2).reshape(B * T, -1, D) for x in (query, key, value))
+    options: dict[str, Any] = {"scale": scale, "window_size": (-1 if window is None else window - 1, 0)}
+    if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        options["enable_gqa"] = q.shape[1] != k.shape[1]
+    else:  # torch 2.11
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    ends, longest = documents.cu_seqlens, documents.longest
+    out = varlen_attn(q, k, v, ends, ends, longest, longest, **options)
+    assert isinstance(out, Tensor)  # a tuple only where log-sum-exps are asked for
+    return out.view(B, T, heads, D)
+
+
+def _span_attention(
+    query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float, dropout: float, window: int | None
+) -> Tensor:
+    """SDPA a document: any device, precision, dropout and window."""
+    outputs = []
+    for row, start, end in spans.tolist():
+        q, k, v = (x[row : row + 1, :, start:end] for x in (query, key, value))
+        mask = None
+        if window is not None and window < end - start:
+            ones = torch.ones(end - start, end - start, dtype=torch.bool, device=query.device)
+            mask = ones.tril() & ~ones.tril(-window)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=True
+        )
+        outputs.append(out.squeeze(0))
+    B, heads, T, D = query.shape
+    return torch.cat(outputs, dim=1).view(heads, B, T, D).permute(1, 2, 0, 3)

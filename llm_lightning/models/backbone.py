@@ -1,0 +1,181 @@
+"""The network: read from a hub id, a folder or a .gguf file, or built from scratch by a transformers config."""
+
+import copy
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from filelock import FileLock
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from llm_lightning.errors import UserError
+from llm_lightning.models.attention import ATTENTION, register_attention
+
+VOCAB_MULTIPLE = 64
+"""A from-scratch vocabulary is rounded up to this: matrix products run slower on odd widths."""
+
+DROPOUT_NAMES = ("attention_dropout", "hidden_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "dropout")
+
+
+@dataclass
+class Backbone:
+    """Which network, and how it runs. Exactly one of `path` and `config` is given.
+
+    Args:
+        path: hub id, folder, or .gguf file to read the weights from.
+        config: transformers config of a network to start from scratch, by `class_path` and `init_args`. Where it
+            leaves `vocab_size` at its class's default, the tokenizer decides.
+        dtype: of the weights; by default what `trainer.precision` asks for (float32 under mixed precision).
+        attention: `llm_lightning_documents` does no work across the documents of a packed row; any other name is
+            given to transformers (`sdpa`, `eager`, `flash_attention_2`, ...), which then builds dense masks.
+        activation_checkpointing: recompute each layer in the backward pass: less memory, about a third more time.
+        compile: compile each layer by torch.compile; pays off after the first minutes.
+        dropout: all the dropout probabilities that the architecture has; by default what its config says.
+        allow_pickle: also read .bin weights, which can run code on loading.
+        trust_remote_code: run code that comes with a hub model.
+    """
+
+    path: str | None = None
+    config: PreTrainedConfig | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    attention: str = ATTENTION
+    activation_checkpointing: bool = False
+    compile: bool = False
+    dropout: float | None = None
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+    def read_config(self) -> PreTrainedConfig:
+        """The architecture, without reading any weight.
+
+        Raises:
+            UserError: neither or both of `path` and `config`, or nothing readable at `path`.
+        """
+        if (self.path is None) == (self.config is None):
+            given = "both are given" if self.path else "neither is given"
+            raise UserError(
+                f"model.backbone needs either `path` (hub id, folder, .gguf) or `config` (from scratch): {given}."
+            )
+        if self.path is None:
+            assert self.config is not None
+            config = copy.deepcopy(self.config)
+        else:
+            source, options = self._source()
+            try:
+                config = AutoConfig.from_pretrained(source, trust_remote_code=self.trust_remote_code, **options)
+            except (OSError, ValueError) as error:
+                raise UserError(f"model.backbone.path={self.path!r} cannot be read as a model: {error}") from error
+        if self.dropout is not None:
+            self._set_dropout(config)
+        return config
+
+    def build(self, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedModel:
+        """The network, on the default device (Lightning makes that the rank's own), in training mode.
+
+        Args:
+            tokenizer: decides the vocabulary and the special tokens of a network from scratch, and has to fit one
+                that is read.
+
+        Raises:
+            UserError: the tokenizer has more tokens than the network has embeddings.
+        """
+        register_attention()
+        config = self.read_config()
+        if tokenizer is not None:
+            self._fit_vocabulary(config, tokenizer)
+        dtype = torch.get_default_dtype() if self.dtype is None else getattr(torch, self.dtype)
+        model = self._from_scratch(config, dtype) if self.path is None else self._pretrained(config, dtype)
+        model.config.use_cache = False
+        model.train()
+        if self.activation_checkpointing:
+            model.activation_checkpointing_enable()
+        if self.compile:
+            for layer in model.get_decoder().layers:
+                layer.compile()
+        return model
+
+    def _from_scratch(self, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+        return AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=self.attention, trust_remote_code=self.trust_remote_code
+        )
+
+    def _pretrained(self, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+        source, options = self._source()
+        if "gguf_file" in options:
+            source, options = str(_converted_gguf(Path(source) / options["gguf_file"])), {}
+        try:
+            return AutoModelForCausalLM.from_pretrained(
+                source,
+                config=config,
+                dtype=dtype,
+                attn_implementation=self.attention,
+                use_safetensors=None if self.allow_pickle else True,
+                trust_remote_code=self.trust_remote_code,
+                **options,
+            )
+        except OSError as error:
+            hint = "" if self.allow_pickle else " (model.backbone.allow_pickle=true also reads .bin weights)"
+            raise UserError(f"model.backbone.path={self.path!r} has no weights to read{hint}: {error}") from error
+
+    def _source(self) -> tuple[str, dict[str, Any]]:
+        """What to give to `from_pretrained`: a repository or folder, and options."""
+        assert self.path is not None
+        path = Path(self.path).expanduser()
+        if path.suffix == ".gguf":
+            if not path.is_file():
+                raise UserError(f"model.backbone.path={self.path!r}: there is no such file.")
+            return str(path.parent), {"gguf_file": path.name}
+        looks_local = self.path.startswith((".", "/", "~")) or self.path.count("/") > 1
+        if looks_local and not path.is_dir():
+            raise UserError(
+                f"model.backbone.path={self.path!r}: there is no such folder. Give a model folder, a .gguf file or a "
+                "hub id such as HuggingFaceTB/SmolLM2-135M."
+            )
+        return (str(path) if path.is_dir() else self.path), {}
+
+    def _set_dropout(self, config: PreTrainedConfig) -> None:
+        names = [name for name in DROPOUT_NAMES if hasattr(config, name)]
+        if not names:
+            raise UserError(f"model.backbone.dropout={self.dropout}: {config.model_type} has no dropout to set.")
+        for name in names:
+            setattr(config, name, self.dropout)
+
+    def _fit_vocabulary(self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        num_tokens = len(tokenizer)
+        if self.path is None and config.vocab_size == type(config)().vocab_size:
+            config.vocab_size = -(-num_tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        if config.vocab_size < num_tokens:
+            raise UserError(
+                f"The tokenizer has {num_tokens} tokens, the network only {config.vocab_size} embeddings. Name the "
+                "network's own tokenizer (--tokenizer), or raise vocab_size in model.backbone.config."
+            )
+        if self.path is None:
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                setattr(config, name, getattr(tokenizer, name))
+
+
+def _converted_gguf(path: Path) -> Path:
+    """The .gguf file as a folder with safetensors: it takes seconds to decode, so it is done once and kept."""
+    from transformers import GgufConfig
+
+    digest = hashlib.blake2b(digest_size=12)
+    with path.open("rb") as file:
+        while chunk := file.read(2**24):
+            digest.update(chunk)
+    cache = Path(os.environ.get("LLM_LIGHTNING_CACHE", Path.home() / ".cache" / "llm-lightning")) / "gguf"
+    folder = cache / f"{path.stem}-{digest.hexdigest()}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            print(f"Converting {path.name} once, into {folder}")
+            # Without `dequantize`, what was loaded could not be saved again.
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+            )
+            unfinished = folder.with_suffix(f".tmp-{os.getpid()}")
+            model.save_pretrained(unfinished)
+            unfinished.rename(folder)
+    return folder

@@ -1,0 +1,217 @@
+"""What all modules share: the network, the optimizer, the loss divisor of a whole step, and the model folder."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from llm_lightning.errors import UserError
+from llm_lightning.models.backbone import Backbone
+from llm_lightning.models.description import describe
+from llm_lightning.models.export import save_model_folder
+from llm_lightning.models.heads import prepare_batch
+from llm_lightning.modules.schedule import Schedule
+
+STATE_KEY = "llm_lightning"
+
+
+def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices, and norms, biases and embeddings, which must not decay."""
+    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            is_matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
+            (matrices if is_matrix else others).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+class LanguageModule(LightningModule):
+    """A LightningModule around one network, `self.model`.
+
+    A subclass's `training_step` returns a *sum* of losses and reports it with `count`; before the optimizer step the
+    gradients are divided once, by the trained tokens of all micro-batches and all ranks. Lightning's own division by
+    the number of micro-batches, which weighs a token by the length of its neighbours, is undone.
+
+    Args:
+        backbone: the network.
+        optimizer: any torch optimizer by `class_path`, called with the parameter groups; by default AdamW in one kernel
+            a step, with the decay of GPT-3 and Llama.
+        schedule: of the learning rate.
+        max_skipped_steps: steps in a row whose loss or gradient is not finite before the run is stopped.
+    """
+
+    tokenizer: Any = None
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        # A lambda of constants, which jsonargparse can read: --model.optimizer.lr then changes this one value.
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=6e-4, weight_decay=0.1, fused=True),
+        schedule: Schedule = Schedule(),  # noqa: B008 (read only)
+        max_skipped_steps: int = 10,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.max_skipped_steps = max_skipped_steps
+        self.model: Any = None
+        self.tokens_seen = 0
+        self.skipped_steps = 0
+        self._skipped_in_a_row = 0
+        self._totals: dict[str, Tensor] = {}
+        self._step_metrics: dict[str, float] = {}
+
+    def check(self, datamodule: LightningDataModule | None = None) -> None:
+        """Find a user's mistakes before any long work starts; raises `UserError`."""
+        self.schedule.check()
+        config = self.backbone.read_config().get_text_config()
+        longest = getattr(config, "max_position_embeddings", None)
+        seq_len = getattr(datamodule, "seq_len", None)
+        if longest and seq_len and seq_len > longest:
+            raise UserError(
+                f"data.seq_len={seq_len} is longer than the network's {longest} positions: lower data.seq_len, or for "
+                f"a network from scratch raise model.backbone.config.max_position_embeddings."
+            )
+
+    def setup(self, stage: str) -> None:
+        """Take the tokenizer from the DataModule."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        self.tokenizer = getattr(datamodule, "tokenizer", None)
+
+    def configure_model(self) -> None:
+        """Build the network on the rank's own device."""
+        if self.model is None:
+            self.model = self.backbone.build(self.tokenizer)
+
+    def on_fit_start(self) -> None:
+        """Say what trains."""
+        self.print(describe(self.model, str(self.trainer.precision)))
+
+    def on_before_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> Mapping[str, Any]:
+        """See `prepare_batch`."""
+        return prepare_batch(batch) if "labels" in batch else batch
+
+    def count(self, **sums: Tensor) -> None:
+        """Add a micro-batch's sums (0-d tensors) to those of the optimizer step; `tokens` is the divisor."""
+        for name, value in sums.items():
+            value = value.detach().float()
+            self._totals[name] = self._totals[name] + value if name in self._totals else value
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Divide, measure and clip the gradients in one pass over them, and leave out a step that is not finite."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [p.grad for p in parameters]
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        totals = self._reduce_totals(norm)
+        # Strategies average gradients over ranks, and Lightning divides losses by the micro-batches of a step.
+        divisor = max(totals["tokens"], 1.0) / (self.trainer.world_size * self.trainer.accumulate_grad_batches)
+        totals["grad_norm"] = norm_value = totals.pop("norm") / divisor
+        if not (math.isfinite(norm_value) and math.isfinite(totals["nll"])):
+            self._skip_step(optimizer)
+            return
+        self._skipped_in_a_row = 0
+        factor = 1 / divisor
+        if gradient_clip_val and gradient_clip_algorithm != "value":
+            factor *= min(1.0, gradient_clip_val / (norm_value + 1e-6))
+        torch._foreach_mul_(gradients, factor)
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        self.tokens_seen += int(totals["tokens"])
+        self._step_metrics = totals
+
+    def _reduce_totals(self, norm: Tensor) -> dict[str, float]:
+        """The step's sums over all ranks, and the norm, in the step's only wait for the device."""
+        names = sorted(self._totals)
+        sums = torch.stack([self._totals[name].to(norm.device) for name in names])
+        self._totals = {}
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        return dict(zip([*names, "norm"], torch.cat([sums, norm.float().reshape(1)]).tolist(), strict=True))
+
+    def _skip_step(self, optimizer: Optimizer) -> None:
+        """Without gradients no torch optimizer changes anything, not even its moments."""
+        optimizer.zero_grad(set_to_none=True)
+        self._step_metrics = {}
+        self.skipped_steps += 1
+        self._skipped_in_a_row += 1
+        self.print(f"\nStep {self.trainer.global_step}: the loss or its gradient is not finite; the step is left out.")
+        if self._skipped_in_a_row >= self.max_skipped_steps:
+            raise UserError(
+                f"{self._skipped_in_a_row} steps in a row were not finite (model.max_skipped_steps). Lower the "
+                "learning rate, lengthen model.schedule.warmup, or start again from an earlier checkpoint."
+            )
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log what the optimizer step that just ended was."""
+        if not self._step_metrics:
+            return
+        metrics, self._step_metrics = self.step_metrics(self._step_metrics), {}
+        metrics["tokens"] = float(self.tokens_seen)
+        metrics["train/skipped_steps"] = float(self.skipped_steps)
+        metrics["train/lr"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("train/loss", metrics.pop("train/loss"), prog_bar=True)
+        self.log_dict(metrics)
+
+    def step_metrics(self, totals: dict[str, float]) -> dict[str, float]:
+        """What to log of a step, from its sums over all ranks and `grad_norm`; has at least `train/loss`."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over `decay_groups`, and the schedule counted in its own unit."""
+        optimizer = self.optimizer(decay_groups(self.model))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
+
+    def _scheduler(self, optimizer: Optimizer) -> LambdaLR:
+        whole_run = self.trainer.estimated_stepping_batches if self.schedule.unit == "steps" else math.inf
+        total = float(self.schedule.total or whole_run)
+
+        def by_tokens(_: int) -> float:
+            return self.schedule.factor(self.tokens_seen, total)
+
+        def by_steps(step: int) -> float:
+            return self.schedule.factor(step, total)
+
+        factor: Callable[[int], float] = by_tokens if self.schedule.unit == "tokens" else by_steps
+        return LambdaLR(optimizer, factor)
+
+    def save_model(self, folder: Path) -> None:
+        """Write the model folder that transformers loads; every rank calls it."""
+        save_model_folder(self.model, self.tokenizer, folder, is_global_zero=self.trainer.is_global_zero)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the counters."""
+        checkpoint[STATE_KEY] = {"tokens_seen": self.tokens_seen, "skipped_steps": self.skipped_steps}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the counters, and refuse another model's checkpoint before anything is overwritten."""
+        self._check_same_model(checkpoint["state_dict"])
+        state = checkpoint[STATE_KEY]
+        self.tokens_seen, self.skipped_steps = state["tokens_seen"], state["skipped_steps"]
+
+    def _check_same_model(self, saved: Mapping[str, Tensor]) -> None:
+        own = self.state_dict()
+        for name in sorted(own.keys() | saved.keys()):
+            here, there = (tuple(x[name].shape) if name in x else "absent" for x in (own, saved))
+            if here != there:
+                raise UserError(
+                    f"The checkpoint is of another model: {name} is {there} there and {here} here. Give the settings "
+                    "it was made with, another trainer.default_root_dir, or start over with --resume false."
+                )

@@ -1,0 +1,108 @@
+"""Causal pretraining: every token predicts the next one of its document."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import SumMetric
+
+from llm_lightning.models.heads import language_loss
+from llm_lightning.models.tokens import token_bytes
+from llm_lightning.modules.base import LanguageModule
+
+
+class CausalPretraining(LanguageModule):
+    """Next-token prediction over packed rows.
+
+    Args:
+        z_loss: factor on log(Z)^2, against drifting logits (PaLM, arXiv:2204.02311, uses 1e-4).
+        generation: options of `model.generate` for `predict`.
+        kwargs: see `LanguageModule`.
+    """
+
+    def __init__(
+        self, *args: Any, z_loss: float = 0.0, generation: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.z_loss = z_loss
+        self.generation = {"max_new_tokens": 64, "do_sample": False} | (generation or {})
+        # Sums in float64: a validation set has more tokens than float32 has integers.
+        self.evaluation: Any = torch.nn.ModuleDict(
+            {name: SumMetric().set_dtype(torch.float64) for name in ("nll", "tokens", "bytes")}
+        )
+        self._token_bytes: Tensor | None = None
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Summed loss over the micro-batch's trained tokens; see `LanguageModule` for its divisor."""
+        loss, nll = language_loss(self.model, batch, self.z_loss)
+        self.count(nll=nll, tokens=self._num_tokens(batch), bytes=self._num_bytes(batch["targets"]))
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Add the batch to the running sums."""
+        _, nll = language_loss(self.model, batch)
+        self.evaluation["nll"].update(nll)
+        self.evaluation["tokens"].update(self._num_tokens(batch))
+        self.evaluation["bytes"].update(self._num_bytes(batch["targets"]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the whole set's loss."""
+        self._log_evaluation("val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation."""
+        self._log_evaluation("test")
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, str]]:
+        """Continue each prompt: `prompt_ids` (B, T), left-padded, with their `attention_mask`."""
+        prompts = batch["prompt_ids"]
+        tokens = self.model.generate(
+            input_ids=prompts,
+            attention_mask=batch["attention_mask"],
+            pad_token_id=self.tokenizer.pad_token_id,
+            use_cache=True,
+            **self.generation,
+        )
+        texts = self.tokenizer.batch_decode(prompts, skip_special_tokens=True)
+        replies = self.tokenizer.batch_decode(tokens[:, prompts.shape[1] :], skip_special_tokens=True)
+        return [{"prompt": p, "continuation": r} for p, r in zip(texts, replies, strict=True)]
+
+    def step_metrics(self, totals: dict[str, float]) -> dict[str, float]:
+        """Loss, perplexity and bits per byte of the step, over all ranks, and its gradient norm."""
+        metrics = _language_metrics("train", totals["nll"], totals["tokens"], totals["bytes"])
+        return metrics | {"train/grad_norm": totals["grad_norm"]}
+
+    def _log_evaluation(self, name: str) -> None:
+        sums = {key: float(metric.compute()) for key, metric in self.evaluation.items()}
+        for metric in self.evaluation.values():
+            metric.reset()
+        if not sums["tokens"]:
+            return
+        metrics = _language_metrics(name, sums["nll"], sums["tokens"], sums["bytes"])
+        self.log(f"{name}/loss", metrics.pop(f"{name}/loss"), prog_bar=True)
+        self.log_dict(metrics | {"tokens": float(self.tokens_seen)})
+
+    def _num_tokens(self, batch: dict[str, Any]) -> Tensor:
+        return torch.tensor(float(len(batch["targets"])), device=self.device)
+
+    def _num_bytes(self, targets: Tensor) -> Tensor:
+        """UTF-8 bytes of the predicted tokens; 0 where there is no tokenizer to ask."""
+        if self._token_bytes is None:
+            table = token_bytes(self.tokenizer) if self.tokenizer is not None else torch.zeros(0)
+            rows = self.model.config.get_text_config().vocab_size
+            self._token_bytes = torch.nn.functional.pad(table, (0, max(0, rows - len(table)))).to(self.device)
+        return self._token_bytes[targets].sum()
+
+
+def _language_metrics(name: str, nll: float, tokens: float, num_bytes: float) -> dict[str, float]:
+    loss = nll / max(tokens, 1)
+    metrics = {f"{name}/loss": loss, f"{name}/perplexity": math.exp(min(loss, 700.0))}
+    if num_bytes:
+        # Independent of the tokenizer, so that models with different vocabularies compare.
+        metrics[f"{name}/bits_per_byte"] = nll / math.log(2) / num_bytes
+    return metrics

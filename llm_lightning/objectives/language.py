@@ -1,0 +1,181 @@
+"""Next-token losses that never hold the logits of a whole batch.
+
+For N tokens and a vocabulary of V, logits take N x V numbers, and a plain cross-entropy keeps two or three copies of
+them: at V = 49,152 that is more memory than the network itself. Here the head and the loss are taken together, chunk
+by chunk, and the gradients with respect to the hidden states and the head's weight are computed in the forward pass,
+while a chunk's logits are at hand. The idea is known from Liger-Kernel and torch's own `linear_cross_entropy`; ours
+runs the same under torch.compile, on torch 2.11, and has the z-loss and the softcap in it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+IGNORE_INDEX = -100
+
+CHUNK_BYTES = 32 * 2**20
+"""Room for one chunk's logits. Small enough to stay near the caches, large enough for a full-speed matrix product."""
+
+
+@dataclass(frozen=True)
+class HeadScaling:
+    """What some architectures do to logits after the head.
+
+    Args:
+        scale: factor on the logits (Cohere's `logit_scale`, the inverse of Granite's `logits_scaling`).
+        softcap: c in c * tanh(logits / c) (Gemma's `final_logit_softcapping`), None for none.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Logits (N, V) as the architecture means them."""
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+
+def next_token_targets(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Where something is learned, and what: only these positions need the head.
+
+    Args:
+        labels: (B, T), not shifted, -100 where not trained.
+
+    Returns:
+        positions: (N,) indices into the flattened (B * T) hidden states: those *before* a trained label.
+        targets: (N,) the labels they have to predict.
+    """
+    shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
+    positions = (shifted != IGNORE_INDEX).nonzero().squeeze(1)
+    return positions, shifted[positions]
+
+
+def chunk_length(num_tokens: int, vocab_size: int, element_size: int) -> int:
+    """Tokens a chunk: equal chunks, so that no small remainder runs at low speed."""
+    most = max(1, CHUNK_BYTES // (vocab_size * element_size))
+    num_chunks = max(1, -(-num_tokens // most))
+    return max(1, -(-num_tokens // num_chunks))
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum of the cross-entropies of `hidden @ weight.T`; gradients are ready when the forward pass ends."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, scaling: HeadScaling
+    ) -> tuple[Tensor, Tensor]:
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        nll = hidden.new_zeros((), dtype=torch.float32)
+        penalty = hidden.new_zeros((), dtype=torch.float32)
+        step = chunk_length(len(hidden), len(weight), 4)
+        for start in range(0, len(hidden), step):
+            h, y = hidden[start : start + step], targets[start : start + step]
+            raw = (h @ weight.t()).float()
+            logits = scaling(raw)
+            lse = logits.logsumexp(dim=-1)
+            nll += (lse - logits.gather(1, y[:, None]).squeeze(1)).sum()
+            if z_loss:
+                penalty += z_loss * lse.square().sum()
+            if not (needs_hidden or needs_weight):
+                continue
+            grad = _logit_gradients(logits, lse, y, z_loss, scaling).to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mm(grad, weight, out=grad_hidden[start : start + step])
+            if grad_weight is not None:
+                grad_weight.addmm_(grad.t(), h)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.mark_non_differentiable(nll)
+        return nll + penalty, nll
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        # In place: these buffers are ours alone, and the loss is summed once.
+        return (
+            None if grad_hidden is None else grad_hidden.mul_(grad_loss),
+            None if grad_weight is None else grad_weight.mul_(grad_loss),
+            None,
+            None,
+            None,
+        )
+
+
+def _logit_gradients(logits: Tensor, lse: Tensor, targets: Tensor, z_loss: float, scaling: HeadScaling) -> Tensor:
+    """d(loss) / d(head output) for one chunk, (N, V), written over the logits where nothing else needs them."""
+    capped = None if scaling.softcap is None else logits / scaling.softcap
+    grad = logits.sub_(lse[:, None]).exp_()
+    if z_loss:
+        grad *= (1 + 2 * z_loss * lse)[:, None]
+    grad[torch.arange(len(targets), device=targets.device), targets] -= 1
+    if capped is not None:
+        grad *= 1 - capped.square()
+    return grad if scaling.scale == 1.0 else grad.mul_(scaling.scale)
+
+
+def linear_cross_entropy(
+    hidden_states: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    z_loss: float = 0.0,
+    scaling: HeadScaling = HeadScaling(),
+) -> tuple[Tensor, Tensor]:
+    """Summed next-token loss of a bias-free linear head, with one chunk of logits in memory at a time.
+
+    Args:
+        hidden_states: (N, H), the states that predict `targets`.
+        weight: (V, H), the head's weight.
+        targets: (N,) token ids; every one counts (select trained positions first: `next_token_targets`).
+        z_loss: factor on log(Z)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311, uses 1e-4).
+        scaling: what the architecture does to its logits.
+
+    Returns:
+        loss: scalar, the sum over tokens, z-loss included, to be back-propagated once.
+        nll: scalar, the plain summed negative log-likelihood in nats, without gradient.
+    """
+    if torch.is_autocast_enabled(hidden_states.device.type):
+        dtype = torch.get_autocast_dtype(hidden_states.device.type)
+        hidden_states, weight = hidden_states.to(dtype), weight.to(dtype)
+    return _LinearCrossEntropy.apply(hidden_states, weight, targets, z_loss, scaling)
+
+
+def head_cross_entropy(
+    hidden_states: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, vocab_size: int, *, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The same for any head (with a bias, an adapter, quantized): chunks are recomputed in the backward pass.
+
+    Args:
+        hidden_states: (N, H).
+        head: maps (n, H) to logits (n, V), with all that the architecture does to them.
+        targets: (N,) token ids.
+        vocab_size: V, for the size of a chunk.
+        z_loss: as in `linear_cross_entropy`.
+
+    Returns:
+        loss, nll: as in `linear_cross_entropy`.
+    """
+
+    def chunk_loss(h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(h).float()
+        nll = F.cross_entropy(logits, y, reduction="sum")
+        loss = nll + z_loss * logits.logsumexp(dim=-1).square().sum() if z_loss else nll
+        return loss, nll.detach()
+
+    loss = hidden_states.sum() * 0.0
+    nll = torch.zeros((), device=hidden_states.device)
+    step = chunk_length(len(hidden_states), vocab_size, 4)
+    for start in range(0, len(hidden_states), step):
+        h, y = hidden_states[start : start + step], targets[start : start + step]
+        chunk, chunk_nll = checkpoint(chunk_loss, h, y, use_reentrant=False)
+        loss, nll = loss + chunk, nll + chunk_nll
+    return loss, nll

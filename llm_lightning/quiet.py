@@ -1,0 +1,30 @@
+"""Silences what libraries say to developers, so that a run's own messages are read."""
+
+import logging
+import os
+import re
+import warnings
+
+WARNINGS = (
+    r".*LightningCLI's args parameter.*",
+    r".*does not have many workers.*",
+    r".*isinstance\(treespec, LeafSpec\).*",
+    r".*You have overridden `on_before_batch_transfer`.*",
+    r".*is not supported by the model summary.*",
+    r".*You defined a `validation_step` but have no `val_dataloader`.*",
+)
+MESSAGES = re.compile(r"💡|(GPU|TPU|HPU) available: |Seed set to|`Trainer\.\w+` stopped|Using .*Mixed Precision")
+
+
+class _Uninteresting(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not MESSAGES.search(record.getMessage())
+
+
+def quiet_libraries() -> None:
+    """To be called once, before the trainer is made."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    for message in WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(_Uninteresting())

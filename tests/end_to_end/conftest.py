@@ -1,0 +1,96 @@
+"""Runs the real command line in processes of its own, on a small network and real text."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+CONFIG = """
+model:
+  class_path: CausalPretraining
+  init_args:
+    backbone:
+      dropout: 0.1
+      config:
+        class_path: transformers.LlamaConfig
+        init_args: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4,
+                    num_key_value_heads: 2, max_position_embeddings: 64, tie_word_embeddings: true}
+    schedule: {warmup: 5}
+data:
+  class_path: TextDataModule
+  init_args: {path: texts.jsonl, vocab_size: 500, seq_len: 64, batch_size: 4, val_share: 0.1}
+trainer:
+  accelerator: cpu
+  devices: 1
+  precision: 32-true
+  default_root_dir: run
+  max_steps: 24
+  val_check_interval: 16
+  accumulate_grad_batches: 2
+  log_every_n_steps: 1
+  callbacks:
+    - {class_path: RunCheckpoint, init_args: {every_n_steps: 3}}
+    - {class_path: Samples, init_args: {max_new_tokens: 8}}
+"""
+
+
+@pytest.fixture(scope="session")
+def texts() -> str:
+    """The docstrings of a few modules of Python's own library, as JSON lines."""
+    import json
+
+    from datamodules.corpora.python_docs import documents
+
+    docs = [text for _, text in zip(range(60), documents(), strict=False)]
+    return "".join(json.dumps({"text": text[:3000]}) + "\n" for text in docs)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def folder(tmp_path, texts) -> Path:
+    (tmp_path / "texts.jsonl").write_text(texts)
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+@pytest.fixture
+def command(folder, cache):
+    """Start `llm-lightning ARGS` in `folder`; `.wait()` or `.communicate()` as with any process."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("LLM_LIGHTNING")} | {
+        "PYTHONPATH": str(ROOT),
+        "LLM_LIGHTNING_CACHE": str(cache),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+    def start(*args: str, env: dict[str, str] | None = None) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", "llm_lightning", *args],
+            cwd=folder,
+            env=environment | (env or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture
+def run(command):
+    """Run `llm-lightning ARGS` to its end; returns exit code and output."""
+
+    def finish(*args: str, env: dict[str, str] | None = None) -> tuple[int, str]:
+        process = command(*args, env=env)
+        output, _ = process.communicate(timeout=240)
+        return process.returncode, output
+
+    return finish

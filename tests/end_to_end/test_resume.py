@@ -1,0 +1,110 @@
+"""A run killed at any moment and started again with the same command gives the same losses, bit for bit."""
+
+import csv
+import random
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+
+FIT = ("fit", "--config", "tiny.yaml")
+
+
+def losses(folder):
+    with (folder / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get("train/loss")]
+    return {row["step"]: (row["train/loss"], row.get("val/loss")) for row in rows}
+
+
+def weights(folder):
+    return torch.load(folder / "checkpoints" / "step=24.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.fixture
+def uninterrupted(run, folder):
+    code, output = run(*FIT, "--trainer.default_root_dir", "straight")
+    assert code == 0, output
+    return folder / "straight"
+
+
+def steps_done(folder) -> int:
+    try:
+        return len(losses(folder / "run"))
+    except FileNotFoundError:
+        return 0
+
+
+def kill_after_steps(command, folder, steps, *args):
+    """SIGKILL once `steps` are in the metrics; False where the run was over before."""
+    process = command(*FIT, *args)
+    while process.poll() is None and steps_done(folder) < steps:
+        time.sleep(0.005)
+    time.sleep(random.random() * 0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+def trial(command, run, folder, uninterrupted, steps, *args):
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    killed = kill_after_steps(command, folder, steps, *args)
+    code, output = run(*FIT, *args)
+    assert code == 0, output
+    assert losses(folder / "run") == losses(uninterrupted)
+    ours, theirs = weights(folder / "run"), weights(uninterrupted)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    return killed
+
+
+@pytest.mark.parametrize(("steps", "workers"), [(4, 0), (14, 2)])
+def test_kill_and_resume(command, run, folder, uninterrupted, steps, workers):
+    assert trial(command, run, folder, uninterrupted, steps, f"--data.num_workers={workers}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ten_kills_at_random_moments(command, run, folder, uninterrupted, workers):
+    killed = 0
+    for _ in range(10):
+        killed += trial(command, run, folder, uninterrupted, random.randint(0, 23), f"--data.num_workers={workers}")
+    assert killed >= 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_saves_and_says_how_to_go_on(command, run, folder, uninterrupted, number):
+    process = command(*FIT, "--data.num_workers=2")
+    while steps_done(folder) < 5:
+        time.sleep(0.005)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "Run the same command again to continue" in output and "Traceback" not in output
+    step = max(int(s) for s in losses(folder / "run"))
+    assert (folder / "run" / "checkpoints" / f"step={step}.ckpt").is_file()
+    code, output = run(*FIT)
+    assert code == 0 and f"step={step}.ckpt" in output
+    assert losses(folder / "run") == losses(uninterrupted)
+
+
+def test_a_finished_run_says_so_and_can_be_extended(run, folder):
+    """Half, then the whole, equals the whole: a checkpoint at the last step is one in the middle of the longer run."""
+    constant = ("--model.schedule.kind=constant",)
+    assert run(*FIT, *constant, "--trainer.max_steps=12")[0] == 0
+    before = (folder / "run" / "model" / "last" / "model.safetensors").read_bytes()
+    code, output = run(*FIT, *constant, "--trainer.max_steps=12")
+    assert code == 0 and "finished" in output
+    assert (folder / "run" / "model" / "last" / "model.safetensors").read_bytes() == before
+    assert run(*FIT, *constant)[0] == 0
+    assert run(*FIT, *constant, "--trainer.default_root_dir=straight")[0] == 0
+    assert losses(folder / "run") == losses(folder / "straight")
+
+
+def test_starting_over_keeps_the_earlier_run(run, folder):
+    assert run(*FIT, "--trainer.max_steps=3")[0] == 0
+    code, output = run(*FIT, "--trainer.max_steps=3", "--resume=false")
+    assert code == 0 and "Starting over" in output
+    (kept,) = folder.glob("run.*")
+    assert (kept / "checkpoints" / "step=3.ckpt").is_file()
+    assert (folder / "run" / "checkpoints" / "step=3.ckpt").is_file()

@@ -1,0 +1,80 @@
+"""Document attention against a dense mask in float64."""
+
+import pytest
+import torch
+
+from llm_lightning.models import attention
+from llm_lightning.models.attention import Documents, document_attention
+
+B, HEADS, KV_HEADS, T, D = 3, 4, 2, 24, 8
+
+
+def positions() -> torch.Tensor:
+    rows = [[10, 1, 13], [24], [5, 5, 14]]
+    return torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in rows])
+
+
+def inputs(dtype=torch.float64):
+    g = torch.Generator().manual_seed(0)
+    shapes = [(B, T, HEADS, D), (B, T, KV_HEADS, D), (B, T, KV_HEADS, D)]
+    return [torch.randn(s, generator=g, dtype=dtype).transpose(1, 2).requires_grad_() for s in shapes]
+
+
+def dense(query, key, value, position_ids, window=None):
+    """softmax(QK/sqrt(D)) V under an explicit mask."""
+    key, value = (x.repeat_interleave(HEADS // KV_HEADS, 1) for x in (key, value))
+    document = (position_ids == 0).cumsum(1)
+    allowed = (document[:, :, None] == document[:, None]) & torch.ones(T, T, dtype=torch.bool).tril()
+    if window:
+        allowed &= ~torch.ones(T, T, dtype=torch.bool).tril(-window)
+    scores = (query @ key.transpose(2, 3) * D**-0.5).masked_fill(~allowed[:, None], -torch.inf)
+    return (scores.softmax(-1) @ value).transpose(1, 2)
+
+
+@pytest.mark.parametrize("window", [None, 4, 100])
+@pytest.mark.parametrize("position_ids", [positions(), torch.arange(T).expand(B, T)], ids=["packed", "whole rows"])
+def test_output_and_gradients_equal_the_dense_mask(position_ids, window):
+    x = inputs()
+    out, _ = document_attention(None, *x, None, documents=Documents.of(position_ids), sliding_window=window)
+    expected = dense(*x, position_ids, window)
+    g = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
+    torch.testing.assert_close(out, expected)
+    for a, b in zip(torch.autograd.grad(out, x, g), torch.autograd.grad(expected, x, g), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_operator_is_well_formed():
+    """torch's own checks of the custom operator: schema, fake tensors, autograd registration."""
+    x = [t.detach().requires_grad_() for t in inputs(torch.float32)]
+    spans = Documents.of(positions()).spans
+    torch.library.opcheck(attention._cpu_attention, (*x, spans, D**-0.5))
+
+
+def test_a_new_number_of_documents_does_not_recompile():
+    from torch._dynamo.testing import CompileCounter
+
+    counter = CompileCounter()
+
+    @torch.compile(backend=counter)
+    def call(q, k, v, documents):
+        return document_attention(None, q, k, v, None, documents=documents)[0]
+
+    x = inputs(torch.float32)
+    for lengths in ([10, 14], [5, 5, 14], [2, 2, 2, 18]):
+        row = torch.cat([torch.arange(n) for n in lengths])
+        call(*x, Documents.of(row.expand(B, T)))
+    assert counter.frame_count == 1
+
+
+def test_documents_of_a_batch():
+    documents = Documents.of(positions())
+    assert documents.spans.tolist() == [
+        [0, 0, 10], [0, 10, 11], [0, 11, 24], [1, 0, 24], [2, 0, 5], [2, 5, 10], [2, 10, 24],
+    ]  # fmt: skip
+    assert documents.cu_seqlens.tolist() == [0, 10, 11, 24, 48, 53, 58, 72]
+    assert documents.longest == 24
+
+
+def test_attention_with_extras_is_refused():
+    with pytest.raises(ValueError, match="softcap"):
+        document_attention(None, *inputs(), None, documents=Documents.of(positions()), softcap=30.0)

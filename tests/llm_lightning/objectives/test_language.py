@@ -1,0 +1,104 @@
+"""Chunked losses against torch's own on whole logits, in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from llm_lightning.objectives import language
+from llm_lightning.objectives.language import HeadScaling, head_cross_entropy, linear_cross_entropy, next_token_targets
+
+N, H, V = 50, 16, 97
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(language, "CHUNK_BYTES", 7 * V * 4)
+
+
+def inputs(dtype=torch.float64):
+    g = torch.Generator().manual_seed(0)
+    hidden = torch.randn(N, H, generator=g, dtype=dtype, requires_grad=True)
+    weight = torch.randn(V, H, generator=g, dtype=dtype, requires_grad=True)
+    return hidden, weight, torch.randint(V, (N,), generator=g)
+
+
+def reference(hidden, weight, targets, z_loss=0.0, scaling=HeadScaling()):  # noqa: B008 (frozen)
+    logits = hidden @ weight.t() * scaling.scale
+    if scaling.softcap:
+        logits = scaling.softcap * torch.tanh(logits / scaling.softcap)
+    nll = F.cross_entropy(logits, targets, reduction="sum")
+    return nll + z_loss * logits.logsumexp(-1).square().sum(), nll
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+@pytest.mark.parametrize("scaling", [HeadScaling(), HeadScaling(0.3), HeadScaling(1.0, 5.0), HeadScaling(0.5, 3.0)])
+@pytest.mark.parametrize("form", ["linear", "head"])
+def test_loss_and_gradients_equal_the_plain_formula(form, scaling, z_loss):
+    hidden, weight, targets = inputs()
+    if form == "linear":
+        loss, nll = linear_cross_entropy(hidden, weight, targets, z_loss=z_loss, scaling=scaling)
+    else:
+        loss, nll = head_cross_entropy(hidden, lambda h: scaling(h @ weight.t()), targets, V, z_loss=z_loss)
+    ours = torch.autograd.grad(loss / 3, (hidden, weight))
+    expected, expected_nll = reference(hidden, weight, targets, z_loss, scaling)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(nll.double(), expected_nll, rtol=1e-6, atol=1e-6)
+    # The softmax is taken in float32, as it is in training.
+    for a, b in zip(ours, torch.autograd.grad(expected / 3, (hidden, weight)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_head_gets_no_gradient_and_evaluation_no_graph():
+    hidden, weight, targets = inputs(torch.float32)
+    loss, _ = linear_cross_entropy(hidden, weight.detach(), targets)
+    loss.backward()
+    assert hidden.grad is not None and weight.grad is None
+    with torch.no_grad():
+        assert linear_cross_entropy(hidden, weight, targets)[0].grad_fn is None
+
+
+@pytest.mark.parametrize("form", ["linear", "head"])
+def test_no_trained_token_is_a_zero_with_zero_gradients(form):
+    hidden, weight, targets = inputs(torch.float32)
+    none = targets[:0]
+    if form == "linear":
+        loss, _ = linear_cross_entropy(hidden[:0], weight, none)
+    else:
+        loss, _ = head_cross_entropy(hidden[:0], lambda h: h @ weight.t(), none, V)
+    (grad,) = torch.autograd.grad(loss, hidden)
+    assert loss == 0 and not grad.any()
+
+
+def test_bfloat16_autocast_stays_near_float32():
+    hidden, weight, targets = inputs(torch.float32)
+    expected, _ = linear_cross_entropy(hidden, weight, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = linear_cross_entropy(hidden, weight, targets)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=1e-2, atol=0)
+
+
+def test_targets_are_the_next_tokens_of_the_same_row():
+    labels = torch.tensor([[-100, 5, 6, -100], [-100, -100, 7, 8]])
+    positions, targets = next_token_targets(labels)
+    assert positions.tolist() == [0, 1, 5, 6]
+    assert targets.tolist() == [5, 6, 7, 8]
+
+
+def test_memory_stays_at_one_chunk():
+    """The largest tensor of the loss is a chunk's logits, not N x V."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                self.numel = max(self.numel, out.numel())
+            return out
+
+    hidden, weight, targets = inputs(torch.float32)
+    with Largest() as seen:
+        linear_cross_entropy(hidden, weight, targets)[0].backward()
+    assert seen.numel <= max(7 * V, V * H)
