@@ -123,7 +123,7 @@ class GracefulStop(Checkpoint):
         if trainer.strategy.broadcast(already_saved):
             return path
         former, self._former_checkpoint = self._former_checkpoint, str(path)
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         if former and Path(former) != path and Path(former).exists():
             trainer.strategy.remove_checkpoint(former)
         trainer.strategy.barrier("GracefulStop")

@@ -141,7 +141,7 @@ class TrainingProgress(ProgressBar):
             self._bar.set_postfix_str(values)
             return
         steps = trainer.global_step if self._total is None else f"{trainer.global_step}/{self._total}"
-        self._line(f"step {steps}, {values}, {self._time_left(trainer)}")
+        self._line(", ".join(filter(None, (f"step {steps}", values, self._time_left(trainer)))))
 
     def _report(self, trainer: Trainer) -> None:
         """Leaves a validation's result standing, above the bar or in the log."""

@@ -68,6 +68,7 @@ class WandbRun(WandbLogger):
             tags=tags,
             notes=notes,
         )
+        del self._wandb_init["anonymous"]  # Lightning passes it always, and wandb warns of it
         self.init_timeout_s = init_timeout_s
         self.finish_timeout_s = finish_timeout_s
         self._config: dict[str, Any] = {}

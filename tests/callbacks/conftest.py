@@ -4,9 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
+torch.set_num_threads(1)  # a second thread only waits for the first on networks this small
 
 
 @pytest.fixture(scope="session")
