@@ -34,6 +34,7 @@ class GracefulStop(Checkpoint):
 
     Attributes:
         stopped: Whether this fit was ended by a signal.
+        received: The signal, None where none came.
 
     Raises:
         ValueError: A signal's name is unknown on this platform.
@@ -49,7 +50,7 @@ class GracefulStop(Checkpoint):
         self.dirpath = dirpath
         self.stopped = False
         self._training = False
-        self._received: signal.Signals | None = None
+        self.received: signal.Signals | None = None
         self._former_handlers: dict[signal.Signals, Any] = {}
         self._former_checkpoint = ""
         self._former_limits: tuple[Any, Any] = (None, None)
@@ -60,7 +61,7 @@ class GracefulStop(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # The workers that fit forks before `on_train_start` inherit the handler, which does nothing in them.
         if stage == "fit" and threading.current_thread() is threading.main_thread():
-            self.stopped, self._received, self._pid, self._started = False, None, os.getpid(), time.time()
+            self.stopped, self.received, self._pid, self._started = False, None, os.getpid(), time.time()
             self._former_handlers = {number: signal.signal(number, self._on_signal) for number in self.signals}
 
     @override
@@ -74,7 +75,7 @@ class GracefulStop(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.fit_loop._should_accumulate():
             return
-        if not trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
+        if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             return
         path = self._save(trainer)
         self._end_fit(trainer)
@@ -108,9 +109,9 @@ class GracefulStop(Checkpoint):
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             return
-        if not self._training or (self._received is not None and number == signal.SIGINT):
+        if not self._training or (self.received is not None and number == signal.SIGINT):
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-        self._received = signal.Signals(number)
+        self.received = signal.Signals(number)
         if number == signal.SIGINT and sys.stderr.isatty():
             # Unlike `print`, this cannot meet itself inside a write that the signal interrupted.
             os.write(2, b"\nStopping after this step; press Ctrl-C again to stop at once.\n")

@@ -47,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
         given = words[0] if words else ""
         print(f"llm-lightning: there is no command {given!r}; there are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
+    from llm_lightning.allocator import keep_freed_memory
+
+    keep_freed_memory()
     from llm_lightning.cli import run
 
     return run(words, debug=len(words) < len(args))

@@ -59,7 +59,7 @@ def _is_disk_full(error: Exception, free: int) -> bool:
     """torch's zip writer reports a failed write as a RuntimeError without an errno."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return free < 2**20 or "PytorchStreamWriter" in str(error) or "file write failed" in str(error)
+    return free < 2**20 or "unexpected pos" in str(error) or "file write failed" in str(error)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

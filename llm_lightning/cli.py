@@ -7,30 +7,30 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from llm_lightning.allocator import keep_freed_memory
+import yaml
+from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-keep_freed_memory()
+import callbacks
+from datamodules import DataError, TextDataModule
+from llm_lightning.checkpointing import AtomicCheckpointIO, newest_checkpoint, step_of
+from llm_lightning.environment import with_environment
+from llm_lightning.errors import UserError
+from llm_lightning.loggers.metrics_file import MetricsFile
+from llm_lightning.messages import readable
+from llm_lightning.modules import CausalPretraining
+from llm_lightning.modules.base import LanguageModule
+from llm_lightning.precision import default_precision, use_fast_float32
+from llm_lightning.quiet import quiet_libraries
+from llm_lightning.run_folder import RunConfig, move_aside, saved_precision
 
-from jsonargparse import ArgumentError  # noqa: E402
-from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
-from lightning.pytorch import LightningDataModule, Trainer  # noqa: E402
-from lightning.pytorch.callbacks import Callback  # noqa: E402
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
-from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector  # noqa: E402
-from lightning.pytorch.utilities.rank_zero import rank_zero_info  # noqa: E402
-
-import callbacks  # noqa: E402
-from datamodules.errors import DataError  # noqa: E402
-from llm_lightning import modules  # noqa: E402, F401 (short names: --model CausalPretraining)
-from llm_lightning.checkpointing import AtomicCheckpointIO, newest_checkpoint, step_of  # noqa: E402
-from llm_lightning.environment import with_environment  # noqa: E402
-from llm_lightning.errors import UserError  # noqa: E402
-from llm_lightning.loggers.metrics_file import MetricsFile  # noqa: E402
-from llm_lightning.messages import readable  # noqa: E402
-from llm_lightning.modules.base import LanguageModule  # noqa: E402
-from llm_lightning.precision import default_precision, use_fast_float32  # noqa: E402
-from llm_lightning.quiet import quiet_libraries  # noqa: E402
-from llm_lightning.run_folder import RunConfig, move_aside, saved_precision  # noqa: E402
+# jsonargparse finds a class by its short name once it is imported: --model CausalPretraining.
+SHORT_NAMES = (CausalPretraining, TextDataModule)
 
 USER_ERRORS = (UserError, DataError, callbacks.CallbackError, ArgumentError, MisconfigurationException, OSError)
 
@@ -162,6 +162,8 @@ class TrainingCLI(LightningCLI):
             return
         if kwargs.get("ckpt_path"):
             rank_zero_info(f"Going on from {kwargs['ckpt_path']} (--resume false starts over).")
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams(yaml.safe_load(self._parser("fit").dump(self.config["fit"])))
         self.trainer.fit(**kwargs)
 
     def _is_finished(self, checkpoint: Any) -> bool:
@@ -250,11 +252,9 @@ def run(args: list[str], *, debug: bool = False) -> int:
         return int(stop.code or 0)
     except KeyboardInterrupt:
         return 130
-    return 130 if any(getattr(c, "stopped", False) for c in _callbacks(cli)) else 0
-
-
-def _callbacks(cli: TrainingCLI) -> list[Callback]:
-    return cli.trainer.callbacks  # type: ignore[attr-defined]
+    received = [c.received for c in cli.trainer.callbacks if isinstance(c, callbacks.GracefulStop)]  # type: ignore[attr-defined]
+    # As a shell would report it, so that nothing chained behind a stopped run starts.
+    return 128 + received[0] if received and received[0] else 0
 
 
 def _report(error: BaseException, debug: bool) -> int:

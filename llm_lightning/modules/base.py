@@ -71,7 +71,6 @@ class LanguageModule(LightningModule):
         self.skipped_steps = 0
         self._skipped_in_a_row = 0
         self._totals: dict[str, Tensor] = {}
-        self._step_metrics: dict[str, float] = {}
 
     def check(self, datamodule: LightningDataModule | None = None) -> None:
         """Find a user's mistakes before any long work starts; raises `UserError`."""
@@ -135,7 +134,7 @@ class LanguageModule(LightningModule):
         if gradient_clip_val and gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         self.tokens_seen += int(totals["tokens"])
-        self._step_metrics = totals
+        self._log_step(totals)
 
     def _reduce_totals(self, norm: Tensor) -> dict[str, float]:
         """The step's sums over all ranks, and the norm, in the step's only wait for the device."""
@@ -149,9 +148,9 @@ class LanguageModule(LightningModule):
     def _skip_step(self, optimizer: Optimizer) -> None:
         """Without gradients no torch optimizer changes anything, not even its moments."""
         optimizer.zero_grad(set_to_none=True)
-        self._step_metrics = {}
         self.skipped_steps += 1
         self._skipped_in_a_row += 1
+        self.log_counters()
         self.print(f"\nStep {self.trainer.global_step}: the loss or its gradient is not finite; the step is left out.")
         if self._skipped_in_a_row >= self.max_skipped_steps:
             raise UserError(
@@ -159,16 +158,16 @@ class LanguageModule(LightningModule):
                 "learning rate, lengthen model.schedule.warmup, or start again from an earlier checkpoint."
             )
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log what the optimizer step that just ended was."""
-        if not self._step_metrics:
-            return
-        metrics, self._step_metrics = self.step_metrics(self._step_metrics), {}
-        metrics["tokens"] = float(self.tokens_seen)
-        metrics["train/skipped_steps"] = float(self.skipped_steps)
-        metrics["train/lr"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+    def _log_step(self, totals: dict[str, float]) -> None:
+        metrics = self.step_metrics(totals)
         self.log("train/loss", metrics.pop("train/loss"), prog_bar=True)
-        self.log_dict(metrics)
+        self.log_dict(metrics | {"train/lr": float(self.trainer.optimizers[0].param_groups[0]["lr"])})
+        self.log_counters()
+
+    def log_counters(self) -> None:
+        """Log what only grows; `tokens` is the x-axis of all other metrics."""
+        self.log("train/skipped_steps", float(self.skipped_steps))
+        self.log("tokens", torch.tensor(self.tokens_seen, dtype=torch.float64))  # float32 counts to 17 million only
 
     def step_metrics(self, totals: dict[str, float]) -> dict[str, float]:
         """What to log of a step, from its sums over all ranks and `grad_norm`; has at least `train/loss`."""

@@ -85,7 +85,8 @@ class CausalPretraining(LanguageModule):
             return
         metrics = _language_metrics(name, sums["nll"], sums["tokens"], sums["bytes"])
         self.log(f"{name}/loss", metrics.pop(f"{name}/loss"), prog_bar=True)
-        self.log_dict(metrics | {"tokens": float(self.tokens_seen)})
+        self.log_dict(metrics)
+        self.log("tokens", torch.tensor(self.tokens_seen, dtype=torch.float64))
 
     def _num_tokens(self, batch: dict[str, Any]) -> Tensor:
         return torch.tensor(float(len(batch["targets"])), device=self.device)
