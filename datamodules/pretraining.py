@@ -11,6 +11,7 @@ from datamodules.cache import cache_root, key_of
 from datamodules.collate import PackedCollator, PromptCollator
 from datamodules.dataset import PackedRows, Prompts
 from datamodules.errors import DataError
+from datamodules.facts import facts_of, in_words, skipped_in_words
 from datamodules.loader import EvaluationLoader, ResumableLoader
 from datamodules.order import SequentialOrder, ShuffledOrder
 from datamodules.rows import RowIndex, Selection, pack_rows, split_documents
@@ -127,9 +128,7 @@ class TextDataModule(LightningDataModule):
         if self.val_path is not None and self.val_share is not None:
             raise DataError("val_path and val_share: give one of them (both are given)")
         if self.tokenizer_name is not None and self.vocab_size is not None:
-            raise DataError(
-                "tokenizer and vocab_size: a named tokenizer has a vocabulary already; leave out vocab_size"
-            )
+            raise DataError("tokenizer and vocab_size: a named tokenizer has its vocabulary; leave out vocab_size")
         limits = {
             "seq_len": (self.seq_len, 2),  # one token has no next one to predict
             "batch_size": (self.batch_size, 1),
@@ -207,19 +206,13 @@ class TextDataModule(LightningDataModule):
 
     def _describe(self) -> None:
         parts = {"train": self._train, "val": self._val}
-        self.statistics = {name: _statistics(part, self.seq_len) for name, part in parts.items() if part}
+        self.statistics = {name: facts_of(part, self.seq_len) for name, part in parts.items() if part}
         rank_zero_info(f"Data (cache: {cache_root(self.cache_dir)})")
         for name, facts in self.statistics.items():
-            rank_zero_info(
-                f"  {name}: {facts['num_documents']:,} documents, {facts['num_tokens']:,} tokens"
-                f" ({facts['bytes_per_token']:.2f} bytes each) in {facts['num_rows']:,} rows of {self.seq_len:,};"
-                f" {facts['padded_share']:.2%} padded, nothing cropped,"
-                f" {facts['cut_share']:.1%} of the documents cut over several rows"
-            )
-        shards = {shard.path: shard for part in parts.values() for _, shards in part for shard in shards}
-        if num_bad := sum(shard.facts["num_bad"] for shard in shards.values()):
-            first = next(shard.facts["first_bad"] for shard in shards.values() if shard.facts["num_bad"])
-            rank_zero_warn(f"{num_bad:,} bad records were skipped; the first: {first}")
+            rank_zero_info(f"  {name}: {in_words(facts, self.seq_len)}")
+        shards = [shard for part in parts.values() for _, shards in part for shard in shards]
+        if skipped := skipped_in_words(shards):
+            rank_zero_warn(skipped)
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled batches without end, from where the checkpoint left off: `input_ids`, `labels`, `position_ids`."""
@@ -304,16 +297,3 @@ class TextDataModule(LightningDataModule):
 
     def _rows_key(self) -> str:
         return key_of(self.seed, self._weights(), [index.folder.name for index, _ in self._train])
-
-
-def _statistics(part: list[tuple[RowIndex, list[Shard]]], seq_len: int) -> dict[str, float]:
-    facts = [index.facts for index, _ in part]
-    total = {name: sum(each[name] for each in facts) for name in facts[0]}
-    return {
-        "num_documents": total["num_documents"],
-        "num_tokens": total["num_tokens"],
-        "num_rows": total["num_rows"],
-        "padded_share": 1 - total["num_tokens"] / max(1, total["num_rows"] * seq_len),
-        "cut_share": total["num_cut"] / max(1, total["num_documents"]),
-        "bytes_per_token": total["num_bytes"] / max(1, total["num_tokens"]),
-    }
