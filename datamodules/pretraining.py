@@ -110,7 +110,7 @@ class TextDataModule(LightningDataModule):
             DataError: what is wrong, and the way out.
         """
         self._check_settings()
-        for source in [*self._train_sources(), *self._val_sources()]:
+        for source in [*self._train_sources(), *self._sources_of(self.val_path)]:
             peek(source, cache_root(self.cache_dir), self.on_bad_record)
 
     def _check_settings(self) -> None:
@@ -149,9 +149,6 @@ class TextDataModule(LightningDataModule):
     def _train_sources(self) -> list[Source]:
         return self.sources if self.sources is not None else self._sources_of(self.path)
 
-    def _val_sources(self) -> list[Source]:
-        return self._sources_of(self.val_path)
-
     def _sources_of(self, path: str | list[str] | None) -> list[Source]:
         paths = [path] if isinstance(path, str) else path or []
         return [Source(path, text_column=self.text_column) for path in paths]
@@ -165,12 +162,13 @@ class TextDataModule(LightningDataModule):
         """Opens the tokenizer and the rows, from the cache where `prepare_data` ran."""
         if self.tokenizer is None:
             self._build(look_again=False)
+        self._position, self._train_loader = 0, None  # a checkpoint's state comes after this
         self._describe()
 
     def _build(self, look_again: bool) -> None:
         root = cache_root(self.cache_dir)
         train_units = [resolve(source, root, look_again) for source in self._train_sources()]
-        val_units = [resolve(source, root, look_again) for source in self._val_sources()]
+        val_units = [resolve(source, root, look_again) for source in self._sources_of(self.val_path)]
         if self.tokenizer_name is not None:
             tokenizer = load_tokenizer(self.tokenizer_name)
         else:
@@ -228,7 +226,7 @@ class TextDataModule(LightningDataModule):
                 f" ({per_batch}): rows repeat within it. Lower batch_size or seq_len, or give more text."
             )
         self._log_statistics()
-        self._train_loader = self._loader(ResumableLoader, rows, order, position=self._position)
+        self._train_loader = self._loader(ResumableLoader, rows, order, position=self.position)
         return self._train_loader
 
     def val_dataloader(self) -> EvaluationLoader | list:
@@ -271,24 +269,26 @@ class TextDataModule(LightningDataModule):
 
     @rank_zero_only
     def _log_statistics(self) -> None:
-        if self.trainer is None:
-            return
         facts = self.statistics["train"]
         metrics = {f"data/{name}": float(facts[name]) for name in ("num_tokens", "padded_share", "cut_share")}
-        for logger in self.trainer.loggers:
+        for logger in self.trainer.loggers if self.trainer is not None else ():
             logger.log_metrics(metrics, step=self.trainer.global_step)
+
+    @property
+    def position(self) -> int:
+        """Samples of all ranks that training has been given so far: the global sample index of the next one."""
+        return self._train_loader.position if self._train_loader is not None else self._position
 
     def state_dict(self) -> dict[str, int | str]:
         """The global sample index, and what it counts in.
 
         Lightning keeps the loader's own state too, but puts it back only in mid-epoch.
         """
-        position = self._train_loader.position if self._train_loader is not None else self._position
-        return {"position": position, "rows": self._rows_key()}
+        return {"position": self.position, "rows": self._rows_key()}
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
         """Goes on from the checkpoint's position."""
-        self._position = int(state["position"])
+        self._position, self._train_loader = int(state["position"]), None
         if state["rows"] != self._rows_key():
             rank_zero_warn(
                 "The data, its settings or its seed are not those of the checkpoint: training goes on from the same"

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 
 from tqdm import tqdm
 
@@ -157,7 +158,7 @@ def text_column(record: Record, source: Source) -> str:
     Raises:
         DataError: it is not there, or there are several to choose from.
     """
-    found = ", ".join(str(name) for name in record)
+    found = ", ".join(shorten(str(name), 40) for name in record)  # a table without header has texts for names
     if source.text_column is not None:
         if source.text_column in record:
             return source.text_column

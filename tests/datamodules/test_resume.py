@@ -57,3 +57,14 @@ def test_overfitting_on_a_few_batches_sees_no_other_rows(run):
     seen, epoch = run(max_epochs=3, overfit_batches=2)
     assert epoch == 2 and len(seen) == 6
     assert len({tuple(row) for batch in seen for row in batch}) == 8
+
+
+def test_loaders_that_are_made_anew_go_on_and_another_fit_begins_at_the_beginning(run, write_jsonl, cache, texts):
+    whole, _ = run(max_steps=30)
+    assert (
+        run(max_steps=30, limit_train_batches=7, reload_dataloaders_every_n_epochs=1, val_check_interval=7)[0] == whole
+    )
+    _, _, data = fit(write_jsonl(texts[:60]), str(cache), max_steps=5)
+    assert data.position == 20
+    data.setup("fit")
+    assert data.position == 0
