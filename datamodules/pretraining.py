@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from datamodules.cache import cache_root, key_of
@@ -58,8 +58,7 @@ class TextDataModule(LightningDataModule):
     Attributes:
         tokenizer: the tokenizer, once `setup` ran.
         statistics: for `train` and `val` what packing did, once `setup` ran: `num_documents`, `num_tokens`,
-            `num_rows`, `padded_share` (of all positions), `cut_share` (of the documents: longer than a row),
-            `bytes_per_token`.
+            `num_rows`, `padded_share`, `cut_share`, `bytes_per_token`; see `facts_of`.
     """
 
     def __init__(
@@ -225,7 +224,8 @@ class TextDataModule(LightningDataModule):
                 f"The data has {order.epoch_len} rows of {self.seq_len} tokens, fewer than a batch of all ranks"
                 f" ({per_batch}): rows repeat within it. Lower batch_size or seq_len, or give more text."
             )
-        self._log_statistics()
+        if self.trainer is not None:
+            self._log_statistics(self.trainer)
         self._train_loader = self._loader(ResumableLoader, rows, order, position=self.position)
         return self._train_loader
 
@@ -268,11 +268,11 @@ class TextDataModule(LightningDataModule):
         return {"rank": ranks["rank"], "num_ranks": ranks["num_replicas"]} if ranks else {"rank": 0, "num_ranks": 1}
 
     @rank_zero_only
-    def _log_statistics(self) -> None:
+    def _log_statistics(self, trainer: Trainer) -> None:
         facts = self.statistics["train"]
         metrics = {f"data/{name}": float(facts[name]) for name in ("num_tokens", "padded_share", "cut_share")}
-        for logger in self.trainer.loggers if self.trainer is not None else ():
-            logger.log_metrics(metrics, step=self.trainer.global_step)
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
 
     @property
     def position(self) -> int:
