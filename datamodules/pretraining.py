@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from datamodules.cache import cache_root, key_of
 from datamodules.collate import PackedCollator, PromptCollator
 from datamodules.dataset import PackedRows, Prompts
 from datamodules.errors import DataError
+from datamodules.facts import facts_of, in_words, skipped_in_words
 from datamodules.loader import EvaluationLoader, ResumableLoader
 from datamodules.order import SequentialOrder, ShuffledOrder
 from datamodules.rows import RowIndex, Selection, pack_rows, split_documents
@@ -57,8 +58,7 @@ class TextDataModule(LightningDataModule):
     Attributes:
         tokenizer: the tokenizer, once `setup` ran.
         statistics: for `train` and `val` what packing did, once `setup` ran: `num_documents`, `num_tokens`,
-            `num_rows`, `padded_share` (of all positions), `cut_share` (of the documents: longer than a row),
-            `bytes_per_token`.
+            `num_rows`, `padded_share`, `cut_share`, `bytes_per_token`; see `facts_of`.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class TextDataModule(LightningDataModule):
             DataError: what is wrong, and the way out.
         """
         self._check_settings()
-        for source in [*self._train_sources(), *self._val_sources()]:
+        for source in [*self._train_sources(), *self._sources_of(self.val_path)]:
             peek(source, cache_root(self.cache_dir), self.on_bad_record)
 
     def _check_settings(self) -> None:
@@ -127,9 +127,7 @@ class TextDataModule(LightningDataModule):
         if self.val_path is not None and self.val_share is not None:
             raise DataError("val_path and val_share: give one of them (both are given)")
         if self.tokenizer_name is not None and self.vocab_size is not None:
-            raise DataError(
-                "tokenizer and vocab_size: a named tokenizer has a vocabulary already; leave out vocab_size"
-            )
+            raise DataError("tokenizer and vocab_size: a named tokenizer has its vocabulary; leave out vocab_size")
         limits = {
             "seq_len": (self.seq_len, 2),  # one token has no next one to predict
             "batch_size": (self.batch_size, 1),
@@ -150,9 +148,6 @@ class TextDataModule(LightningDataModule):
     def _train_sources(self) -> list[Source]:
         return self.sources if self.sources is not None else self._sources_of(self.path)
 
-    def _val_sources(self) -> list[Source]:
-        return self._sources_of(self.val_path)
-
     def _sources_of(self, path: str | list[str] | None) -> list[Source]:
         paths = [path] if isinstance(path, str) else path or []
         return [Source(path, text_column=self.text_column) for path in paths]
@@ -166,12 +161,13 @@ class TextDataModule(LightningDataModule):
         """Opens the tokenizer and the rows, from the cache where `prepare_data` ran."""
         if self.tokenizer is None:
             self._build(look_again=False)
+        self._position, self._train_loader = 0, None  # a checkpoint's state comes after this
         self._describe()
 
     def _build(self, look_again: bool) -> None:
         root = cache_root(self.cache_dir)
         train_units = [resolve(source, root, look_again) for source in self._train_sources()]
-        val_units = [resolve(source, root, look_again) for source in self._val_sources()]
+        val_units = [resolve(source, root, look_again) for source in self._sources_of(self.val_path)]
         if self.tokenizer_name is not None:
             tokenizer = load_tokenizer(self.tokenizer_name)
         else:
@@ -207,19 +203,13 @@ class TextDataModule(LightningDataModule):
 
     def _describe(self) -> None:
         parts = {"train": self._train, "val": self._val}
-        self.statistics = {name: _statistics(part, self.seq_len) for name, part in parts.items() if part}
+        self.statistics = {name: facts_of(part, self.seq_len) for name, part in parts.items() if part}
         rank_zero_info(f"Data (cache: {cache_root(self.cache_dir)})")
         for name, facts in self.statistics.items():
-            rank_zero_info(
-                f"  {name}: {facts['num_documents']:,} documents, {facts['num_tokens']:,} tokens"
-                f" ({facts['bytes_per_token']:.2f} bytes each) in {facts['num_rows']:,} rows of {self.seq_len:,};"
-                f" {facts['padded_share']:.2%} padded, nothing cropped,"
-                f" {facts['cut_share']:.1%} of the documents cut over several rows"
-            )
-        shards = {shard.path: shard for part in parts.values() for _, shards in part for shard in shards}
-        if num_bad := sum(shard.facts["num_bad"] for shard in shards.values()):
-            first = next(shard.facts["first_bad"] for shard in shards.values() if shard.facts["num_bad"])
-            rank_zero_warn(f"{num_bad:,} bad records were skipped; the first: {first}")
+            rank_zero_info(f"  {name}: {in_words(facts, self.seq_len)}")
+        shards = [shard for part in parts.values() for _, shards in part for shard in shards]
+        if skipped := skipped_in_words(shards):
+            rank_zero_warn(skipped)
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled batches without end, from where the checkpoint left off: `input_ids`, `labels`, `position_ids`."""
@@ -234,8 +224,9 @@ class TextDataModule(LightningDataModule):
                 f"The data has {order.epoch_len} rows of {self.seq_len} tokens, fewer than a batch of all ranks"
                 f" ({per_batch}): rows repeat within it. Lower batch_size or seq_len, or give more text."
             )
-        self._log_statistics()
-        self._train_loader = self._loader(ResumableLoader, rows, order, position=self._position)
+        if self.trainer is not None:
+            self._log_statistics(self.trainer)
+        self._train_loader = self._loader(ResumableLoader, rows, order, position=self.position)
         return self._train_loader
 
     def val_dataloader(self) -> EvaluationLoader | list:
@@ -277,25 +268,27 @@ class TextDataModule(LightningDataModule):
         return {"rank": ranks["rank"], "num_ranks": ranks["num_replicas"]} if ranks else {"rank": 0, "num_ranks": 1}
 
     @rank_zero_only
-    def _log_statistics(self) -> None:
-        if self.trainer is None:
-            return
+    def _log_statistics(self, trainer: Trainer) -> None:
         facts = self.statistics["train"]
         metrics = {f"data/{name}": float(facts[name]) for name in ("num_tokens", "padded_share", "cut_share")}
-        for logger in self.trainer.loggers:
-            logger.log_metrics(metrics, step=self.trainer.global_step)
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+
+    @property
+    def position(self) -> int:
+        """Samples of all ranks that training has been given so far: the global sample index of the next one."""
+        return self._train_loader.position if self._train_loader is not None else self._position
 
     def state_dict(self) -> dict[str, int | str]:
         """The global sample index, and what it counts in.
 
         Lightning keeps the loader's own state too, but puts it back only in mid-epoch.
         """
-        position = self._train_loader.position if self._train_loader is not None else self._position
-        return {"position": position, "rows": self._rows_key()}
+        return {"position": self.position, "rows": self._rows_key()}
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
         """Goes on from the checkpoint's position."""
-        self._position = int(state["position"])
+        self._position, self._train_loader = int(state["position"]), None
         if state["rows"] != self._rows_key():
             rank_zero_warn(
                 "The data, its settings or its seed are not those of the checkpoint: training goes on from the same"
@@ -304,16 +297,3 @@ class TextDataModule(LightningDataModule):
 
     def _rows_key(self) -> str:
         return key_of(self.seed, self._weights(), [index.folder.name for index, _ in self._train])
-
-
-def _statistics(part: list[tuple[RowIndex, list[Shard]]], seq_len: int) -> dict[str, float]:
-    facts = [index.facts for index, _ in part]
-    total = {name: sum(each[name] for each in facts) for name in facts[0]}
-    return {
-        "num_documents": total["num_documents"],
-        "num_tokens": total["num_tokens"],
-        "num_rows": total["num_rows"],
-        "padded_share": 1 - total["num_tokens"] / max(1, total["num_rows"] * seq_len),
-        "cut_share": total["num_cut"] / max(1, total["num_documents"]),
-        "bytes_per_token": total["num_bytes"] / max(1, total["num_tokens"]),
-    }

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from datamodules.cache import build_lock, key_of
+from datamodules.cache import atomic_folder, build_lock, key_of, remove_leftovers
 from datamodules.file_array import FileArray
 from datamodules.packing import WINDOW, best_fit
 from datamodules.shards import Shard
@@ -82,18 +80,14 @@ def pack_rows(shards: Sequence[Shard], selection: Selection, seq_len: int, root:
 
     A document that is longer than a row is cut into full rows and a rest; every token is in exactly one row.
     """
-    key = key_of(VERSION, WINDOW, seq_len, asdict(selection), [shard.path for shard in shards])
+    key = key_of(VERSION, WINDOW, seq_len, asdict(selection), [shard.name for shard in shards])
     folder = root / "rows" / key
     if not folder.exists():
         with build_lock(folder.parent, "the packed rows of this data"):
+            remove_leftovers(folder.parent)
             if not folder.exists():
-                temporary = folder.with_name(f".{uuid.uuid4().hex}.tmp")
-                temporary.mkdir()
-                try:
+                with atomic_folder(folder) as temporary:
                     _write(shards, selection, seq_len, temporary)
-                    temporary.replace(folder)
-                finally:
-                    shutil.rmtree(temporary, ignore_errors=True)
     return RowIndex(folder)
 
 

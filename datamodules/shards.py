@@ -43,6 +43,11 @@ class Shard:
         return Shard(str(folder / key))
 
     @property
+    def name(self) -> str:
+        """What it holds: the digests of the tokenizer and of the unit. Independent of where the cache lies."""
+        return "/".join(Path(self.path).parts[-2:])
+
+    @property
     def complete(self) -> bool:
         """Whether it has been written to the end."""
         return Path(f"{self.path}.json").exists()
@@ -75,10 +80,10 @@ class Encoder:
     prefix: list[int]
     suffix: list[int]
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype:
-        """uint16 for vocabularies up to 65,536, else uint32."""
-        return np.dtype("<u2" if self.tokenizer.get_vocab_size(with_added_tokens=True) <= 1 << 16 else "<u4")
+        """uint16 where all ids are below 65,536, else uint32."""
+        return np.dtype("<u2" if max(self.tokenizer.get_vocab().values()) < 1 << 16 else "<u4")
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """One array a text."""

@@ -7,6 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
+
+from tqdm import tqdm
 
 from datamodules.cache import content_digest
 from datamodules.corpora import CORPORA, corpus_file
@@ -19,6 +22,7 @@ from datamodules.units import Bad, Record, Unit
 # `datasets.save_to_disk` and hub repositories keep these beside their data.
 NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"}
 FILES_PEEKED, RECORDS_PEEKED = 8, 16  # enough to see a wrong column or encoding before long work begins
+BYTES_WORTH_A_BAR = 2 << 30  # less is hashed in a second or two
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -49,9 +53,12 @@ def find_files(source: Source) -> list[str] | None:
         DataError: the path does not exist, matches nothing, or holds no file of a known format.
     """
     path = Path(source.path).expanduser()
+    # A saved `datasets.DatasetDict` is a folder of splits: reading them all would mix test into train.
+    has_splits = (path / "dataset_dict.json").exists()
+    if path.exists() and (source.name is not None or (source.split != "train" and not has_splits)):
+        raise DataError(f"name and split: they choose from a hub data set, and {source.path!r} is a local path")
     if path.is_dir():
-        # A saved `datasets.DatasetDict` is a folder of splits: reading them all would mix test into train.
-        folder = path / source.split if (path / "dataset_dict.json").exists() else path
+        folder = path / source.split if has_splits else path
         inside = sorted(str(file) for file in folder.rglob("*") if file.is_file() and _visible(file, folder))
         return _known(inside, source.path)
     if path.exists():
@@ -97,8 +104,10 @@ def resolve(source: Source, root: Path, look_again: bool = True) -> list[Unit]:
     files = [file for file in files if Path(file).stat().st_size > 0]
     if not files:
         raise DataError(f"path: {source.path!r} is empty; it must hold some text")
+    small = sum(Path(file).stat().st_size for file in files) < BYTES_WORTH_A_BAR
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(lambda file: content_digest(Path(file), root), files))
+        hashing = pool.map(lambda file: content_digest(Path(file), root), files)
+        digests = list(tqdm(hashing, desc="Looking for changes", total=len(files), unit="file", disable=small))
     return with_column(
         [unit for file, digest in zip(files, digests, strict=True) for unit in _cut(file, digest)], source
     )
@@ -149,7 +158,7 @@ def text_column(record: Record, source: Source) -> str:
     Raises:
         DataError: it is not there, or there are several to choose from.
     """
-    found = ", ".join(str(name) for name in record)
+    found = ", ".join(shorten(str(name), 40) for name in record)  # a table without header has texts for names
     if source.text_column is not None:
         if source.text_column in record:
             return source.text_column

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import DataError
-from datamodules.text_formats import UNIT_BYTES
+from datamodules.text_formats import unit_bytes
 from datamodules.units import Format, Place, Record, Unit
 
 ROWS_AT_ONCE = 256  # long documents come in batches of this many: tens of MB at the most
@@ -31,7 +31,8 @@ def _split_parquet(path: str) -> list[tuple[int, int, int]]:
     with _parquet(path) as file:
         sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
     ends = list(accumulate(sizes))
-    units = [list(group) for _, group in groupby(range(len(sizes)), key=lambda i: (ends[i] - 1) // UNIT_BYTES)]
+    step = unit_bytes(sum(sizes))
+    units = [list(group) for _, group in groupby(range(len(sizes)), key=lambda i: (ends[i] - 1) // step)]
     return [(unit[0], unit[-1] + 1, sum(sizes[i] for i in unit)) for unit in units]
 
 

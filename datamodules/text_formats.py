@@ -15,7 +15,8 @@ import zstandard
 from datamodules.errors import DataError
 from datamodules.units import Bad, Format, Place, Record, Unit
 
-UNIT_BYTES = 32 << 20  # a few seconds of tokenizing: little is lost in an interruption, and 10 GB keep 300 cores busy
+# A unit takes a second to ten of tokenizing: enough units for all cores, and little is lost in an interruption.
+MOST_UNIT_BYTES, LEAST_UNIT_BYTES, UNITS_OF_A_FILE = 32 << 20, 1 << 20, 64
 BLOCK_BYTES = 64 << 10  # a text file's documents are about this long, so that it streams and can be split
 BUFFER_BYTES = 1 << 20
 BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
@@ -65,12 +66,18 @@ class _ZstdFrames(io.RawIOBase):
         super().close()
 
 
+def unit_bytes(file_bytes: int) -> int:
+    """The size of a file's units, a whole number of blocks. It depends on the file alone, and not on the machine."""
+    wanted = min(max(file_bytes // UNITS_OF_A_FILE, LEAST_UNIT_BYTES), MOST_UNIT_BYTES)
+    return -(-wanted // BLOCK_BYTES) * BLOCK_BYTES
+
+
 def _byte_ranges(path: str) -> list[tuple[int, int, int]]:
     size = Path(path).stat().st_size
     if path.endswith((".gz", ".zst")):
         return [(0, -1, size)]
-    starts = range(0, size, UNIT_BYTES)
-    return [(start, min(start + UNIT_BYTES, size), min(UNIT_BYTES, size - start)) for start in starts]
+    step = unit_bytes(size)
+    return [(start, min(start + step, size), min(step, size - start)) for start in range(0, size, step)]
 
 
 def _whole(path: str) -> list[tuple[int, int, int]]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datamodules.cache import build_lock, key_of
+from datamodules.cache import atomic_folder, build_lock, key_of, remove_leftovers
 from datamodules.errors import DataError
 from datamodules.texts import OnBadRecord, Texts
 from datamodules.units import Unit
@@ -97,10 +96,10 @@ def trained_tokenizer(units: list[Unit], vocab_size: int, root: Path, on_bad: On
     folder = root / "tokenizers" / key_of(parts, vocab_size, SPECIAL_TOKENS, SAMPLE_CHARACTERS)
     if not folder.exists():
         with build_lock(folder.parent, "a tokenizer"):
+            remove_leftovers(folder.parent)
             if not folder.exists():
-                temporary = folder.with_name(f".{uuid.uuid4().hex}.tmp")
-                train(sample(units, on_bad), vocab_size).save_pretrained(temporary)
-                temporary.replace(folder)
+                with atomic_folder(folder) as temporary:
+                    train(sample(units, on_bad), vocab_size).save_pretrained(temporary)
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 

@@ -29,7 +29,10 @@ def main() -> None:
             outcome = {}
         except DataError as error:
             outcome = {"error": str(error)}
-        print(json.dumps(outcome), flush=True)
+        try:
+            print(json.dumps(outcome), flush=True)
+        except BrokenPipeError:
+            os._exit(1)  # the parent is gone, and so is everybody who would want to read more
 
 
 if __name__ == "__main__":

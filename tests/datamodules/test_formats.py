@@ -108,7 +108,7 @@ def test_a_long_text_is_cut_at_blank_lines_or_lines_and_loses_nothing(ending, tm
     assert len(whole) == -(-len(text.encode()) // text_formats.BLOCK_BYTES)
     assert all(document.endswith(ending) for document in whole[:-1]) or ending == " "
     # Cut into ranges for several processes, the documents are the same.
-    monkeypatch.setattr(text_formats, "UNIT_BYTES", 2 * text_formats.BLOCK_BYTES)
+    monkeypatch.setattr(text_formats, "unit_bytes", lambda _: 2 * text_formats.BLOCK_BYTES)
     assert len(resolve(Source(str(path)), cache)) > 3
     assert read(path, cache) == whole
     (tmp_path / "book.txt.gz").write_bytes(gzip.compress(path.read_bytes()))
@@ -119,7 +119,7 @@ def test_a_long_text_is_cut_at_blank_lines_or_lines_and_loses_nothing(ending, tm
 def test_json_lines_in_ranges_of_any_size_are_each_read_once(unit_bytes, tmp_path, cache, texts, monkeypatch):
     path = tmp_path / "a.jsonl"
     path.write_bytes(json_lines([text[:60] for text in texts[:40]]).replace(b"\n", b"\r\n\n").rstrip())
-    monkeypatch.setattr(text_formats, "UNIT_BYTES", unit_bytes)
+    monkeypatch.setattr(text_formats, "unit_bytes", lambda _: unit_bytes)
     assert read(path, cache) == [text[:60] for text in texts[:40]]
 
 
@@ -127,7 +127,7 @@ def test_parquet_row_groups_are_gathered_into_units_and_each_read_once(tmp_path,
     from datamodules import table_formats
 
     write_parquet(tmp_path / "a.parquet", texts)
-    monkeypatch.setattr(table_formats, "UNIT_BYTES", 40_000)
+    monkeypatch.setattr(table_formats, "unit_bytes", lambda _: 40_000)
     units = resolve(Source(str(tmp_path / "a.parquet")), cache)
     assert 3 < len(units) < 24
     assert [text for unit in units for text in Texts(unit)] == texts
@@ -168,7 +168,9 @@ BAD_LINES = {
 def test_a_bad_line_stops_with_file_and_line_or_is_skipped_and_counted(line, tmp_path, cache, monkeypatch):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "one"}\n{"text": "two"}\n' + line + b'\n{"text": "three"}\n')
-    monkeypatch.setattr(text_formats, "UNIT_BYTES", 24)  # the line's number is right in the middle of a file, too
+    monkeypatch.setattr(
+        text_formats, "unit_bytes", lambda _: 24
+    )  # the line's number is right in the middle of a file, too
     with pytest.raises(DataError) as error:
         read(path, cache)
     assert f"{path}:3: " in str(error.value)
@@ -197,3 +199,9 @@ def test_a_cut_off_file_is_named(name, tmp_path, cache, texts):
     (tmp_path / name).write_bytes(data[: len(data) // 2])
     with pytest.raises(DataError, match=name.replace(".", r"\.")):
         read(tmp_path / name, cache)
+
+
+def test_units_suit_small_files_and_big_ones():
+    sizes = {size: text_formats.unit_bytes(size) for size in (10**3, 10**7, 10**9, 10**11)}
+    assert all(unit % text_formats.BLOCK_BYTES == 0 for unit in sizes.values())
+    assert [round(size / unit) for size, unit in sizes.items()] == [0, 10, 64, 2980]

@@ -4,6 +4,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -104,6 +105,7 @@ MISTAKES = {
     "val_path and val_share": {"val_path": "x.txt", "val_share": 0.1},
     "val_share: it must be at least 0 and below 1": {"val_share": 1.0},
     "give a weight to all of them or to none": {"path": None, "sources": [Source("a", 1), Source("b")]},
+    "name and split: they choose from a hub data set": {"path": None, "sources": [Source(".", name="en")]},
     "a weight must be above 0": {"path": None, "sources": [Source("a", 0)]},
 }
 
@@ -183,3 +185,25 @@ def test_the_cache_can_be_named_by_the_environment(monkeypatch, tmp_path):
     assert cache_root(str(tmp_path / "there")) == tmp_path / "there"
     monkeypatch.delenv("LLM_LIGHTNING_CACHE")
     assert cache_root(None) == Path.home() / ".cache/llm-lightning"
+
+
+def test_skipped_records_are_reported(module, write_jsonl, texts):
+    path = Path(write_jsonl(texts[:50], "bad.jsonl"))
+    path.write_text(path.read_text() + "{\n{\n")
+    with pytest.warns(UserWarning, match=r"2 bad records were skipped; the first: .*bad\.jsonl:51: broken JSON"):
+        ready(module(path=str(path), on_bad_record="skip"))
+
+
+def test_packing_is_logged(module, tmp_path):
+    from lightning.pytorch.loggers import CSVLogger
+
+    from .recorder import Recorder
+
+    logger = CSVLogger(tmp_path)
+    settings = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(accelerator="cpu", max_steps=1, logger=logger, limit_val_batches=0, **settings)
+    data = module()
+    trainer.fit(Recorder(None, None), data)
+    header, values = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()[:2]
+    logged = dict(zip(header.split(","), values.split(","), strict=True))
+    assert float(logged["data/padded_share"]) == pytest.approx(data.statistics["train"]["padded_share"])

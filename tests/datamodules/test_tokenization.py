@@ -26,7 +26,7 @@ from pathlib import Path
 from datamodules import cache, text_formats, tokenization
 from datamodules.sources import Source, resolve
 from datamodules.tokenizer import load_tokenizer
-text_formats.UNIT_BYTES = 8192
+text_formats.unit_bytes = lambda _: 8192
 tokenization.available_cores = lambda: 2
 root = Path(sys.argv[2])
 tokenization.tokenize(resolve(Source(sys.argv[1]), root), load_tokenizer(sys.argv[3]), root)
@@ -40,7 +40,7 @@ def tokenizer():
 
 @pytest.fixture
 def small_units(monkeypatch):
-    monkeypatch.setattr(text_formats, "UNIT_BYTES", 8192)
+    monkeypatch.setattr(text_formats, "unit_bytes", lambda _: 8192)
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_two_processes_at_once_build_each_shard_once(write_jsonl, cache, texts, 
 
 def test_memory_does_not_grow_with_the_corpus(write_jsonl, tmp_path, texts, command):
     """Peak memory of a process that tokenizes one unit of 1 MB, and one of 16 MB whose encodings take some 500 MB."""
-    code = BUILD.replace("UNIT_BYTES = 8192", "UNIT_BYTES = 1 << 30")
+    code = BUILD.replace("8192", "1 << 30")
     code += "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     peaks = []
     for copies in (3, 48):

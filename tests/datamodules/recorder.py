@@ -1,0 +1,79 @@
+"""A small real training run that notes what it was shown; also a script, as DDP starts its ranks by one.
+
+python recorder.py OUT JSON: `fit(**JSON)`, what each rank saw written to OUT.RANK.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+
+from datamodules import TextDataModule
+
+
+class Recorder(pl.LightningModule):
+    """The smallest model that trains."""
+
+    def __init__(self, save_at: int | None, checkpoint: str | None) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(300, 4)
+        self.save_at, self.checkpoint = save_at, checkpoint
+        self.seen: list[list[list[int]]] = []
+        self.validated: list[list[int]] = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(batch["input_ids"].tolist())
+        return self.embedding(batch["input_ids"]).mean()
+
+    def on_train_batch_end(self, *_):
+        if self.global_step == self.save_at:
+            self.trainer.save_checkpoint(self.checkpoint)
+
+    def on_train_epoch_end(self):
+        if self.save_at == -1:
+            self.trainer.save_checkpoint(self.checkpoint)
+
+    def validation_step(self, batch, batch_idx):
+        assert batch["input_ids"].shape[1] == 64
+        self.validated += batch["input_ids"][(batch["labels"] != -100).any(1)].tolist()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def fit(
+    path: str,
+    cache: str,
+    checkpoint: str | None = None,
+    resume: bool = False,
+    save_at: int | None = None,
+    data: dict | None = None,
+    **trainer_settings,
+) -> tuple[Recorder, pl.Trainer, TextDataModule]:
+    """Trains with rows of 64 and batches of 4; saves at a step, or at -1 at the epoch's end."""
+    defaults = {"max_epochs": -1, "check_val_every_n_epoch": None, "val_check_interval": 20, "num_sanity_val_steps": 0}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = pl.Trainer(accelerator="cpu", **{**defaults, **quiet, **trainer_settings})
+    options = {"seq_len": 64, "batch_size": 4, "vocab_size": 300, "cache_dir": cache, "val_share": 0.1, **(data or {})}
+    module, data_module = Recorder(save_at, checkpoint), TextDataModule(path, **options)
+    ckpt_path = checkpoint if resume else None
+    trainer.fit(module, data_module, ckpt_path=ckpt_path, weights_only=True if resume else None)
+    return module, trainer, data_module
+
+
+def main() -> None:
+    recorder, trainer, data = fit(**json.loads(sys.argv[2]))
+    prompts = sum(len(batch["prompt_ids"]) for batch in data.predict_dataloader())
+    outcome = {"seen": recorder.seen, "validated": recorder.validated, "prompts": prompts}
+    Path(f"{sys.argv[1]}.{trainer.global_rank}").write_text(json.dumps(outcome))
+
+
+if __name__ == "__main__":
+    main()
