@@ -1,0 +1,44 @@
+"""Two ranks of real processes (DDP over gloo) against one."""
+
+import csv
+
+import pytest
+import torch
+
+FIT = ("fit", "--config", "tiny.yaml", "--model.backbone.dropout=0", "--trainer.max_steps=8",
+       "--trainer.val_check_interval=8")  # fmt: skip
+
+
+def column(folder, name):
+    with (folder / "metrics.csv").open() as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+def test_two_ranks_give_the_losses_and_the_weights_of_one(run, folder):
+    """The same rows a step, split over ranks with different numbers of trained tokens."""
+    one = (*FIT, "--data.batch_size=4", "--trainer.default_root_dir=one")
+    two = (*FIT, "--data.batch_size=2", "--trainer.default_root_dir=two", "--trainer.devices=2",
+           "--trainer.strategy=ddp")  # fmt: skip
+    for args in (one, two):
+        code, output = run(*args)
+        assert code == 0, output
+    for name in ("train/loss", "train/grad_norm", "train/bits_per_byte", "val/loss", "tokens"):
+        found = column(folder / "two", name)
+        assert found and found == pytest.approx(column(folder / "one", name), rel=1e-5), name
+    weights = [
+        torch.load(folder / name / "checkpoints" / "step=8.ckpt", weights_only=True)["state_dict"]
+        for name in ("one", "two")
+    ]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_saved_on_two_resumed_on_one(run, folder):
+    two = ("--data.batch_size=2", "--trainer.devices=2", "--trainer.strategy=ddp", "--model.schedule.kind=constant")
+    one = ("--data.batch_size=4", "--model.schedule.kind=constant")
+    assert run(*FIT, *one, "--trainer.default_root_dir=straight")[0] == 0
+    code, output = run(*FIT, *two, "--trainer.max_steps=4")
+    assert code == 0, output
+    code, output = run(*FIT, *one)
+    assert code == 0 and "step=4.ckpt" in output, output
+    assert column(folder / "run", "train/loss") == pytest.approx(column(folder / "straight", "train/loss"), rel=1e-5)
