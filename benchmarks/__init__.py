@@ -1,0 +1,1 @@
+"""Benchmarks: every file with a command line of its own is one table."""
