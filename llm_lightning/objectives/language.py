@@ -18,8 +18,11 @@ from torch.utils.checkpoint import checkpoint
 
 IGNORE_INDEX = -100
 
-CHUNK_BYTES = 32 * 2**20
-"""Room for one chunk's logits. Small enough to stay near the caches, large enough for a full-speed matrix product."""
+CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
+"""Room for one chunk's logits: near a CPU's caches, and enough to fill a GPU."""
+
+MIN_CHUNK_TOKENS = 256
+"""Below this the head's gradient, V x H, is read and written too often."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,10 @@ def next_token_targets(labels: Tensor) -> tuple[Tensor, Tensor]:
     return positions, shifted[positions]
 
 
-def chunk_length(num_tokens: int, vocab_size: int, element_size: int) -> int:
-    """Tokens a chunk: equal chunks, so that no small remainder runs at low speed."""
-    most = max(1, CHUNK_BYTES // (vocab_size * element_size))
+def chunk_length(num_tokens: int, vocab_size: int, device: torch.device) -> int:
+    """Tokens a chunk of float32 logits: equal chunks, so that no small remainder runs at low speed."""
+    room = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
+    most = max(MIN_CHUNK_TOKENS, room // (4 * vocab_size))
     num_chunks = max(1, -(-num_tokens // most))
     return max(1, -(-num_tokens // num_chunks))
 
@@ -77,18 +81,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         nll = hidden.new_zeros((), dtype=torch.float32)
         penalty = hidden.new_zeros((), dtype=torch.float32)
-        step = chunk_length(len(hidden), len(weight), 4)
+        step = chunk_length(len(hidden), len(weight), hidden.device)
         for start in range(0, len(hidden), step):
             h, y = hidden[start : start + step], targets[start : start + step]
-            raw = (h @ weight.t()).float()
-            logits = scaling(raw)
-            lse = logits.logsumexp(dim=-1)
-            nll += (lse - logits.gather(1, y[:, None]).squeeze(1)).sum()
+            chunk_nll, lse, grad = _chunk(h, weight, y, z_loss, scaling)
+            nll += chunk_nll
             if z_loss:
                 penalty += z_loss * lse.square().sum()
-            if not (needs_hidden or needs_weight):
-                continue
-            grad = _logit_gradients(logits, lse, y, z_loss, scaling).to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[start : start + step])
             if grad_weight is not None:
@@ -110,16 +109,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def _logit_gradients(logits: Tensor, lse: Tensor, targets: Tensor, z_loss: float, scaling: HeadScaling) -> Tensor:
-    """d(loss) / d(head output) for one chunk, (N, V), written over the logits where nothing else needs them."""
+def _chunk(
+    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, scaling: HeadScaling
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One chunk: summed nll, log-sum-exps (N,), and d(loss) / d(head output) (N, V), written over its logits."""
+    logits = scaling(hidden @ weight.t()).float()
     capped = None if scaling.softcap is None else logits / scaling.softcap
-    grad = logits.sub_(lse[:, None]).exp_()
-    if z_loss:
-        grad *= (1 + 2 * z_loss * lse)[:, None]
+    target_logits = logits.gather(1, targets[:, None]).squeeze(1)
+    highest = logits.amax(dim=-1, keepdim=True)
+    exps = logits.sub_(highest).exp_()
+    sums = exps.sum(dim=-1)
+    lse = highest.squeeze(1) + sums.log()
+    grad = exps.mul_(((1 + 2 * z_loss * lse) / sums)[:, None])
     grad[torch.arange(len(targets), device=targets.device), targets] -= 1
     if capped is not None:
         grad *= 1 - capped.square()
-    return grad if scaling.scale == 1.0 else grad.mul_(scaling.scale)
+    if scaling.scale != 1.0:
+        grad *= scaling.scale
+    return (lse - target_logits).sum(), lse, grad.to(hidden.dtype)
 
 
 def linear_cross_entropy(
@@ -173,7 +180,7 @@ def head_cross_entropy(
 
     loss = hidden_states.sum() * 0.0
     nll = torch.zeros((), device=hidden_states.device)
-    step = chunk_length(len(hidden_states), vocab_size, 4)
+    step = chunk_length(len(hidden_states), vocab_size, hidden_states.device)
     for start in range(0, len(hidden_states), step):
         h, y = hidden_states[start : start + step], targets[start : start + step]
         chunk, chunk_nll = checkpoint(chunk_loss, h, y, use_reentrant=False)

@@ -12,7 +12,8 @@ N, H, V = 50, 16, 97
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(language, "CHUNK_BYTES", 7 * V * 4)
+    monkeypatch.setattr(language, "CHUNK_BYTES", dict.fromkeys(("cpu", "cuda"), 7 * V * 4))
+    monkeypatch.setattr(language, "MIN_CHUNK_TOKENS", 1)
 
 
 def inputs(dtype=torch.float64):
