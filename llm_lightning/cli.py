@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -53,6 +54,7 @@ class TrainingCLI(LightningCLI):
     """Turns YAML files and flags into a trainer, a module and a DataModule, and runs one command with them."""
 
     def __init__(self, args: list[str]) -> None:
+        self.next_command = shlex.join(["llm-lightning", "predict", *args[1:]])
         strict = {"exit_on_error": False, "allow_abbrev": False}
         commands = {name: strict | _help(name) for name in self.subcommands()}
         super().__init__(
@@ -120,7 +122,7 @@ class TrainingCLI(LightningCLI):
         config.logger = [*_as_list(config.logger), MetricsFile(root)]
         config.plugins = [*_as_list(config.plugins), AtomicCheckpointIO()]
         given = _as_list(config.callbacks)
-        defaults = [] if config.fast_dev_run else default_callbacks()
+        defaults = [] if config.fast_dev_run else default_callbacks(self.next_command)
         config.callbacks = [*given, *(d for d in defaults if not any(isinstance(g, type(d)) for g in given))]
         # What every fit prints of its network says more than Lightning's table.
         config.enable_model_summary = bool(config.enable_model_summary)
@@ -219,7 +221,7 @@ def _help(command: str) -> dict[str, str]:
     }
 
 
-def default_callbacks() -> list[Callback]:
+def default_callbacks(next_command: str) -> list[Callback]:
     """What every fit has; one of the same class in `trainer.callbacks` takes its place."""
     return [
         callbacks.RandomState(),
@@ -230,7 +232,7 @@ def default_callbacks() -> list[Callback]:
         callbacks.WandbRunId(),
         callbacks.ModelFolder(),
         callbacks.Curves(),
-        callbacks.RunSummary(),
+        callbacks.RunSummary(next_command),
         callbacks.RunCheckpoint(),
         callbacks.GracefulStop(),
     ]
