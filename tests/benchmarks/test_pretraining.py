@@ -16,16 +16,16 @@ def run(speed, memory=100.0):
 
 def test_contenders_do_the_same_work(tmp_path):
     config = QUICK.config | TINY | {"intermediate_size": 64, "vocab_size": 512}
-    shape = replace(QUICK, config=config, seq_len=32, warmup=1, steps=4)
+    shape = replace(QUICK, config=config, seq_len=32, warmup=1, steps=30)
     folder, rows = prepare(tmp_path, shape)
     job = Job(
-        folder=str(folder), rows=str(rows), scratch="", result="", batch_size=2, seq_len=32, warmup=1, steps=4,
+        folder=str(folder), rows=str(rows), scratch="", result="", batch_size=2, seq_len=32, warmup=1, steps=30,
         precision="32-true", device="cpu", compile=False,
     )  # fmt: skip
     contenders = {c.name: c for c in CONTENDERS}
     losses = [measure(contenders[name], job, 1)["loss"] for name in ("llm-lightning", "transformers", "bare")]
     assert losses == pytest.approx([losses[-1]] * 3, abs=1e-4)
-    assert losses[-1] < 6.2  # ln 512 = 6.24: weights did move
+    assert losses[-1] < 6.0  # ln 512 = 6.24: weights did move
 
 
 def test_a_contender_that_fails_says_why(tmp_path):
