@@ -4,6 +4,7 @@
 
 The corpus is the documentation of the running Python, its paragraphs drawn anew until it is as big as is wanted, as
 JSON lines. Each measurement is a process of its own on an empty cache; contenders take turns, medians are reported.
+On a busy machine trust the figures per core-s (seconds of CPU time, of all processes together).
 
 - `llm-lightning`: from the file to token shards on disk, as TextDataModule does it.
 - `datasets.map`: `load_dataset("json")`, then `map(tokenizer, batched=True, num_proc=cores)`, without attention masks.
@@ -11,6 +12,7 @@ JSON lines. Each measurement is a process of its own on an empty cache; contende
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -21,9 +23,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
+
+import psutil
 
 SEQ_LEN, BATCH_SIZE, VOCAB_SIZE = 1024, 8, 8192
 CORES = len(os.sched_getaffinity(0))
@@ -119,8 +124,10 @@ def child(name: str, *arguments: str) -> None:
 
     import datamodules.pretraining  # noqa: F401
 
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), cpu_seconds()
     outcome: dict = {}
+    peaks = {"peak_rss_mb": 0.0, "peak_rss_of_workers_mb": 0.0}
+    threading.Thread(target=watch_memory, args=(peaks,), daemon=True).start()
     if name in ("llm-lightning", "datasets.map", "datasets.map-fast"):
         run = {"llm-lightning": tokenize_ours}.get(name, tokenize_by_map)
         run(*arguments[:3], **({"fast": True} if name.endswith("fast") else {}))
@@ -129,8 +136,27 @@ def child(name: str, *arguments: str) -> None:
     elif name == "pack":
         outcome["packing"] = pack(*arguments[:3])
     outcome["total_seconds"] = time.perf_counter() - start
-    peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    print(json.dumps({**outcome, "peak_rss_mb": peaks[0], "peak_rss_of_a_worker_mb": peaks[1]}))
+    outcome["cpu_seconds"] = cpu_seconds() - cpu_start
+    print(json.dumps({**outcome, **peaks}))
+
+
+def cpu_seconds() -> float:
+    """Of this process and of its children that have ended: what a busy machine does not change."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def watch_memory(peaks: dict[str, float]) -> None:
+    """Notes the peaks of this process, and of all its children together, ten times a second."""
+    process = psutil.Process()
+    while True:
+        workers = 0
+        for worker in process.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                workers += worker.memory_info().rss
+        for name, size in (("peak_rss_mb", process.memory_info().rss), ("peak_rss_of_workers_mb", workers)):
+            peaks[name] = max(peaks[name], size / 1e6)
+        time.sleep(0.1)
 
 
 def measure(*arguments: object) -> dict:
@@ -163,7 +189,7 @@ def main() -> None:
 def run_all(arguments: argparse.Namespace, folder: Path) -> list[dict]:
     from datamodules.tokenizer import sample, train
 
-    megabytes, repeats = (8, 1) if arguments.quick else (100, 3)
+    megabytes, repeats = (8, 1) if arguments.quick else (48, 3)
     sizes = (5, 20) if arguments.quick else (100 * arguments.gigabytes, 1000 * arguments.gigabytes)
     results: list[dict] = []
     corpus, tokenizer = folder / "corpus.jsonl", folder / "tokenizer"
@@ -181,15 +207,19 @@ def run_all(arguments: argparse.Namespace, folder: Path) -> list[dict]:
             )  # fmt: skip
 
     contenders = [c for c in ("llm-lightning", "datasets.map", "datasets.map-fast") if c in (arguments.only or [c])]
-    speeds: dict[str, list[float]] = {contender: [] for contender in contenders}
+    runs: dict[str, list[dict]] = {contender: [] for contender in contenders}
     for _ in range(repeats):
         for contender in contenders:
             with tempfile.TemporaryDirectory(dir=folder) as cache:
-                facts = measure(contender, corpus, tokenizer, cache)
-                speeds[contender].append(text_mb / facts["total_seconds"])
-    for contender, values in speeds.items():
-        spread = [round(min(values), 2), round(max(values), 2)]
-        add(contender, "tokenization", statistics.median(values), "MB/s", text_mb=round(text_mb, 1), spread=spread)
+                runs[contender].append(measure(contender, corpus, tokenizer, cache))
+    for metric, unit, seconds in (
+        ("tokenization", "MB/s", "total_seconds"),
+        ("tokenization_per_core", "MB/core-s", "cpu_seconds"),
+    ):
+        for contender, all_facts in runs.items():
+            values = [text_mb / facts[seconds] for facts in all_facts]
+            spread = [round(min(values), 2), round(max(values), 2)]
+            add(contender, metric, statistics.median(values), unit, text_mb=round(text_mb, 1), spread=spread)
 
     with tempfile.TemporaryDirectory(dir=folder) as cache:
         for contender, metrics in measure("pack", corpus, tokenizer, cache)["packing"].items():
@@ -204,7 +234,7 @@ def run_all(arguments: argparse.Namespace, folder: Path) -> list[dict]:
         with tempfile.TemporaryDirectory(dir=folder) as cache:
             write_corpus(corpus, size)
             facts = measure("load", corpus, tokenizer, cache, int(size * 40))
-            for metric in ("peak_rss_mb", "peak_rss_of_a_worker_mb"):
+            for metric in ("peak_rss_mb", "peak_rss_of_workers_mb"):
                 add("llm-lightning", metric, facts[metric], "MB", corpus_mb=size, seconds=round(facts["total_seconds"]))
     return results
 

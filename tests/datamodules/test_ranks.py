@@ -12,7 +12,7 @@ from . import recorder
 def two_ranks(name: str, settings: dict) -> list[dict]:
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
     command = [sys.executable, recorder.__file__, name, json.dumps({**settings, "devices": 2, "strategy": "ddp"})]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return [json.loads(Path(f"{name}.{rank}").read_text()) for rank in range(2)]
 

@@ -108,8 +108,8 @@ def test_a_killed_build_leaves_no_process_and_goes_on_where_it_was(
 ):
     path = write_jsonl(texts * 20)
     build = subprocess.Popen(command(path, cache), stderr=subprocess.DEVNULL)
-    deadline = time.time() + 60
-    while len(list(cache.glob("tokens/*/*.json"))) < 8 and time.time() < deadline:
+    deadline = time.time() + 240  # three shards and the tokenizer
+    while len(list(cache.glob("tokens/*/*.json"))) < 4 and time.time() < deadline:
         time.sleep(0.005)
     workers = psutil.Process(build.pid).children()
     os.kill(build.pid, signal.SIGKILL)
@@ -121,7 +121,7 @@ def test_a_killed_build_leaves_no_process_and_goes_on_where_it_was(
         file: file.stat().st_mtime_ns for file in cache.glob("tokens/*/*.tokens") if file.with_suffix(".json").exists()
     }
     units = resolve(Source(path), cache)
-    assert 8 <= len(done) < len(units)
+    assert 3 <= len(done) < len(units)
     shards = tokenize(units, tokenizer, cache)
     assert contents(shards, tokenizer) == texts * 20
     assert {file: file.stat().st_mtime_ns for file in done} == done
@@ -139,7 +139,7 @@ def test_a_second_process_waits_says_so_and_builds_nothing_twice(
         line = waiting.stderr.readline()
         assert re.search(r"Another process is building .*waiting for it", line)
         assert not list(folder.glob("*.json"))
-    assert waiting.wait(timeout=60) == 0
+    assert waiting.wait(timeout=240) == 0
     written = {file: file.stat().st_mtime_ns for file in folder.glob("*.tokens")}
     tokenize(units, tokenizer, cache)
     assert {file: file.stat().st_mtime_ns for file in folder.glob("*.tokens")} == written
