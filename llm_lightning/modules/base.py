@@ -108,6 +108,11 @@ class LanguageModule(LightningModule):
             value = value.detach().float()
             self._totals[name] = self._totals[name] + value if name in self._totals else value
 
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Step, and free the gradients: Lightning does that after the next forward pass, on top of its activations."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad(set_to_none=True)
+
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,

@@ -149,6 +149,21 @@ def test_too_many_in_a_row_stop_the_run():
     assert poisoned.skipped_steps == 4
 
 
+def test_no_gradient_is_alive_during_a_forward_pass():
+    """Memory is highest at the end of the forward pass; the last step's gradients must not add to it."""
+
+    class Watching(Recorder):
+        alive = 0
+
+        def training_step(self, batch, batch_idx):
+            self.alive += sum(p.grad is not None for p in self.model.parameters())
+            return super().training_step(batch, batch_idx)
+
+    watching = Watching(Backbone(config=tiny_config()), adamw, Schedule("constant", warmup=0))
+    fit(watching, [ragged_row(i) for i in range(3)])
+    assert len(watching.losses) == 3 and watching.alive == 0
+
+
 def test_it_learns():
     """The same 8 rows again and again are learned by heart; a frozen copy of the run does not move."""
     rows = [pack(random_documents([32], i), 32) for i in range(8)]
