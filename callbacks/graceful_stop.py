@@ -4,15 +4,15 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
+
+from callbacks.run_checkpoint import RunCheckpoint
 
 
 class GracefulStop(Checkpoint):
@@ -25,12 +25,11 @@ class GracefulStop(Checkpoint):
     Loader workers ignore the signals as long as they are forked; a worker that is to survive a SIGTERM sent to
     the whole process group has to ignore it by its own `worker_init_fn`, because torch installs its handler there.
 
-    As a `Checkpoint` it runs after all other callbacks. List it behind `ModelCheckpoint`, so that a checkpoint which
-    that one just wrote is not written twice.
+    The checkpoint is one of the run's `RunCheckpoint`, which keeps as many as it is told; where the run has none, one
+    with its defaults. As a `Checkpoint` this callback runs after all others.
 
     Args:
         signals: Names of the signals to listen to.
-        dirpath: Folder of the checkpoint `step=N.ckpt`; `checkpoints/` in the run folder if not given.
 
     Attributes:
         stopped: Whether this fit was ended by a signal.
@@ -40,28 +39,25 @@ class GracefulStop(Checkpoint):
         ValueError: A signal's name is unknown on this platform.
     """
 
-    def __init__(self, signals: Sequence[str] = ("SIGINT", "SIGTERM"), dirpath: str | Path | None = None) -> None:
+    def __init__(self, signals: Sequence[str] = ("SIGINT", "SIGTERM")) -> None:
         unknown = [name for name in signals if name not in signal.Signals.__members__]
         if unknown:
             raise ValueError(
                 f"GracefulStop.signals: {unknown[0]!r} is no signal; use names such as SIGTERM or SIGUSR1."
             )
         self.signals = [signal.Signals[name] for name in signals]
-        self.dirpath = dirpath
         self.stopped = False
         self._training = False
         self.received: signal.Signals | None = None
         self._former_handlers: dict[signal.Signals, Any] = {}
-        self._former_checkpoint = ""
         self._former_limits: tuple[Any, Any] = (None, None)
         self._pid = 0
-        self._started = 0.0
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # The workers that fit forks before `on_train_start` inherit the handler, which does nothing in them.
         if stage == "fit" and threading.current_thread() is threading.main_thread():
-            self.stopped, self.received, self._pid, self._started = False, None, os.getpid(), time.time()
+            self.stopped, self.received, self._pid = False, None, os.getpid()
             self._former_handlers = {number: signal.signal(number, self._on_signal) for number in self.signals}
 
     @override
@@ -77,7 +73,7 @@ class GracefulStop(Checkpoint):
             return
         if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             return
-        path = self._save(trainer)
+        path = _run_checkpoint(trainer).save(trainer)
         self._end_fit(trainer)
         self.stopped = True
         pl_module.print(f"Stopped at step {trainer.global_step}, saved {path}. Run the same command again to continue.")
@@ -98,14 +94,6 @@ class GracefulStop(Checkpoint):
         if self.stopped:
             trainer.limit_val_batches, trainer.fit_loop.epoch_loop.min_steps = self._former_limits
 
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"checkpoint": self._former_checkpoint}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._former_checkpoint = state_dict["checkpoint"]
-
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             return
@@ -116,23 +104,14 @@ class GracefulStop(Checkpoint):
             # Unlike `print`, this cannot meet itself inside a write that the signal interrupted.
             os.write(2, b"\nStopping after this step; press Ctrl-C again to stop at once.\n")
 
-    def _save(self, trainer: Trainer) -> Path:
-        """Writes the checkpoint of this step on all ranks, and removes that of the former stop."""
-        folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
-        path = folder / f"step={trainer.global_step}.ckpt"
-        already_saved = path.exists() and path.stat().st_mtime >= self._started
-        if trainer.strategy.broadcast(already_saved):
-            return path
-        former, self._former_checkpoint = self._former_checkpoint, str(path)
-        trainer.save_checkpoint(path, weights_only=False)
-        if former and Path(former) != path and Path(former).exists():
-            trainer.strategy.remove_checkpoint(former)
-        trainer.strategy.barrier("GracefulStop")
-        return path
-
     def _end_fit(self, trainer: Trainer) -> None:
         self._former_limits = trainer.limit_val_batches, trainer.fit_loop.epoch_loop.min_steps
         trainer.should_stop = True
         trainer.fit_loop.min_epochs = 0
         trainer.fit_loop.epoch_loop.min_steps = None
         trainer.limit_val_batches = 0  # Lightning validates once more when it is told to stop
+
+
+def _run_checkpoint(trainer: Trainer) -> RunCheckpoint:
+    given = (callback for callback in trainer.callbacks if isinstance(callback, RunCheckpoint))  # type: ignore[attr-defined]
+    return next(given, RunCheckpoint())

@@ -35,6 +35,11 @@ class RunCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.keep = keep
         self.dirpath = dirpath
+        self._newest: Path | None = None
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._newest = None
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -45,10 +50,13 @@ class RunCheckpoint(Checkpoint):
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> Path:
-        """Write this step's checkpoint on all ranks, then remove those that are too many."""
+        """Write this step's checkpoint on all ranks, once, then remove those that are too many."""
         folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
         path = folder / f"step={trainer.global_step}.ckpt"
+        if path == self._newest:
+            return path
         trainer.save_checkpoint(path, weights_only=False)
+        self._newest = path
         if trainer.is_global_zero:
             for old in sorted(folder.glob("step=*.ckpt"), key=_step)[: -self.keep]:
                 trainer.strategy.remove_checkpoint(old)

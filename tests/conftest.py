@@ -1,3 +1,3 @@
-"""Fixtures that start the real command line, for all tests that want them."""
+"""Fixtures for all tests that want them."""
 
-pytest_plugins = ["tests.command_line"]
+pytest_plugins = ["tests.command_line", "tests.small_disk"]

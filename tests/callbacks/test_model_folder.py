@@ -2,7 +2,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -132,18 +131,9 @@ def test_swapping_replaces_the_folder_and_leaves_nothing_beside_it(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", place], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield place
-    subprocess.run(["umount", place], check=True)
+def test_a_full_disk_is_a_warning_and_the_former_best_stays(mount_small_disk, tmp_path):
+    small_disk = mount_small_disk(tmp_path / "disk", "400k")
 
-
-def test_a_full_disk_is_a_warning_and_the_former_best_stays(small_disk, tmp_path):
     class Filling(Growing):
         def on_validation_end(self):
             if self.trainer.global_step == 2:

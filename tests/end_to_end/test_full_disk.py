@@ -2,24 +2,12 @@
 
 import subprocess
 
-import pytest
-
 FIT = ("fit", "--config", "tiny.yaml")
 
 
-@pytest.fixture
-def small_disk(folder):
-    place = folder / "run" / "checkpoints"
-    place.mkdir(parents=True)
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", place], check=False)
-    if mount.returncode:
-        pytest.skip("mounting a file system needs root")
-    yield place
-    subprocess.run(["umount", place], check=True)
-
-
-def test_the_last_checkpoint_survives_and_the_run_goes_on(run, small_disk):
+def test_the_last_checkpoint_survives_and_the_run_goes_on(run, folder, mount_small_disk):
     """There is room for one checkpoint and a part of the next."""
+    small_disk = mount_small_disk(folder / "run" / "checkpoints", "900k")
     code, output = run(*FIT)
     assert code == 2 and "disk is full" in output and "Traceback" not in output, output
     assert [path.name for path in small_disk.iterdir()] == ["step=3.ckpt"]
