@@ -50,11 +50,12 @@ def write_corpus(path: Path, megabytes: float) -> None:
 
 
 def tokenize_ours(corpus: str, tokenizer_folder: str, cache: str) -> None:
-    from datamodules.sources import Source, resolve
+    from datamodules.text_encoder import TextEncoder
+    from datamodules.text_source import TextSource, text_units
     from datamodules.tokenization import tokenize
     from datamodules.tokenizer import load_tokenizer
 
-    tokenize(resolve(Source(corpus), Path(cache)), load_tokenizer(tokenizer_folder), Path(cache))
+    tokenize(text_units(TextSource(corpus), Path(cache)), TextEncoder.of(load_tokenizer(tokenizer_folder)), Path(cache))
 
 
 def tokenize_by_map(corpus: str, tokenizer_folder: str, cache: str, fast: bool = False) -> None:
@@ -96,12 +97,13 @@ def load_ours(corpus: str, tokenizer_folder: str, cache: str, num_batches: int) 
 def pack(corpus: str, tokenizer_folder: str, cache: str) -> dict[str, dict[str, float]]:
     """Share of padded positions; share of the documents that fit into a row and were cut all the same."""
     from datamodules.rows import Selection, pack_rows
-    from datamodules.sources import Source, resolve
+    from datamodules.text_encoder import TextEncoder
+    from datamodules.text_source import TextSource, text_units
     from datamodules.tokenization import tokenize
     from datamodules.tokenizer import load_tokenizer
 
     root = Path(cache)
-    shards = tokenize(resolve(Source(corpus), root), load_tokenizer(tokenizer_folder), root)
+    shards = tokenize(text_units(TextSource(corpus), root), TextEncoder.of(load_tokenizer(tokenizer_folder)), root)
     index = pack_rows(shards, Selection(), SEQ_LEN, root)
     spans = index.documents()[:]
     fits = spans["length"] <= SEQ_LEN
@@ -194,9 +196,9 @@ def run_all(arguments: argparse.Namespace, folder: Path) -> list[dict]:
     results: list[dict] = []
     corpus, tokenizer = folder / "corpus.jsonl", folder / "tokenizer"
     write_corpus(corpus, megabytes)
-    from datamodules.sources import Source, resolve
+    from datamodules.text_source import TextSource, text_units
 
-    train(sample(resolve(Source(str(corpus)), folder), "stop"), VOCAB_SIZE).save_pretrained(tokenizer)
+    train(sample(text_units(TextSource(str(corpus)), folder), "stop"), VOCAB_SIZE).save_pretrained(tokenizer)
     text_mb = sum(len(json.loads(line)["text"].encode()) for line in corpus.open()) / 1e6
 
     def add(contender: str, metric: str, value: float, unit: str, **settings: object) -> None:

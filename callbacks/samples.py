@@ -28,7 +28,8 @@ class Samples(Callback):
     every rank takes part. A failed generation (out of memory, a full disk) is a warning and training goes on.
 
     Args:
-        prompts: Texts to continue; an empty one begins a document. Some English openings if not given.
+        prompts: Texts to continue; an empty one begins a document. If not given: the first validation prompts of a
+            DataModule that has some (`example_prompts`), else some English openings.
         max_new_tokens: Tokens to write behind a prompt. 64 show whether sentences hold together, and cost a small
             model on a CPU about half a second.
         generation: Settings for `model.generate`, over those of plain sampling at temperature 0.8 and top_p 0.95.
@@ -44,7 +45,7 @@ class Samples(Callback):
         max_new_tokens: int = 64,
         generation: dict[str, Any] | None = None,
     ) -> None:
-        self.prompts = list(DEFAULT_PROMPTS if prompts is None else prompts)
+        self.prompts = None if prompts is None else list(prompts)
         self.max_new_tokens = max_new_tokens
         self.generation = DEFAULT_GENERATION | (generation or {})
 
@@ -74,32 +75,43 @@ class Samples(Callback):
             return
         try:
             with trainer.precision_plugin.forward_context():
-                texts = generate_texts(network, pl_module.tokenizer, self.prompts, self.max_new_tokens, self.generation)
+                prompts = self._prompts(trainer)
+                texts = generate_texts(network, pl_module.tokenizer, prompts, self.max_new_tokens, self.generation)
             if trainer.is_global_zero:
-                self._write(trainer, texts)
+                self._write(trainer, [_in_words(prompt, pl_module.tokenizer) for prompt in prompts], texts)
         except (RuntimeError, OSError) as error:
             warnings.warn(f"No samples at step {trainer.global_step}: {error}", stacklevel=2)
 
-    def _write(self, trainer: Trainer, texts: list[str]) -> None:
+    def _prompts(self, trainer: Trainer) -> list[str] | list[list[int]]:
+        if self.prompts is not None:
+            return self.prompts
+        examples = getattr(getattr(trainer, "datamodule", None), "example_prompts", None)
+        return examples(len(DEFAULT_PROMPTS)) if callable(examples) else list(DEFAULT_PROMPTS)
+
+    def _write(self, trainer: Trainer, prompts: list[str], texts: list[str]) -> None:
         folder = Path(trainer.default_root_dir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
-        blocks = [f"--- prompt: {prompt!r}\n{prompt}{text}\n" for prompt, text in zip(self.prompts, texts, strict=True)]
+        blocks = [f"--- prompt: {prompt!r}\n{prompt}{text}\n" for prompt, text in zip(prompts, texts, strict=True)]
         (folder / f"step-{trainer.global_step:06d}.txt").write_text("\n".join(blocks), encoding="utf-8")
-        rows = [[str(trainer.global_step), prompt, text] for prompt, text in zip(self.prompts, texts, strict=True)]
+        rows = [[str(trainer.global_step), prompt, text] for prompt, text in zip(prompts, texts, strict=True)]
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_text("samples", columns=["step", "prompt", "text"], data=rows)
 
 
 def generate_texts(
-    network: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int, generation: dict[str, Any]
+    network: Any,
+    tokenizer: Any,
+    prompts: Sequence[str | list[int]],
+    max_new_tokens: int,
+    generation: dict[str, Any],
 ) -> list[str]:
     """Continues each prompt, all in one left-padded batch.
 
     Args:
         network: A `transformers.PreTrainedModel` or `peft.PeftModel`; put in eval mode meanwhile.
         tokenizer: Its tokenizer.
-        prompts: Texts; an empty one becomes the token that begins (or, without one, that ends) a document.
+        prompts: Texts or token ids; an empty one becomes the token that begins (or, without one, ends) a document.
         max_new_tokens: Tokens to write behind each.
         generation: Settings for `generate`.
 
@@ -110,7 +122,7 @@ def generate_texts(
         CallbackError: A prompt is empty and the tokenizer has neither a BOS nor an EOS token to begin with.
     """
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    rows = [tokenizer(prompt)["input_ids"] or [begin] for prompt in prompts]
+    rows = [(tokenizer(each)["input_ids"] if isinstance(each, str) else each) or [begin] for each in prompts]
     if [None] in rows:
         raise CallbackError("Samples.prompts: the tokenizer has no token that begins a text; give prompts with words.")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (begin or 0)
@@ -137,6 +149,10 @@ def generate_texts(
     finally:
         network.train(was_training)
     return tokenizer.batch_decode(output_ids[:, width:], skip_special_tokens=True)
+
+
+def _in_words(prompt: str | list[int], tokenizer: Any) -> str:
+    return prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
 
 
 def is_sharded(network: torch.nn.Module) -> bool:

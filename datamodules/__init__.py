@@ -5,14 +5,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from datamodules.errors import DataError as DataError
+    from datamodules.instruction import InstructionDataModule as InstructionDataModule
     from datamodules.pretraining import TextDataModule as TextDataModule
-    from datamodules.sources import Source as Source
+    from datamodules.record_source import RecordSource as RecordSource
+    from datamodules.text_source import TextSource as TextSource
 
 # Imported when asked for: the processes that tokenize import this package too, and have no use for Lightning.
 _PLACES = {
     "DataError": "datamodules.errors",
-    "Source": "datamodules.sources",
+    "InstructionDataModule": "datamodules.instruction",
+    "RecordSource": "datamodules.record_source",
     "TextDataModule": "datamodules.pretraining",
+    "TextSource": "datamodules.text_source",
 }
 __all__ = list(_PLACES)
 

@@ -4,14 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
 IGNORE = -100  # torch's own `ignore_index`: no loss is computed there
 
-Row: TypeAlias = list[np.ndarray]  # the pieces of documents that stand in one row, each a 1-D array of token ids
+
+class Piece(NamedTuple):
+    """A document, or a part of one.
+
+    Args:
+        ids: (n,) token ids.
+        trained: (n,) bool, which of them are learned; None for all.
+    """
+
+    ids: np.ndarray
+    trained: np.ndarray | None = None
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(n,) the ids that are learned, else -100."""
+        return self.ids if self.trained is None else np.where(self.trained, self.ids.astype(np.int64), IGNORE)
+
+
+Row: TypeAlias = list[Piece]  # what stands in one row
 
 
 @dataclass(frozen=True)
@@ -41,11 +59,15 @@ class PackedCollator:
         count = np.arange(self.seq_len)
         for row, pieces in enumerate(rows):
             end = 0
-            for piece in pieces if self.document_mask or not pieces else [np.concatenate(pieces)]:
-                begin, end = end, end + len(piece)
-                input_ids[row, begin:end] = piece
-                labels[row, begin + 1 : end] = piece[1:]
-                position_ids[row, begin:end] = count[: end - begin]
+            for piece in pieces:
+                begin, end = end, end + len(piece.ids)
+                input_ids[row, begin:end] = piece.ids
+                if self.document_mask or not begin:
+                    labels[row, begin + 1 : end] = piece.labels[1:]
+                    position_ids[row, begin:end] = count[: end - begin]
+                else:
+                    labels[row, begin:end] = piece.labels
+                    position_ids[row, begin:end] = count[begin:end]
             position_ids[row, end:] = count[: self.seq_len - end]
         arrays = {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -1,15 +1,15 @@
-"""Packed rows and prompts by index, read from the token shards."""
+"""Packed rows, documents and prompts by index, read from the token shards."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from datamodules.collate import Row
+from datamodules.collate import Piece, Row
 from datamodules.rows import RowIndex
 from datamodules.shards import Shard
 
@@ -21,11 +21,12 @@ class TokenSpans:
         self.shards = list(shards)
         self.bases = [0, *accumulate(shard.facts["num_tokens"] for shard in shards)]
 
-    def read(self, start: int, length: int) -> np.ndarray:
-        """(length,) token ids; a span lies in one shard, as documents do."""
-        shard = bisect_right(self.bases, start) - 1
-        begin = start - self.bases[shard]
-        return self.shards[shard].tokens[begin : begin + length]
+    def read(self, start: int, length: int) -> Piece:
+        """A span; it lies in one shard, as documents do."""
+        number = bisect_right(self.bases, start) - 1
+        shard, begin = self.shards[number], start - self.bases[number]
+        trained = None if shard.trained is None else shard.trained[begin : begin + length]
+        return Piece(shard.tokens[begin : begin + length], trained)
 
 
 class PackedRows(Dataset[Row]):
@@ -55,31 +56,44 @@ class PackedRows(Dataset[Row]):
         return [self.tokens[source].read(start, length) for start, length in spans]
 
 
+class Documents(Dataset[Piece]):
+    """Whole documents of several sources, one after the other, however long they are."""
+
+    def __init__(self, sources: Sequence[tuple[RowIndex, Sequence[Shard]]]) -> None:
+        self.tokens = [TokenSpans(shards) for _, shards in sources]
+        self.spans = [index.documents() for index, _ in sources]
+        self.bases = [0, *accumulate(len(spans) for spans in self.spans)]
+
+    def __len__(self) -> int:
+        return self.bases[-1]
+
+    def __getitem__(self, document: int) -> Piece:
+        source = bisect_right(self.bases, document) - 1
+        begin = document - self.bases[source]
+        start, length = self.spans[source][begin : begin + 1].tolist()[0]
+        return self.tokens[source].read(start, length)
+
+
 class Prompts(Dataset[np.ndarray]):
-    """The beginnings of documents.
+    """What `predict` goes on from, one prompt a document.
 
     Blank rows (-1) are left out of a batch. A batch of nothing else holds the first document: sharded models need
     every rank to generate as often as the others.
 
     Args:
-        prompt_len: tokens of a prompt; shorter documents are taken whole, without the `num_suffix` ids that end them.
+        documents: the documents.
+        prompt_of: the ids of a document that are its prompt.
     """
 
-    def __init__(self, sources: Sequence[tuple[RowIndex, Sequence[Shard]]], prompt_len: int, num_suffix: int) -> None:
-        self.tokens = [TokenSpans(shards) for _, shards in sources]
-        self.documents = [index.documents() for index, _ in sources]
-        self.bases = [0, *accumulate(len(documents) for documents in self.documents)]
-        self.prompt_len = prompt_len
-        self.num_suffix = num_suffix
+    def __init__(self, documents: Documents, prompt_of: Callable[[Piece], np.ndarray]) -> None:
+        self.documents = documents
+        self.prompt_of = prompt_of
 
     def __len__(self) -> int:
-        return self.bases[-1]
+        return len(self.documents)
 
     def __getitem__(self, document: int) -> np.ndarray:
-        source = bisect_right(self.bases, document) - 1
-        begin = document - self.bases[source]
-        start, length = self.documents[source][begin : begin + 1].tolist()[0]
-        return self.tokens[source].read(start, min(self.prompt_len, max(1, length - self.num_suffix)))
+        return self.prompt_of(self.documents[document])
 
     def __getitems__(self, documents: list[int]) -> list[np.ndarray]:
         return [self[document] for document in documents if document >= 0] or [self[0]]

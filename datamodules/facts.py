@@ -7,29 +7,17 @@ from datamodules.shards import Shard
 
 
 def facts_of(sources: Sequence[tuple[RowIndex, Sequence[Shard]]], seq_len: int) -> dict[str, float]:
-    """Sums over the sources: `num_documents`, `num_tokens`, `num_rows`; `padded_share` of all positions; `cut_share`
-    of the documents, those longer than a row; `bytes_per_token`, UTF-8 bytes of text over tokens with their framing.
+    """Sums over the sources, as `RowIndex.facts`, and: `padded_share` of all positions; `trained_share` of the tokens;
+    `too_long_share` of the documents; `bytes_per_token` of the documents, UTF-8 bytes over tokens with their framing.
     """
     facts = [index.facts for index, _ in sources]
-    total = {name: sum(each[name] for each in facts) for name in facts[0]}
-    return {
-        "num_documents": total["num_documents"],
-        "num_tokens": total["num_tokens"],
-        "num_rows": total["num_rows"],
+    total: dict[str, float] = {name: sum(each[name] for each in facts) for name in facts[0]}
+    return total | {
         "padded_share": 1 - total["num_tokens"] / max(1, total["num_rows"] * seq_len),
-        "cut_share": total["num_cut"] / max(1, total["num_documents"]),
-        "bytes_per_token": total["num_bytes"] / max(1, total["num_tokens"]),
+        "trained_share": total["num_trained"] / max(1, total["num_tokens"]),
+        "too_long_share": total["num_too_long"] / max(1, total["num_documents"]),
+        "bytes_per_token": total["num_bytes"] / max(1, total["num_document_tokens"]),
     }
-
-
-def in_words(facts: dict[str, float], seq_len: int) -> str:
-    """The same as a line to read."""
-    return (
-        f"{facts['num_documents']:,} documents, {facts['num_tokens']:,} tokens"
-        f" ({facts['bytes_per_token']:.2f} bytes each) in {facts['num_rows']:,} rows of {seq_len:,};"
-        f" {facts['padded_share']:.2%} padded, nothing cropped,"
-        f" {facts['cut_share']:.1%} of the documents longer than a row"
-    )
 
 
 def skipped_in_words(shards: Iterable[Shard]) -> str | None:

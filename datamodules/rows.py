@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -14,7 +15,14 @@ from datamodules.file_array import FileArray
 from datamodules.packing import WINDOW, best_fit
 from datamodules.shards import Shard
 
-VERSION = 1
+VERSION = 2
+
+TooLong = Literal["drop", "left", "right", "split"]
+
+FACTS = (
+    "num_documents", "num_document_tokens", "num_bytes", "num_too_long", "num_dropped",
+    "num_rows", "num_tokens", "num_trained",
+)  # fmt: skip
 
 # A run of tokens in the shards' tokens, counted through all shards: a document, or a part of one.
 SPAN = np.dtype([("start", "<i8"), ("length", "<i8")])
@@ -59,7 +67,10 @@ class RowIndex:
 
     @property
     def facts(self) -> dict[str, int]:
-        """`num_documents`, `num_tokens`, `num_bytes` (UTF-8), `num_rows`, `num_cut` (documents longer than a row)."""
+        """Of the documents that were selected: `num_documents`, their `num_document_tokens` and `num_bytes` (UTF-8),
+        `num_too_long` (longer than a row), and `num_dropped` (nothing of them is left). Of what lies in the rows:
+        `num_rows`, `num_tokens`, and `num_trained` of these.
+        """
         return json.loads((self.folder / "facts.json").read_text())
 
     def rows(self) -> FileArray:
@@ -75,24 +86,29 @@ class RowIndex:
         return FileArray(str(self.folder / "documents"), SPAN)
 
 
-def pack_rows(shards: Sequence[Shard], selection: Selection, seq_len: int, root: Path) -> RowIndex:
+def pack_rows(
+    shards: Sequence[Shard], selection: Selection, seq_len: int, root: Path, too_long: TooLong = "split"
+) -> RowIndex:
     """The selected documents as packed rows of `seq_len` tokens, from the cache where they are there.
 
-    A document that is longer than a row is cut into full rows and a rest; every token is in exactly one row.
+    Args:
+        too_long: what becomes of a document longer than a row. `split`: it is cut into full rows and a rest, and every
+            token is in exactly one row. `drop`: it is left out. `left` and `right`: its beginning or its end is cut
+            off. A piece in which nothing is learned is left out.
     """
-    key = key_of(VERSION, WINDOW, seq_len, asdict(selection), [shard.name for shard in shards])
+    key = key_of(VERSION, WINDOW, seq_len, too_long, asdict(selection), [shard.name for shard in shards])
     folder = root / "rows" / key
     if not folder.exists():
         with build_lock(folder.parent, "the packed rows of this data"):
             remove_leftovers(folder.parent)
             if not folder.exists():
                 with atomic_folder(folder) as temporary:
-                    _write(shards, selection, seq_len, temporary)
+                    _write(shards, selection, seq_len, too_long, temporary)
     return RowIndex(folder)
 
 
-def _write(shards: Sequence[Shard], selection: Selection, seq_len: int, folder: Path) -> None:
-    facts = dict.fromkeys(("num_documents", "num_tokens", "num_bytes", "num_rows", "num_cut"), 0)
+def _write(shards: Sequence[Shard], selection: Selection, seq_len: int, too_long: TooLong, folder: Path) -> None:
+    facts = dict.fromkeys(FACTS, 0)
     num_spans = 0
     paths = [folder / name for name in ("documents", "spans", "rows")]
     with paths[0].open("wb") as documents_file, paths[1].open("wb") as spans_file, paths[2].open("wb") as rows_file:
@@ -103,18 +119,21 @@ def _write(shards: Sequence[Shard], selection: Selection, seq_len: int, folder: 
             spans.tofile(spans_file)
             (num_spans + np.cumsum(counts, dtype="<i8") - counts).astype("<i8").tofile(rows_file)
             num_spans += len(spans)
+            facts["num_tokens"] += int(spans["length"].sum())
             facts["num_rows"] += len(counts)
 
         rests = np.empty(0, SPAN)
-        for documents, num_bytes in _selected(shards, selection):
-            documents.tofile(documents_file)
+        for spans, documents, shard, base in _selected(shards, selection):
+            spans.tofile(documents_file)
+            pieces = _fit(spans, documents["trained"], seq_len, too_long, shard, base)
             facts["num_documents"] += len(documents)
-            facts["num_tokens"] += int(documents["length"].sum())
-            facts["num_bytes"] += num_bytes
-            facts["num_cut"] += int((documents["length"] > seq_len).sum())
-            full, rest = _cut(documents, seq_len)
-            add(full, np.ones(len(full), np.int64))
-            rests = np.concatenate([rests, rest])
+            facts["num_document_tokens"] += int(spans["length"].sum())
+            facts["num_trained"] += pieces.num_trained
+            facts["num_bytes"] += int(documents["bytes"].sum())
+            facts["num_too_long"] += int((spans["length"] > seq_len).sum())
+            facts["num_dropped"] += pieces.num_dropped
+            add(pieces.full, np.ones(len(pieces.full), np.int64))
+            rests = np.concatenate([rests, pieces.rest])
             while len(rests) >= WINDOW:
                 add(*_packed(rests[:WINDOW], seq_len))
                 rests = rests[WINDOW:]
@@ -123,8 +142,8 @@ def _write(shards: Sequence[Shard], selection: Selection, seq_len: int, folder: 
     (folder / "facts.json").write_text(json.dumps(facts))
 
 
-def _selected(shards: Sequence[Shard], selection: Selection) -> Iterator[tuple[np.ndarray, int]]:
-    """For each shard, its selected documents as `SPAN` through all shards, and the bytes of their text."""
+def _selected(shards: Sequence[Shard], selection: Selection) -> Iterator[tuple[np.ndarray, np.ndarray, Shard, int]]:
+    """For each shard its selected documents, as `SPAN` through all shards and as `DOCUMENT`, and its first token."""
     base = 0
     for shard in shards:
         documents = shard.documents()
@@ -133,12 +152,46 @@ def _selected(shards: Sequence[Shard], selection: Selection) -> Iterator[tuple[n
         spans["length"] = np.diff(ends, prepend=0)
         spans["start"] = base + ends - spans["length"]
         mask = selection.mask(documents["hash"])
-        yield spans[mask], int(documents["bytes"][mask].sum())
+        yield spans[mask], documents[mask], shard, base
         base += shard.facts["num_tokens"]
 
 
-def _cut(documents: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pieces that fill a row, and what is left of each document."""
+class _Pieces(NamedTuple):
+    """What fills a row by itself, what is to be packed, how many tokens are learned there, and documents lost."""
+
+    full: np.ndarray
+    rest: np.ndarray
+    num_trained: int
+    num_dropped: int
+
+
+def _fit(spans: np.ndarray, trained: np.ndarray, seq_len: int, too_long: TooLong, shard: Shard, base: int) -> _Pieces:
+    """The documents of a shard as pieces no longer than a row."""
+    is_long = spans["length"] > seq_len
+    long, whole = spans[is_long], spans[~is_long]
+    full, rest = _cut(long, seq_len, too_long)
+    num_trained = int(trained[~is_long].sum())
+    kept = []
+    for pieces in (full, rest):
+        counts = _num_trained(pieces, shard, base)
+        num_trained += int(counts.sum())
+        kept.append(pieces if shard.trained is None else pieces[counts > 0])
+    full, rest = kept
+    # A document is lost where no piece of it is left between its beginning and its end.
+    owners = np.searchsorted(long["start"], np.concatenate(kept)["start"], side="right")
+    return _Pieces(full, np.concatenate([whole, rest]), num_trained, len(long) - len(np.unique(owners)))
+
+
+def _cut(documents: np.ndarray, seq_len: int, too_long: TooLong) -> tuple[np.ndarray, np.ndarray]:
+    """Of documents longer than a row: pieces that fill one, and shorter ones."""
+    none = np.empty(0, SPAN)
+    if too_long == "drop":
+        return none, none
+    if too_long != "split":
+        full = documents.copy()
+        full["start"] += (full["length"] - seq_len) if too_long == "left" else 0
+        full["length"] = seq_len
+        return full, none
     num_full = documents["length"] // seq_len
     full = np.empty(int(num_full.sum()), SPAN)
     within = np.arange(len(full)) - np.repeat(np.cumsum(num_full) - num_full, num_full)
@@ -148,6 +201,20 @@ def _cut(documents: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
     rest["start"] += num_full * seq_len
     rest["length"] -= num_full * seq_len
     return full, rest[rest["length"] > 0]
+
+
+def _num_trained(pieces: np.ndarray, shard: Shard, base: int) -> np.ndarray:
+    """(N,) how many tokens of each piece are learned; its first one never is."""
+    if shard.trained is None:
+        return pieces["length"] - 1
+    starts = pieces["start"] - base + 1
+    return np.array(
+        [
+            shard.trained[start : start + length - 1].sum()
+            for start, length in zip(starts, pieces["length"], strict=True)
+        ],
+        np.int64,
+    )
 
 
 def _packed(rests: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:

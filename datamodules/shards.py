@@ -6,40 +6,85 @@ import errno
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
+from datamodules.bad_records import BadRecords, OnBadRecord
 from datamodules.cache import atomic_file, key_of
 from datamodules.errors import DataError
 from datamodules.file_array import FileArray
-from datamodules.texts import OnBadRecord, Texts
 from datamodules.units import Unit
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-VERSION = 1  # of what is written here and of how units are read; a change makes all shards anew
-DOCUMENTS_AT_ONCE = 256
-CHARACTERS_AT_ONCE = 4 << 20  # an encoding takes some 100 bytes a token: this keeps a process under a few hundred MB
+VERSION = 2  # of what is written here and of how units are read; a change makes all shards anew
+DOCUMENTS_AT_ONCE = 1024  # their records are written together
 
-# A document: where its tokens end in the shard, its length in UTF-8 bytes, and a hash of its text.
-DOCUMENT = np.dtype([("end", "<u8"), ("bytes", "<u8"), ("hash", "<u8")])
+# A document: where its tokens end in the shard, how many of them are learned, its UTF-8 bytes, and its split hash.
+DOCUMENT = np.dtype([("end", "<u8"), ("trained", "<u8"), ("bytes", "<u8"), ("hash", "<u8")])
+
+
+class Document(NamedTuple):
+    """A document on its way into a shard.
+
+    Args:
+        ids: (n,) token ids.
+        trained: (n,) bool, which of them are learned; None for all. The first never is: nothing predicts it.
+        num_bytes: UTF-8 bytes of its text.
+        hash: 64 bits; documents of equal hash fall on the same side of a split.
+    """
+
+    ids: np.ndarray
+    trained: np.ndarray | None
+    num_bytes: int
+    hash: int
+
+    @property
+    def num_trained(self) -> int:
+        """How many of its tokens are learned."""
+        return len(self.ids) - 1 if self.trained is None else int(self.trained[1:].sum())
+
+
+class Encoder(Protocol):
+    """Turns the records of a unit into documents."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """A copy of its own."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of token ids on disk."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """What another process needs to make the same encoder around the same tokenizer; JSON."""
+        ...
+
+    def documents(self, unit: Unit, bad: BadRecords) -> Iterator[Document]:
+        """The unit's documents, streaming; those that cannot be learned from are noted."""
+        ...
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A unit's tokens in the cache: `PATH.tokens`, `PATH.documents`, and `PATH.json`, which is written last."""
+    """A unit's tokens in the cache: `PATH.tokens`, `PATH.trained` (which of them are learned; not there where all are),
+    `PATH.documents`, and `PATH.json`, which is written last.
+    """
 
     path: str
 
     @staticmethod
     def of(unit: Unit, folder: Path) -> Shard:
         """Where the unit's shard is, or will be, in the folder of its tokenizer."""
-        key = key_of(VERSION, unit.digest, unit.start, unit.stop, unit.format, unit.column)
+        key = key_of(VERSION, unit.digest, unit.start, unit.stop, unit.format, unit.column, unit.shape, unit.columns)
         return Shard(str(folder / key))
 
     @property
@@ -62,70 +107,41 @@ class Shard:
         """All tokens, read as they are used."""
         return FileArray(f"{self.path}.tokens", np.dtype(self.facts["dtype"]))
 
+    @cached_property
+    def trained(self) -> FileArray | None:
+        """For each token whether it is learned, bool; None where all are."""
+        path = f"{self.path}.trained"
+        return FileArray(path, np.dtype(bool)) if Path(path).exists() else None
+
     def documents(self) -> np.ndarray:
         """All documents, as `DOCUMENT`, in memory: some MB at the most, as units are bounded."""
         return np.fromfile(f"{self.path}.documents", DOCUMENT)
 
 
 def text_hash(data: bytes) -> int:
-    """64 bits that depend on a document's text alone: copies of a document fall on the same side of a split."""
+    """64 bits that depend on a text alone: copies of a document fall on the same side of a split."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """Turns texts into framed token ids: int arrays of the smallest type that the vocabulary fits."""
-
-    tokenizer: Tokenizer
-    prefix: list[int]
-    suffix: list[int]
-
-    @cached_property
-    def dtype(self) -> np.dtype:
-        """uint16 where all ids are below 65,536, else uint32."""
-        return np.dtype("<u2" if max(self.tokenizer.get_vocab().values()) < 1 << 16 else "<u4")
-
-    def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """One array a text."""
-        # A text that spells a special token is text: it must not end a document or open a turn of a conversation.
-        self.tokenizer.encode_special_tokens = True
-        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array([*self.prefix, *encoding.ids, *self.suffix], self.dtype) for encoding in encodings]
+def token_dtype(tokenizer: Tokenizer) -> np.dtype:
+    """uint16 where all ids are below 65,536, else uint32."""
+    return np.dtype("<u2" if max(tokenizer.get_vocab().values()) < 1 << 16 else "<u4")
 
 
-def write_shard(unit: Unit, shard: Shard, encoder: Encoder, on_bad: OnBadRecord) -> None:
+def write_shard(unit: Unit, shard: Shard, encoder: Encoder, on_bad_record: OnBadRecord) -> None:
     """Reads, tokenizes and writes one unit, streaming: memory does not grow with the unit.
 
     Raises:
-        DataError: a bad record, with `on_bad="stop"`; or the disk is full.
+        DataError: a bad record, with `on_bad_record="stop"`; or the disk is full.
     """
-    texts = Texts(unit, on_bad)
-    num_documents = num_tokens = num_bytes = 0
+    bad = BadRecords(unit, on_bad_record)
     try:
-        with (
-            atomic_file(Path(f"{shard.path}.tokens")) as tokens_path,
-            atomic_file(Path(f"{shard.path}.documents")) as documents_path,
-            tokens_path.open("wb") as tokens_file,
-            documents_path.open("wb") as documents_file,
-        ):
-            for batch in _batches(iter(texts)):
-                documents = np.empty(len(batch), DOCUMENT)
-                for document, text, ids in zip(documents, batch, encoder.encode(batch), strict=True):
-                    data = text.encode()
-                    ids.tofile(tokens_file)
-                    num_tokens += len(ids)
-                    num_bytes += len(data)
-                    document["end"], document["bytes"], document["hash"] = num_tokens, len(data), text_hash(data)
-                documents.tofile(documents_file)
-                num_documents += len(batch)
-        facts = {
-            "num_documents": num_documents,
-            "num_tokens": num_tokens,
-            "num_bytes": num_bytes,
-            "num_bad": texts.num_bad,
-            "first_bad": texts.first_bad,
-            "dtype": encoder.dtype.str,
-        }
+        with ExitStack() as stack:
+            files = _Files(shard, stack)
+            for document in encoder.documents(unit, bad):
+                files.add(document)
+            files.flush()
+        facts = files.facts | {"num_bad": bad.count, "first_bad": bad.first, "dtype": encoder.dtype.str}
         with atomic_file(Path(f"{shard.path}.json")) as path:
             path.write_text(json.dumps(facts))
     except OSError as error:
@@ -136,15 +152,36 @@ def write_shard(unit: Unit, shard: Shard, encoder: Encoder, on_bad: OnBadRecord)
         ) from error
 
 
-def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    """Lists of texts, bounded in number and, but for single giants, in characters."""
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        if batch and (len(batch) == DOCUMENTS_AT_ONCE or size + len(text) > CHARACTERS_AT_ONCE):
-            yield batch
-            batch, size = [], 0
-        batch.append(text)
-        size += len(text)
-    if batch:
-        yield batch
+class _Files:
+    """A shard being written; its files take their places when the stack closes without an error."""
+
+    def __init__(self, shard: Shard, stack: ExitStack) -> None:
+        self.shard = shard
+        self.stack = stack
+        self.tokens, self.documents = self._open("tokens"), self._open("documents")
+        self.trained: BinaryIO | None = None
+        self.facts = dict.fromkeys(("num_documents", "num_tokens", "num_bytes"), 0)
+        self.pending: list[tuple[int, int, int, int]] = []
+
+    def _open(self, name: str) -> BinaryIO:
+        path = self.stack.enter_context(atomic_file(Path(f"{self.shard.path}.{name}")))
+        return self.stack.enter_context(path.open("wb"))
+
+    def add(self, document: Document) -> None:
+        """Appends one."""
+        document.ids.tofile(self.tokens)
+        if document.trained is not None:
+            if self.trained is None:
+                self.trained = self._open("trained")
+            document.trained.tofile(self.trained)
+        self.facts["num_documents"] += 1
+        self.facts["num_tokens"] += len(document.ids)
+        self.facts["num_bytes"] += document.num_bytes
+        self.pending.append((self.facts["num_tokens"], document.num_trained, document.num_bytes, document.hash))
+        if len(self.pending) == DOCUMENTS_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is known of the documents so far."""
+        np.array(self.pending, DOCUMENT).tofile(self.documents)
+        self.pending = []

@@ -4,24 +4,21 @@ import glob
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 
 from tqdm import tqdm
 
 from datamodules.cache import content_digest
 from datamodules.corpora import CORPORA, corpus_file
 from datamodules.errors import DataError
-from datamodules.formats import FORMATS, SUFFIXES, format_of, records
+from datamodules.formats import FORMATS, SUFFIXES, format_of
 from datamodules.hub import hub_units
-from datamodules.texts import OnBadRecord, Texts
-from datamodules.units import Bad, Record, Unit
+from datamodules.units import Unit
 
 # `datasets.save_to_disk` and hub repositories keep these beside their data.
 NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"}
-FILES_PEEKED, RECORDS_PEEKED = 8, 16  # enough to see a wrong column or encoding before long work begins
+FILES_PEEKED = 8  # enough to see a wrong column or encoding before long work begins
 BYTES_WORTH_A_BAR = 2 << 30  # less is hashed in a second or two
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -31,17 +28,15 @@ class Source:
     """One thing to learn from.
 
     Args:
-        path: a file, a folder, a glob, an embedded corpus (`python_docs`), or a hub data set (`owner/name`).
+        path: a file, a folder, a glob, an embedded corpus (such as `python_docs`), or a hub data set (`owner/name`).
         weight: this source's share of the rows, relative to the other sources' weights. None for all sources: every
             row once an epoch.
-        text_column: where a record's text is. None: `text`, else the only column that holds strings.
         name: the hub data set's configuration, where it has several.
         split: the hub data set's split.
     """
 
     path: str
     weight: float | None = None
-    text_column: str | None = None
     name: str | None = None
     split: str = "train"
 
@@ -95,41 +90,38 @@ def resolve(source: Source, root: Path, look_again: bool = True) -> list[Unit]:
         look_again: False: take a hub data set as it was found last, so that all ranks see the same one.
 
     Raises:
-        DataError: nothing is there, it is empty, or no column can be taken for the text.
+        DataError: nothing is there, or it is empty.
     """
     files = find_files(source)
     if files is None and source.path not in CORPORA:
-        return with_column(hub_units(source.path, source.name, source.split, root, look_again), source)
-    files = files or [str(corpus_file(source.path, root))]
-    files = [file for file in files if Path(file).stat().st_size > 0]
-    if not files:
-        raise DataError(f"path: {source.path!r} is empty; it must hold some text")
+        return hub_units(source.path, source.name, source.split, root, look_again)
+    files = _not_empty(files or [str(corpus_file(source.path, root))], source)
     small = sum(Path(file).stat().st_size for file in files) < BYTES_WORTH_A_BAR
     with ThreadPoolExecutor() as pool:
         hashing = pool.map(lambda file: content_digest(Path(file), root), files)
         digests = list(tqdm(hashing, desc="Looking for changes", total=len(files), unit="file", disable=small))
-    return with_column(
-        [unit for file, digest in zip(files, digests, strict=True) for unit in _cut(file, digest)], source
-    )
+    return [unit for file, digest in zip(files, digests, strict=True) for unit in _cut(file, digest)]
 
 
-def peek(source: Source, root: Path, on_bad_record: OnBadRecord) -> None:
-    """Reads the first records of a source's first files, without looking at the rest.
+def first_units(source: Source, root: Path) -> list[Unit]:
+    """The first unit of each of a source's first files, without looking at the rest; none of what is not a file.
 
     Raises:
-        DataError: as `resolve` and `Texts` do.
+        DataError: as `resolve`.
     """
     files = find_files(source)
     if files is None:
         if source.path not in CORPORA:
             hub_units(source.path, source.name, source.split, root)
-        return
+        return []
+    return [unit for file in _not_empty(files, source)[:FILES_PEEKED] for unit in _cut(file, "")[:1]]
+
+
+def _not_empty(files: list[str], source: Source) -> list[str]:
     files = [file for file in files if Path(file).stat().st_size > 0]
     if not files:
         raise DataError(f"path: {source.path!r} is empty; it must hold some text")
-    for unit in with_column([unit for file in files[:FILES_PEEKED] for unit in _cut(file, "")[:1]], source):
-        for _ in islice(Texts(unit, on_bad_record), RECORDS_PEEKED):
-            pass
+    return files
 
 
 def _cut(file: str, digest: str) -> list[Unit]:
@@ -137,37 +129,3 @@ def _cut(file: str, digest: str) -> list[Unit]:
     assert kind is not None
     ranges = FORMATS[kind].split(file)
     return [Unit(file, kind, digest, start, stop, size) for start, stop, size in ranges]
-
-
-def with_column(units: list[Unit], source: Source) -> list[Unit]:
-    """The units, told which column to read, as the first record that can be read shows it."""
-    first = next((unit for unit in units if FORMATS[unit.format].columns), None)
-    if first is None:
-        return units
-    record = next((record for _, record in records(first) if not isinstance(record, Bad)), None)
-    return units if record is None else [_reading(unit, text_column(record, source)) for unit in units]
-
-
-def _reading(unit: Unit, column: str) -> Unit:
-    return replace(unit, column=column) if FORMATS[unit.format].columns else unit
-
-
-def text_column(record: Record, source: Source) -> str:
-    """The name of the column that holds the text.
-
-    Raises:
-        DataError: it is not there, or there are several to choose from.
-    """
-    found = ", ".join(shorten(str(name), 40) for name in record)  # a table without header has texts for names
-    if source.text_column is not None:
-        if source.text_column in record:
-            return source.text_column
-        raise DataError(f"text_column: {source.path!r} has no column {source.text_column!r}; it has: {found}")
-    if isinstance(record.get("text"), str):
-        return "text"
-    strings = [name for name, value in record.items() if isinstance(value, str)]
-    if len(strings) == 1:
-        return strings[0]
-    raise DataError(
-        f"text_column: {source.path!r} has no column `text`; it has: {found}. Name the one to read with text_column"
-    )

@@ -1,57 +1,24 @@
 """The texts of a unit, one document each, clean enough for any tokenizer."""
 
 from collections.abc import Iterator
-from typing import Literal
 
-from datamodules.errors import DataError
-from datamodules.formats import FORMATS, records
-from datamodules.units import Bad, Place, Record, Unit
-
-OnBadRecord = Literal["stop", "skip"]
+from datamodules.bad_records import BadRecords
+from datamodules.formats import records
+from datamodules.units import Bad, Record, Unit
 
 
-class Texts:
-    """Iterates the documents of a unit.
+def texts_of(unit: Unit, bad: BadRecords) -> Iterator[str]:
+    """The documents of a unit, without the empty ones.
 
     Args:
-        on_bad_record: what to do with a record that is broken, is not UTF-8, or holds no text: `stop` raises, `skip`
-            counts it.
-
-    Attributes:
-        num_bad: how many bad records were skipped so far.
-        first_bad: where the first one is, and what is wrong with it.
+        bad: notes the records that are broken, are not UTF-8, or hold no text.
     """
-
-    def __init__(self, unit: Unit, on_bad_record: OnBadRecord = "stop") -> None:
-        self.unit = unit
-        self.on_bad_record = on_bad_record
-        self.num_bad = 0
-        self.first_bad = ""
-
-    def __iter__(self) -> Iterator[str]:
-        """Documents, without the empty ones.
-
-        Raises:
-            DataError: a bad record, with `on_bad_record="stop"`.
-        """
-        for place, record in records(self.unit):
-            text = _text_of(record, self.unit.column)
-            if isinstance(text, Bad):
-                self._note(place, text)
-            elif text:
-                yield encodable(text)
-
-    def _note(self, place: Place, bad: Bad) -> None:
-        self.num_bad += 1
-        if self.num_bad == 1:
-            self.first_bad = f"{FORMATS[self.unit.format].locate(self.unit, place)}: {bad.reason}"
-            if self.on_bad_record == "stop":
-                raise bad_record_error(self.first_bad)
-
-
-def bad_record_error(first_bad: str) -> DataError:
-    """The error for a bad record at a known place, with the way out."""
-    return DataError(f"{first_bad} (repair it, or skip such records with on_bad_record=skip)")
+    for place, record in records(unit):
+        text = _text_of(record, unit.column)
+        if isinstance(text, Bad):
+            bad.note(place, text)
+        elif text:
+            yield encodable(text)
 
 
 def _text_of(record: Record | Bad, column: str) -> str | Bad:

@@ -11,36 +11,30 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from datamodules.cache import atomic_file, build_lock, remove_leftovers
+from datamodules.bad_records import OnBadRecord, bad_record_error
+from datamodules.cache import atomic_file, build_lock, key_of, remove_leftovers
 from datamodules.errors import DataError
 from datamodules.shards import Encoder, Shard, write_shard
-from datamodules.texts import OnBadRecord, bad_record_error
-from datamodules.tokenizer import framing, tokenizer_digest
+from datamodules.tokenizer import backend_state
 from datamodules.units import Unit
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
-
-def tokenize(
-    units: Sequence[Unit], tokenizer: PreTrainedTokenizerFast, root: Path, on_bad_record: OnBadRecord = "stop"
-) -> list[Shard]:
+def tokenize(units: Sequence[Unit], encoder: Encoder, root: Path, on_bad_record: OnBadRecord = "stop") -> list[Shard]:
     """The units' token shards, in the units' order; those that are not in the cache yet are made, by all cores.
 
     Raises:
         DataError: a bad record, with `on_bad_record="stop"`; or the disk is full. What was made until then is kept.
     """
-    folder = root / "tokens" / tokenizer_digest(tokenizer)
+    folder = root / "tokens" / encoder_digest(encoder)
     shards = [Shard.of(unit, folder) for unit in units]
     if not all(shard.complete for shard in shards):
         with build_lock(folder, "the tokens of this data"):
             remove_leftovers(folder)
             missing = {shard.path: unit for unit, shard in zip(units, shards, strict=True) if not shard.complete}
-            _make(missing, tokenizer, folder, on_bad_record)
+            _make(missing, encoder, folder, on_bad_record)
     if on_bad_record == "stop":
         for shard in shards:
             if shard.facts["num_bad"]:
@@ -53,33 +47,27 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _make(missing: dict[str, Unit], tokenizer: PreTrainedTokenizerFast, folder: Path, on_bad: OnBadRecord) -> None:
-    marks = framing(tokenizer)
+def encoder_digest(encoder: Encoder) -> str:
+    """Names what the encoder makes of records."""
+    return key_of(type(encoder).__name__, backend_state(encoder.tokenizer), encoder.settings())
+
+
+def _make(missing: dict[str, Unit], encoder: Encoder, folder: Path, on_bad_record: OnBadRecord) -> None:
     jobs = deque(sorted(missing.items(), key=lambda job: -job[1].size))  # big ones first, or one core works alone last
     total = sum(unit.size for unit in missing.values())
     processes = min(len(jobs), available_cores())
     with tqdm(total=total or None, desc="Tokenizing", unit="B", unit_scale=True, disable=not jobs) as progress:
         if processes <= 1:
-            encoder = Encoder(_bare(tokenizer), marks.prefix, marks.suffix)
             for path, unit in jobs:
-                write_shard(unit, Shard(path), encoder, on_bad)
+                write_shard(unit, Shard(path), encoder, on_bad_record)
                 progress.update(unit.size)
             return
         file = folder / "tokenizer.json"
         with atomic_file(file) as temporary:
-            _bare(tokenizer).save(str(temporary))
-        setup = {"tokenizer": str(file), "on_bad_record": on_bad, **asdict(marks)}
-        _run_workers(processes, setup, jobs, progress)
-
-
-def _bare(tokenizer: PreTrainedTokenizerFast):
-    """A copy of the Rust tokenizer, so that switches set here do not show in the user's."""
-    from tokenizers import Tokenizer
-
-    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    copy.no_padding()
-    copy.no_truncation()
-    return copy
+            encoder.tokenizer.save(str(temporary))
+        kind = f"{type(encoder).__module__}:{type(encoder).__name__}"
+        setup = {"encoder": kind, "tokenizer": str(file), "on_bad_record": on_bad_record}
+        _run_workers(processes, setup | {"settings": encoder.settings()}, jobs, progress)
 
 
 def _run_workers(count: int, setup: dict, jobs: deque[tuple[str, Unit]], progress: tqdm) -> None:

@@ -7,14 +7,16 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from datamodules.bad_records import BadRecords, OnBadRecord
 from datamodules.cache import atomic_folder, build_lock, key_of, remove_leftovers
 from datamodules.errors import DataError
-from datamodules.texts import OnBadRecord, Texts
+from datamodules.texts import texts_of
 from datamodules.units import Unit
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
@@ -76,12 +78,21 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Names what the tokenizer does to text; padding and truncation, which calls switch on, do not count."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
+def bare(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """A copy of the Rust tokenizer, so that switches set on it do not show in the user's."""
+    from tokenizers import Tokenizer
+
+    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    copy.no_padding()
+    copy.no_truncation()
+    return copy
+
+
+def backend_state(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What the tokenizer does to text; padding and truncation, which calls switch on, do not count."""
+    state = json.loads(tokenizer.to_str())
     state["padding"] = state["truncation"] = None
-    marks = framing(tokenizer)
-    return key_of(state, marks.prefix, marks.suffix)
+    return state
 
 
 def trained_tokenizer(units: list[Unit], vocab_size: int, root: Path, on_bad: OnBadRecord) -> PreTrainedTokenizerFast:
@@ -110,7 +121,7 @@ def sample(units: list[Unit], on_bad: OnBadRecord) -> Iterator[str]:
     left_over = 0
     for unit in chosen:
         budget = SAMPLE_CHARACTERS // len(chosen) + left_over
-        for text in Texts(unit, on_bad):
+        for text in texts_of(unit, BadRecords(unit, on_bad)):
             yield text[:budget]
             budget -= len(text)
             if budget <= 0:

@@ -11,6 +11,7 @@ class Unit:
 
     `start` and `stop` count what the format counts: bytes of text files, row groups of parquet, shards of a hub data
     set; (0, -1) is all of it. `digest` stands for the content, `size` (bytes) weighs the unit in progress bars.
+    `column` holds the text; for conversations it is empty, and `shape` and `columns` say how to read a record.
     """
 
     path: str
@@ -22,6 +23,8 @@ class Unit:
     column: str = "text"
     name: str | None = None
     split: str = "train"
+    shape: str = ""
+    columns: dict[str, str] | None = None
 
 
 class Bad(NamedTuple):

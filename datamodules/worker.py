@@ -8,11 +8,12 @@ import json
 import os
 import signal
 import sys
+from importlib import import_module
 
 from tokenizers import Tokenizer
 
 from datamodules.errors import DataError
-from datamodules.shards import Encoder, Shard, write_shard
+from datamodules.shards import Shard, write_shard
 from datamodules.units import Unit
 
 
@@ -21,7 +22,8 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is one process for each core already
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     setup = json.loads(sys.stdin.readline())
-    encoder = Encoder(Tokenizer.from_file(setup["tokenizer"]), setup["prefix"], setup["suffix"])
+    module, name = setup["encoder"].split(":")
+    encoder = getattr(import_module(module), name)(Tokenizer.from_file(setup["tokenizer"]), **setup["settings"])
     for line in sys.stdin:
         job = json.loads(line)
         try:

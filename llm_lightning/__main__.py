@@ -14,10 +14,12 @@ commands:
   validate   loss of a model on the validation documents
   test       loss of a model on the test documents
   predict    let a model write
+  preview    show the training data as the model will see it
 
 The first things to try:
   llm-lightning fit --config configs/quickstart/pretrain.yaml
   llm-lightning fit --config configs/pretrain.yaml --data.path my_texts/ --trainer.max_steps 1000
+  llm-lightning fit --config configs/sft.yaml --model.backbone.path MODEL --data.path my.jsonl
   llm-lightning fit --config configs/pretrain.yaml --print_config
 
 Settings come from YAML files and flags, a later one over an earlier one, and from environment variables such as
@@ -30,7 +32,7 @@ options:
   --help     print this text
 """
 
-COMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = ("fit", "validate", "test", "predict", "preview")
 
 
 def main(argv: list[str] | None = None) -> int:

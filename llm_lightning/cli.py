@@ -18,20 +18,20 @@ from lightning.pytorch.trainer.connectors.accelerator_connector import _Accelera
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import callbacks
-from datamodules import DataError, TextDataModule
+from datamodules import DataError, InstructionDataModule, TextDataModule
 from llm_lightning.checkpointing import AtomicCheckpointIO, newest_checkpoint, step_of
 from llm_lightning.environment import with_environment
 from llm_lightning.errors import UserError
 from llm_lightning.loggers.metrics_file import MetricsFile
 from llm_lightning.messages import readable
-from llm_lightning.modules import CausalPretraining
+from llm_lightning.modules import CausalPretraining, SupervisedFinetuning
 from llm_lightning.modules.base import LanguageModule
 from llm_lightning.precision import default_precision, use_fast_float32
 from llm_lightning.quiet import quiet_libraries
 from llm_lightning.run_folder import RunConfig, move_aside, saved_precision
 
 # jsonargparse finds a class by its short name once it is imported: --model CausalPretraining.
-SHORT_NAMES = (CausalPretraining, TextDataModule)
+SHORT_NAMES = (CausalPretraining, SupervisedFinetuning, TextDataModule, InstructionDataModule)
 
 USER_ERRORS = (UserError, DataError, callbacks.CallbackError, ArgumentError, MisconfigurationException, OSError)
 
@@ -47,7 +47,25 @@ DESCRIPTIONS = {
     "validate": "Loss of a model on the validation documents.",
     "test": "Loss of a model on the test documents.",
     "predict": "Let a model write.",
+    "preview": "Show the training data as the model will see it.",
 }
+
+
+class RunTrainer(Trainer):
+    """Lightning's trainer, with the commands that Lightning has not."""
+
+    def preview(self, model: LanguageModule, datamodule: LightningDataModule, num_records: int = 3) -> None:
+        """Print the first training records as the model will see them, and statistics of all; nothing is trained.
+
+        Args:
+            num_records: how many to print.
+        """
+        lines = getattr(datamodule, "preview", None)
+        if not callable(lines):
+            raise UserError(f"preview: {type(datamodule).__name__} has nothing to show.")
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        print(*lines(num_records), sep="\n")
 
 
 class TrainingCLI(LightningCLI):
@@ -60,6 +78,7 @@ class TrainingCLI(LightningCLI):
         super().__init__(
             LanguageModule,
             LightningDataModule,
+            trainer_class=RunTrainer,
             save_config_callback=RunConfig,
             trainer_defaults=dict(TRAINER_DEFAULTS),
             seed_everything_default=1,
@@ -71,6 +90,11 @@ class TrainingCLI(LightningCLI):
             # It would write class paths into checkpoints that are imported on loading.
             load_from_checkpoint_support=False,
         )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, and `preview`."""
+        return {**LightningCLI.subcommands(), "preview": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what belongs to no single part."""

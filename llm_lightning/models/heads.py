@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from llm_lightning.models.attention import ATTENTION, Documents
 from llm_lightning.objectives.language import (
     HeadScaling,
+    TokenLoss,
     head_cross_entropy,
     linear_cross_entropy,
     next_token_targets,
@@ -60,17 +61,13 @@ def hidden_states(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     return network.get_decoder()(input_ids=batch["input_ids"], use_cache=False, **inputs).last_hidden_state
 
 
-def language_loss(model: nn.Module, batch: Mapping[str, Any], z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
+def language_loss(model: nn.Module, batch: Mapping[str, Any], z_loss: float = 0.0) -> TokenLoss:
     """Summed next-token loss of a prepared batch.
 
     Args:
         model: as in `hidden_states`.
         batch: from `prepare_batch`.
         z_loss: see `linear_cross_entropy`.
-
-    Returns:
-        loss: scalar to back-propagate, the sum over trained tokens, z-loss included.
-        nll: scalar, the summed negative log-likelihood in nats.
     """
     network = base_model(model)
     targets = batch["targets"]

@@ -1,5 +1,6 @@
 """LightningModules, one objective a file."""
 
 from llm_lightning.modules.pretraining import CausalPretraining
+from llm_lightning.modules.sft import SupervisedFinetuning
 
-__all__ = ["CausalPretraining"]
+__all__ = ["CausalPretraining", "SupervisedFinetuning"]

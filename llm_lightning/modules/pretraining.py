@@ -29,20 +29,21 @@ class CausalPretraining(LanguageModule):
         self.generation = {"max_new_tokens": 64, "do_sample": False} | (generation or {})
         # Sums in float64: a validation set has more tokens than float32 has integers.
         self.evaluation: Any = torch.nn.ModuleDict(
-            {name: SumMetric().set_dtype(torch.float64) for name in ("nll", "tokens", "bytes")}
+            {name: SumMetric().set_dtype(torch.float64) for name in ("nll", "correct", "tokens", "bytes")}
         )
         self._token_bytes: Tensor | None = None
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Summed loss over the micro-batch's trained tokens; see `LanguageModule` for its divisor."""
-        loss, nll = language_loss(self.model, batch, self.z_loss)
-        self.count(nll=nll, tokens=self._num_tokens(batch), bytes=self._num_bytes(batch["targets"]))
+        loss, nll, correct = language_loss(self.model, batch, self.z_loss)
+        self.count(nll=nll, correct=correct, tokens=self._num_tokens(batch), bytes=self._num_bytes(batch["targets"]))
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Add the batch to the running sums."""
-        _, nll = language_loss(self.model, batch)
+        _, nll, correct = language_loss(self.model, batch)
         self.evaluation["nll"].update(nll)
+        self.evaluation["correct"].update(correct)
         self.evaluation["tokens"].update(self._num_tokens(batch))
         self.evaluation["bytes"].update(self._num_bytes(batch["targets"]))
 
@@ -73,9 +74,8 @@ class CausalPretraining(LanguageModule):
         return [{"prompt": p, "continuation": r} for p, r in zip(texts, replies, strict=True)]
 
     def step_metrics(self, totals: dict[str, float]) -> dict[str, float]:
-        """Loss, perplexity and bits per byte of the step, over all ranks, and its gradient norm."""
-        metrics = _language_metrics("train", totals["nll"], totals["tokens"], totals["bytes"])
-        return metrics | {"train/grad_norm": totals["grad_norm"]}
+        """Loss, perplexity, token accuracy and bits per byte of the step, over all ranks, and its gradient norm."""
+        return _language_metrics("train", totals) | {"train/grad_norm": totals["grad_norm"]}
 
     def _log_evaluation(self, name: str) -> None:
         sums = {key: float(metric.compute()) for key, metric in self.evaluation.items()}
@@ -83,7 +83,7 @@ class CausalPretraining(LanguageModule):
             metric.reset()
         if not sums["tokens"]:
             return
-        metrics = _language_metrics(name, sums["nll"], sums["tokens"], sums["bytes"])
+        metrics = _language_metrics(name, sums)
         self.log(f"{name}/loss", metrics.pop(f"{name}/loss"), prog_bar=True)
         self.log_dict(metrics)
         self.log("tokens", torch.tensor(self.tokens_seen, dtype=torch.float64))
@@ -100,10 +100,15 @@ class CausalPretraining(LanguageModule):
         return self._token_bytes[targets].sum()
 
 
-def _language_metrics(name: str, nll: float, tokens: float, num_bytes: float) -> dict[str, float]:
-    loss = nll / max(tokens, 1)
-    metrics = {f"{name}/loss": loss, f"{name}/perplexity": math.exp(min(loss, 700.0))}
-    if num_bytes:
+def _language_metrics(name: str, sums: dict[str, float]) -> dict[str, float]:
+    num_tokens = max(sums["tokens"], 1)
+    loss = sums["nll"] / num_tokens
+    metrics = {
+        f"{name}/loss": loss,
+        f"{name}/perplexity": math.exp(min(loss, 700.0)),
+        f"{name}/accuracy": sums["correct"] / num_tokens,
+    }
+    if sums["bytes"]:
         # Independent of the tokenizer, so that models with different vocabularies compare.
-        metrics[f"{name}/bits_per_byte"] = nll / math.log(2) / num_bytes
+        metrics[f"{name}/bits_per_byte"] = sums["nll"] / math.log(2) / sums["bytes"]
     return metrics

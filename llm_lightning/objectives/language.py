@@ -9,7 +9,7 @@ runs the same under torch.compile, on torch 2.11, and has the z-loss and the sof
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,20 @@ class HeadScaling:
         return logits
 
 
+class TokenLoss(NamedTuple):
+    """Sums over the trained tokens.
+
+    Args:
+        loss: scalar to back-propagate once, z-loss included.
+        nll: scalar, the plain negative log-likelihood in nats, without gradient.
+        correct: scalar, how many tokens the network would have chosen itself, without gradient.
+    """
+
+    loss: Tensor
+    nll: Tensor
+    correct: Tensor
+
+
 def next_token_targets(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Where something is learned, and what: only these positions need the head.
 
@@ -75,17 +89,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, scaling: HeadScaling
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         nll = hidden.new_zeros((), dtype=torch.float32)
+        correct = torch.zeros_like(nll)
         penalty = hidden.new_zeros((), dtype=torch.float32)
         step = chunk_length(len(hidden), len(weight), hidden.device)
         for start in range(0, len(hidden), step):
             h, y = hidden[start : start + step], targets[start : start + step]
-            chunk_nll, lse, grad = _chunk(h, weight, y, z_loss, scaling)
+            chunk_nll, chunk_correct, lse, grad = _chunk(h, weight, y, z_loss, scaling)
             nll += chunk_nll
+            correct += chunk_correct
             if z_loss:
                 penalty += z_loss * lse.square().sum()
             if grad_hidden is not None:
@@ -93,11 +109,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_weight is not None:
                 grad_weight.addmm_(grad.t(), h)
         ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.mark_non_differentiable(nll)
-        return nll + penalty, nll
+        ctx.mark_non_differentiable(nll, correct)
+        return nll + penalty, nll, correct
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         # In place: these buffers are ours alone, and the loss is summed once.
         return (
@@ -111,12 +127,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _chunk(
     hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, scaling: HeadScaling
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One chunk: summed nll, log-sum-exps (N,), and d(loss) / d(head output) (N, V), written over its logits."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One chunk: summed nll, tokens it gets right, log-sum-exps (N,), and d(loss) / d(head output) (N, V), written over
+    its logits.
+    """
     logits = scaling(hidden @ weight.t()).float()
     capped = None if scaling.softcap is None else logits / scaling.softcap
     target_logits = logits.gather(1, targets[:, None]).squeeze(1)
     highest = logits.amax(dim=-1, keepdim=True)
+    correct = (target_logits == highest.squeeze(1)).sum()
     exps = logits.sub_(highest).exp_()
     sums = exps.sum(dim=-1)
     lse = highest.squeeze(1) + sums.log()
@@ -126,7 +145,7 @@ def _chunk(
         grad *= 1 - capped.square()
     if scaling.scale != 1.0:
         grad *= scaling.scale
-    return (lse - target_logits).sum(), lse, grad.to(hidden.dtype)
+    return (lse - target_logits).sum(), correct, lse, grad.to(hidden.dtype)
 
 
 def linear_cross_entropy(
@@ -136,7 +155,7 @@ def linear_cross_entropy(
     *,
     z_loss: float = 0.0,
     scaling: HeadScaling = HeadScaling(),
-) -> tuple[Tensor, Tensor]:
+) -> TokenLoss:
     """Summed next-token loss of a bias-free linear head, with one chunk of logits in memory at a time.
 
     Args:
@@ -145,20 +164,16 @@ def linear_cross_entropy(
         targets: (N,) token ids; every one counts (select trained positions first: `next_token_targets`).
         z_loss: factor on log(Z)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311, uses 1e-4).
         scaling: what the architecture does to its logits.
-
-    Returns:
-        loss: scalar, the sum over tokens, z-loss included, to be back-propagated once.
-        nll: scalar, the plain summed negative log-likelihood in nats, without gradient.
     """
     if torch.is_autocast_enabled(hidden_states.device.type):
         dtype = torch.get_autocast_dtype(hidden_states.device.type)
         hidden_states, weight = hidden_states.to(dtype), weight.to(dtype)
-    return _LinearCrossEntropy.apply(hidden_states, weight, targets, z_loss, scaling)
+    return TokenLoss(*_LinearCrossEntropy.apply(hidden_states, weight, targets, z_loss, scaling))
 
 
 def head_cross_entropy(
     hidden_states: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, vocab_size: int, *, z_loss: float = 0.0
-) -> tuple[Tensor, Tensor]:
+) -> TokenLoss:
     """The same for any head (with a bias, an adapter, quantized): chunks are recomputed in the backward pass.
 
     Args:
@@ -167,22 +182,20 @@ def head_cross_entropy(
         targets: (N,) token ids.
         vocab_size: V, for the size of a chunk.
         z_loss: as in `linear_cross_entropy`.
-
-    Returns:
-        loss, nll: as in `linear_cross_entropy`.
     """
 
-    def chunk_loss(h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def chunk_loss(h: Tensor, y: Tensor) -> TokenLoss:
         logits = head(h).float()
         nll = F.cross_entropy(logits, y, reduction="sum")
         loss = nll + z_loss * logits.logsumexp(dim=-1).square().sum() if z_loss else nll
-        return loss, nll.detach()
+        return TokenLoss(loss, nll.detach(), (logits.argmax(-1) == y).sum())
 
     loss = hidden_states.sum() * 0.0
     nll = torch.zeros((), device=hidden_states.device)
+    correct = torch.zeros_like(nll)
     step = chunk_length(len(hidden_states), vocab_size, hidden_states.device)
     for start in range(0, len(hidden_states), step):
         h, y = hidden_states[start : start + step], targets[start : start + step]
-        chunk, chunk_nll = checkpoint(chunk_loss, h, y, use_reentrant=False)
-        loss, nll = loss + chunk, nll + chunk_nll
-    return loss, nll
+        chunk = checkpoint(chunk_loss, h, y, use_reentrant=False)
+        loss, nll, correct = loss + chunk.loss, nll + chunk.nll, correct + chunk.correct
+    return TokenLoss(loss, nll, correct)

@@ -1,9 +1,9 @@
 import numpy as np
 import torch
 
-from datamodules.collate import PackedCollator, PromptCollator
+from datamodules.collate import PackedCollator, Piece, PromptCollator
 
-ROWS = [[np.array([5, 6, 7]), np.array([8, 9])], [np.array([1, 2, 3, 4, 5, 6])], []]
+ROWS = [[Piece(np.array([5, 6, 7])), Piece(np.array([8, 9]))], [Piece(np.array([1, 2, 3, 4, 5, 6]))], []]
 
 
 def test_documents_are_apart_and_padding_is_not_trained():
@@ -18,6 +18,15 @@ def test_without_document_mask_a_row_is_one_document():
     batch = PackedCollator(seq_len=6, pad_token_id=0, document_mask=False)(ROWS)
     assert batch["labels"].tolist()[0] == [-100, 6, 7, 8, 9, -100]
     assert batch["position_ids"].tolist()[0] == [0, 1, 2, 3, 4, 0]
+
+
+def test_only_trained_tokens_are_labels():
+    ids = np.array([5, 6, 7, 8], np.uint16)
+    pieces = [Piece(ids, np.array([False, False, True, True])), Piece(ids[:2], np.array([False, True]))]
+    batch = PackedCollator(seq_len=7, pad_token_id=0)([pieces])
+    assert batch["labels"].tolist() == [[-100, -100, 7, 8, -100, 6, -100]]
+    batch = PackedCollator(seq_len=7, pad_token_id=0, document_mask=False)([pieces])
+    assert batch["labels"].tolist() == [[-100, -100, 7, 8, -100, 6, -100]]
 
 
 def test_prompts_are_padded_on_the_left():

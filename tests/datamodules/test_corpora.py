@@ -1,8 +1,9 @@
 import pytest
 
+from datamodules.bad_records import BadRecords
 from datamodules.corpora import corpus_file
-from datamodules.sources import Source, resolve
-from datamodules.texts import Texts
+from datamodules.text_source import TextSource, text_units
+from datamodules.texts import texts_of
 
 
 @pytest.fixture(scope="module")
@@ -11,7 +12,9 @@ def root(tmp_path_factory):
 
 
 def test_python_docs_is_real_prose_by_module(root):
-    documents = [text for unit in resolve(Source("python_docs"), root) for text in Texts(unit)]
+    documents = [
+        text for unit in text_units(TextSource("python_docs"), root) for text in texts_of(unit, BadRecords(unit))
+    ]
     assert sum(map(len, documents)) > 1_500_000
     assert len(documents) > 400
     modules = [text.split("\n", 1)[0] for text in documents]

@@ -9,16 +9,17 @@ import pytest
 import zstandard
 
 from datamodules import text_formats
+from datamodules.bad_records import BadRecords
 from datamodules.errors import DataError
-from datamodules.sources import Source, resolve
-from datamodules.texts import Texts
+from datamodules.text_source import TextSource, text_units
+from datamodules.texts import texts_of
 
 from .conftest import EMOJI, SPANISH
 
 
 def read(path: Path | str, cache: Path, on_bad_record: str = "stop", **options) -> list[str]:
-    units = resolve(Source(str(path), **options), cache)
-    return [text for unit in units for text in Texts(unit, on_bad_record)]
+    units = text_units(TextSource(str(path), **options), cache)
+    return [text for unit in units for text in texts_of(unit, BadRecords(unit, on_bad_record))]
 
 
 def json_lines(texts: list[str]) -> bytes:
@@ -85,7 +86,7 @@ def test_a_hub_data_set_streams_shard_by_shard(tmp_path, texts, monkeypatch):
     monkeypatch.setattr(hub, "_revision", lambda path: None)
     units = hub.hub_units(str(repository), None, "train", tmp_path / "cache")
     assert len(units) == 3
-    assert [text for unit in units for text in Texts(unit)] == texts[:150]
+    assert [text for unit in units for text in texts_of(unit, BadRecords(unit))] == texts[:150]
     monkeypatch.setattr(hub, "_revision", lambda path: (_ for _ in ()).throw(ConnectionError()))
     assert hub.hub_units(str(repository), None, "train", tmp_path / "cache") == units
 
@@ -109,7 +110,7 @@ def test_a_long_text_is_cut_at_blank_lines_or_lines_and_loses_nothing(ending, tm
     assert all(document.endswith(ending) for document in whole[:-1]) or ending == " "
     # Cut into ranges for several processes, the documents are the same.
     monkeypatch.setattr(text_formats, "unit_bytes", lambda _: 2 * text_formats.BLOCK_BYTES)
-    assert len(resolve(Source(str(path)), cache)) > 3
+    assert len(text_units(TextSource(str(path)), cache)) > 3
     assert read(path, cache) == whole
     (tmp_path / "book.txt.gz").write_bytes(gzip.compress(path.read_bytes()))
     assert read(tmp_path / "book.txt.gz", cache) == whole
@@ -128,9 +129,9 @@ def test_parquet_row_groups_are_gathered_into_units_and_each_read_once(tmp_path,
 
     write_parquet(tmp_path / "a.parquet", texts)
     monkeypatch.setattr(table_formats, "unit_bytes", lambda _: 40_000)
-    units = resolve(Source(str(tmp_path / "a.parquet")), cache)
+    units = text_units(TextSource(str(tmp_path / "a.parquet")), cache)
     assert 3 < len(units) < 24
-    assert [text for unit in units for text in Texts(unit)] == texts
+    assert [text for unit in units for text in texts_of(unit, BadRecords(unit))] == texts
 
 
 def test_byte_order_marks_surrogates_nul_and_empty_texts(tmp_path, cache):

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from datamodules import DataError, Source, TextDataModule
+from datamodules import DataError, TextDataModule, TextSource
 
 
 @pytest.fixture
@@ -58,7 +58,9 @@ def test_an_epoch_holds_every_training_token_once_and_validation_the_others(modu
 def test_validation_path_weights_and_prompts(module, write_jsonl, texts):
     a, b = write_jsonl(texts[:100], "a.jsonl"), write_jsonl(texts[100:200], "b.jsonl")
     val = write_jsonl(texts[200:], "val.jsonl")
-    data = ready(module(path=None, sources=[Source(a, weight=1), Source(b, weight=3)], val_path=val, prompt_len=8))
+    data = ready(
+        module(path=None, sources=[TextSource(a, weight=1), TextSource(b, weight=3)], val_path=val, prompt_len=8)
+    )
     assert data.statistics["train"]["num_documents"] == 200 and data.statistics["val"]["num_documents"] == 40
     prompts = list(data.predict_dataloader())
     assert [len(batch["prompt_ids"]) for batch in prompts] == [4] * 10
@@ -91,7 +93,7 @@ def test_a_second_setup_reads_the_cache_and_writes_nothing(module, cache):
 
 MISTAKES = {
     "path and sources: give one of them (neither is given)": {"path": None},
-    "path and sources: give one of them (both are given)": {"sources": [Source("python_docs")]},
+    "path and sources: give one of them (both are given)": {"sources": [TextSource("python_docs")]},
     "path: 'missing/data.txt' does not exist": {"path": "missing/data.txt"},
     "path: 'python_dogs' does not exist": {"path": "python_dogs"},
     "embedded corpora: python_docs": {"path": "python_dogs"},
@@ -104,9 +106,9 @@ MISTAKES = {
     "tokenizer and vocab_size": {"tokenizer": "gpt2"},
     "val_path and val_share": {"val_path": "x.txt", "val_share": 0.1},
     "val_share: it must be at least 0 and below 1": {"val_share": 1.0},
-    "give a weight to all of them or to none": {"path": None, "sources": [Source("a", 1), Source("b")]},
-    "name and split: they choose from a hub data set": {"path": None, "sources": [Source(".", name="en")]},
-    "a weight must be above 0": {"path": None, "sources": [Source("a", 0)]},
+    "give a weight to all of them or to none": {"path": None, "sources": [TextSource("a", 1), TextSource("b")]},
+    "name and split: they choose from a hub data set": {"path": None, "sources": [TextSource(".", name="en")]},
+    "a weight must be above 0": {"path": None, "sources": [TextSource("a", 0)]},
 }
 
 
@@ -173,7 +175,7 @@ def test_yaml_settings_reach_the_module(write_jsonl, texts):
         "data": {"sources": [{"path": "a.txt", "weight": 2}, {"path": "b", "name": "x"}], "on_bad_record": "skip"}
     }
     data = parser.instantiate_classes(parser.parse_string(json.dumps(config))).data
-    assert data.sources == [Source("a.txt", weight=2), Source("b", name="x")]
+    assert data.sources == [TextSource("a.txt", weight=2), TextSource("b", name="x")]
     assert data.on_bad_record == "skip" and data.seq_len == 1024
 
 

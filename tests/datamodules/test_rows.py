@@ -4,17 +4,21 @@ import pytest
 from datamodules import rows as rows_module
 from datamodules.dataset import PackedRows
 from datamodules.rows import Selection, pack_rows, split_documents
-from datamodules.shards import Shard
-from datamodules.sources import Source, resolve
+from datamodules.shards import Document, Shard, write_shard
+from datamodules.text_encoder import TextEncoder
+from datamodules.text_source import TextSource, text_units
 from datamodules.tokenization import tokenize
 from datamodules.tokenizer import train
+from datamodules.units import Unit
 
 
 @pytest.fixture
 def shards(write_jsonl, cache, texts) -> list[Shard]:
     tokenizer = train(iter(texts[:20]), vocab_size=300)
     paths = [write_jsonl(texts[i * 80 : i * 80 + 80], f"{i}.jsonl") for i in range(3)]
-    return tokenize([unit for path in paths for unit in resolve(Source(path), cache)], tokenizer, cache)
+    return tokenize(
+        [unit for path in paths for unit in text_units(TextSource(path), cache)], TextEncoder.of(tokenizer), cache
+    )
 
 
 def documents_of(shards: list[Shard]) -> list[tuple[int, ...]]:
@@ -30,10 +34,10 @@ def documents_of(shards: list[Shard]) -> list[tuple[int, ...]]:
 def test_every_token_is_in_exactly_one_row_in_its_document_s_order(shards, seq_len, window, cache, monkeypatch):
     monkeypatch.setattr(rows_module, "WINDOW", window)
     packed = PackedRows([(pack_rows(shards, Selection(), seq_len, cache), shards)])
-    pieces = [tuple(piece.tolist()) for row in range(len(packed)) for piece in packed[row]]
+    pieces = [tuple(piece.ids.tolist()) for row in range(len(packed)) for piece in packed[row]]
     expected = [doc[i : i + seq_len] for doc in documents_of(shards) for i in range(0, len(doc), seq_len)]
     assert sorted(pieces) == sorted(expected)
-    assert all(0 < sum(map(len, packed[row])) <= seq_len for row in range(len(packed)))
+    assert all(0 < sum(len(piece.ids) for piece in packed[row]) <= seq_len for row in range(len(packed)))
 
 
 def test_facts_are_what_was_packed(shards, cache):
@@ -41,7 +45,7 @@ def test_facts_are_what_was_packed(shards, cache):
     documents = documents_of(shards)
     assert index.facts["num_documents"] == len(documents) == 240
     assert index.facts["num_tokens"] == sum(map(len, documents))
-    assert index.facts["num_cut"] == sum(len(document) > 256 for document in documents)
+    assert index.facts["num_too_long"] == sum(len(document) > 256 for document in documents)
     assert index.facts["num_rows"] == len(index.rows()) - 1
     assert 1 - index.facts["num_tokens"] / (index.facts["num_rows"] * 256) < 0.02
 
@@ -83,8 +87,47 @@ def test_rows_travel_to_processes_as_paths(shards, cache):
     half = len(packed) // 2
     for row in (0, half - 1, half, 2 * half - 1):
         assert (
-            [p.tolist() for p in copy[row]]
-            == [p.tolist() for p in packed[row]]
-            == [p.tolist() for p in packed[row % half]]
+            [p.ids.tolist() for p in copy[row]]
+            == [p.ids.tolist() for p in packed[row]]
+            == [p.ids.tolist() for p in packed[row % half]]
         )
     assert copy[-1] == []
+
+
+@pytest.fixture
+def conversations(cache) -> list[Shard]:
+    """One shard of four documents of 10, 30, 50 and 90 tokens, of which the last three are learned."""
+    shard = Shard(str(cache / "conversations"))
+    made = [Document(np.arange(n, dtype="<u2"), np.arange(n) >= n - 3, n, n) for n in (10, 30, 50, 90)]
+
+    class Made:
+        dtype = np.dtype("<u2")
+
+        def documents(self, unit, bad):
+            yield from made
+
+    write_shard(Unit("made", "jsonl", "made"), shard, Made(), "stop")
+    return [shard]
+
+
+@pytest.mark.parametrize(
+    ("too_long", "lengths", "trained", "dropped"),
+    [
+        ("drop", [10, 30], 6, 2),
+        ("left", [10, 30, 40, 40], 12, 0),
+        ("right", [10, 30], 6, 2),
+        # Of 50 = 40 + 10 and 90 = 40 + 40 + 10 only the ends hold something to learn.
+        ("split", [10, 10, 10, 30], 12, 0),
+    ],
+)
+def test_conversations_longer_than_a_row(conversations, cache, too_long, lengths, trained, dropped):
+    index = pack_rows(conversations, Selection(), 40, cache, too_long)
+    rows = PackedRows([(index, conversations)])
+    pieces = [piece for row in range(len(rows)) for piece in rows[row]]
+    assert sorted(len(piece.ids) for piece in pieces) == lengths
+    assert sum(int(piece.trained[1:].sum()) for piece in pieces) == trained
+    assert all(
+        piece.trained[-3:].all() and np.array_equal(np.diff(piece.ids), [1] * (len(piece.ids) - 1)) for piece in pieces
+    )
+    expected = {"num_trained": trained, "num_dropped": dropped, "num_too_long": 2, "num_tokens": sum(lengths)}
+    assert index.facts | expected == index.facts

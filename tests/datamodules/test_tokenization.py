@@ -15,21 +15,23 @@ from datamodules import text_formats
 from datamodules.cache import build_lock
 from datamodules.errors import DataError
 from datamodules.shards import Shard
-from datamodules.sources import Source, resolve
-from datamodules.tokenization import tokenize
-from datamodules.tokenizer import tokenizer_digest, train
+from datamodules.text_encoder import TextEncoder
+from datamodules.text_source import TextSource, text_units
+from datamodules.tokenization import encoder_digest, tokenize
+from datamodules.tokenizer import train
 
 # Builds the tokens of argv[1] in the cache argv[2], in small units.
 BUILD = """
 import sys
 from pathlib import Path
 from datamodules import cache, text_formats, tokenization
-from datamodules.sources import Source, resolve
+from datamodules.text_source import TextSource, text_units
 from datamodules.tokenizer import load_tokenizer
+from datamodules.text_encoder import TextEncoder
 text_formats.unit_bytes = lambda _: 8192
 tokenization.available_cores = lambda: 2
 root = Path(sys.argv[2])
-tokenization.tokenize(resolve(Source(sys.argv[1]), root), load_tokenizer(sys.argv[3]), root)
+tokenization.tokenize(text_units(TextSource(sys.argv[1]), root), TextEncoder.of(load_tokenizer(sys.argv[3])), root)
 """
 
 
@@ -64,9 +66,9 @@ def test_processes_and_a_single_one_write_the_same_shards(
     written = []
     for cores in (1, 3):
         monkeypatch.setattr("datamodules.tokenization.available_cores", lambda cores=cores: cores)
-        units = resolve(Source(path), tmp_path / str(cores))
+        units = text_units(TextSource(path), tmp_path / str(cores))
         assert len(units) > 20
-        shards = tokenize(units, tokenizer, tmp_path / str(cores))
+        shards = tokenize(units, TextEncoder.of(tokenizer), tmp_path / str(cores))
         written.append([(shard.facts, shard.tokens[:].tobytes(), shard.documents().tobytes()) for shard in shards])
         assert contents(shards, tokenizer) == texts
     assert written[0] == written[1]
@@ -76,14 +78,14 @@ def test_processes_and_a_single_one_write_the_same_shards(
 
 def test_only_what_changed_is_tokenized_again(write_jsonl, tmp_path, cache, texts, tokenizer):
     write_jsonl(texts[:10], "a.jsonl")
-    before = tokenize(resolve(Source(str(tmp_path / "*.jsonl")), cache), tokenizer, cache)
+    before = tokenize(text_units(TextSource(str(tmp_path / "*.jsonl")), cache), TextEncoder.of(tokenizer), cache)
     written = Path(f"{before[0].path}.tokens").stat().st_mtime_ns
     write_jsonl(texts[10:20], "b.jsonl")
-    after = tokenize(resolve(Source(str(tmp_path / "*.jsonl")), cache), tokenizer, cache)
+    after = tokenize(text_units(TextSource(str(tmp_path / "*.jsonl")), cache), TextEncoder.of(tokenizer), cache)
     assert after[0] == before[0] and Path(f"{after[0].path}.tokens").stat().st_mtime_ns == written
     assert contents(after, tokenizer) == texts[:20]
     write_jsonl(texts[1:11], "a.jsonl")
-    changed = tokenize(resolve(Source(str(tmp_path / "*.jsonl")), cache), tokenizer, cache)
+    changed = tokenize(text_units(TextSource(str(tmp_path / "*.jsonl")), cache), TextEncoder.of(tokenizer), cache)
     assert contents(changed, tokenizer) == texts[1:11] + texts[10:20]
 
 
@@ -95,12 +97,12 @@ def test_a_bad_record_stops_or_is_skipped_also_when_it_is_in_the_cache(
     path = write_jsonl(texts)
     with Path(path).open("a") as file:
         file.write("{broken\n")
-    units = resolve(Source(path), cache)
+    units = text_units(TextSource(path), cache)
     with pytest.raises(DataError, match=rf"{path}:241: broken JSON"):
-        tokenize(units, tokenizer, cache, "stop")
-    assert contents(tokenize(units, tokenizer, cache, "skip"), tokenizer) == texts
+        tokenize(units, TextEncoder.of(tokenizer), cache, "stop")
+    assert contents(tokenize(units, TextEncoder.of(tokenizer), cache, "skip"), tokenizer) == texts
     with pytest.raises(DataError, match=rf"{path}:241: broken JSON"):
-        tokenize(units, tokenizer, cache, "stop")
+        tokenize(units, TextEncoder.of(tokenizer), cache, "stop")
 
 
 def test_a_killed_build_leaves_no_process_and_goes_on_where_it_was(
@@ -120,9 +122,9 @@ def test_a_killed_build_leaves_no_process_and_goes_on_where_it_was(
     done = {
         file: file.stat().st_mtime_ns for file in cache.glob("tokens/*/*.tokens") if file.with_suffix(".json").exists()
     }
-    units = resolve(Source(path), cache)
+    units = text_units(TextSource(path), cache)
     assert 3 <= len(done) < len(units)
-    shards = tokenize(units, tokenizer, cache)
+    shards = tokenize(units, TextEncoder.of(tokenizer), cache)
     assert contents(shards, tokenizer) == texts * 20
     assert {file: file.stat().st_mtime_ns for file in done} == done
     assert not list(cache.glob("tokens/*/.*.tmp"))
@@ -132,8 +134,8 @@ def test_a_second_process_waits_says_so_and_builds_nothing_twice(
     write_jsonl, cache, texts, tokenizer, command, small_units
 ):
     path = write_jsonl(texts)
-    units = resolve(Source(path), cache)
-    folder = cache / "tokens" / tokenizer_digest(tokenizer)
+    units = text_units(TextSource(path), cache)
+    folder = cache / "tokens" / encoder_digest(TextEncoder.of(tokenizer))
     with build_lock(folder, "this"):
         waiting = subprocess.Popen(command(path, cache), stderr=subprocess.PIPE, text=True)
         line = waiting.stderr.readline()
@@ -141,7 +143,7 @@ def test_a_second_process_waits_says_so_and_builds_nothing_twice(
         assert not list(folder.glob("*.json"))
     assert waiting.wait(timeout=240) == 0
     written = {file: file.stat().st_mtime_ns for file in folder.glob("*.tokens")}
-    tokenize(units, tokenizer, cache)
+    tokenize(units, TextEncoder.of(tokenizer), cache)
     assert {file: file.stat().st_mtime_ns for file in folder.glob("*.tokens")} == written
 
 
@@ -160,7 +162,10 @@ def test_two_processes_at_once_build_each_shard_once(write_jsonl, cache, texts, 
         thread.join()
     assert [outcome.returncode for outcome in outcomes] == [0, 0]
     assert sum("100%" in outcome.stderr for outcome in outcomes) == 1
-    assert contents(tokenize(resolve(Source(path), cache), tokenizer, cache), tokenizer) == texts * 4
+    assert (
+        contents(tokenize(text_units(TextSource(path), cache), TextEncoder.of(tokenizer), cache), tokenizer)
+        == texts * 4
+    )
 
 
 def test_memory_does_not_grow_with_the_corpus(write_jsonl, tmp_path, texts, command):
@@ -182,4 +187,4 @@ def test_a_full_disk_is_a_message(write_jsonl, cache, texts, tokenizer, monkeypa
 
     monkeypatch.setattr("datamodules.shards.text_hash", full)
     with pytest.raises(DataError, match=r"cache_dir: the disk of .* is full"):
-        tokenize(resolve(Source(write_jsonl(texts)), cache), tokenizer, cache)
+        tokenize(text_units(TextSource(write_jsonl(texts)), cache), TextEncoder.of(tokenizer), cache)

@@ -7,9 +7,10 @@ from transformers import PreTrainedTokenizerFast
 
 from datamodules import tokenizer as tokenizer_module
 from datamodules.errors import DataError
-from datamodules.shards import Encoder
-from datamodules.sources import Source, resolve
-from datamodules.tokenizer import framing, load_tokenizer, tokenizer_digest, train, trained_tokenizer
+from datamodules.text_encoder import TextEncoder
+from datamodules.text_source import TextSource, text_units
+from datamodules.tokenization import encoder_digest
+from datamodules.tokenizer import framing, load_tokenizer, train, trained_tokenizer
 
 from .conftest import EMOJI, SPANISH
 
@@ -19,20 +20,19 @@ def trained() -> PreTrainedTokenizerFast:
     return train(iter([SPANISH, EMOJI, "the cat sat on the mat " * 9] * 3), vocab_size=400)
 
 
-def encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
-    marks = framing(tokenizer)
-    return Encoder(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), marks.prefix, marks.suffix)
+def digest(tokenizer: PreTrainedTokenizerFast) -> str:
+    return encoder_digest(TextEncoder.of(tokenizer))
 
 
 @pytest.mark.parametrize("text", [SPANISH, EMOJI, "nul \x00 and \t tab\r\n", "new words: zyzzyva ∮"])
 def test_a_trained_tokenizer_gives_back_any_text_and_ends_it(trained, text):
-    ids = encoder(trained).encode([text])[0].tolist()
+    ids = TextEncoder.of(trained).encode([text])[0].tolist()
     assert ids[-1] == trained.eos_token_id
     assert trained.decode(ids[:-1]) == text
 
 
 def test_a_text_that_spells_a_special_token_stays_text(trained):
-    ids = encoder(trained).encode(["a <|endoftext|> b <|im_start|>"])[0].tolist()
+    ids = TextEncoder.of(trained).encode(["a <|endoftext|> b <|im_start|>"])[0].tolist()
     assert ids.count(trained.eos_token_id) == 1
     assert trained.convert_tokens_to_ids("<|im_start|>") not in ids
 
@@ -42,7 +42,7 @@ def test_special_tokens_are_there_from_the_beginning_and_survive_saving(trained,
     loaded = load_tokenizer(str(tmp_path))
     assert (loaded.eos_token, loaded.pad_token, loaded.bos_token) == ("<|endoftext|>", "<|pad|>", None)
     assert loaded.convert_tokens_to_ids(["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]) == [0, 1, 2, 3]
-    assert tokenizer_digest(loaded) == tokenizer_digest(trained)
+    assert digest(loaded) == digest(trained)
 
 
 def test_a_convention_of_bos_and_eos_is_kept_and_doubled_nowhere():
@@ -53,19 +53,22 @@ def test_a_convention_of_bos_and_eos_is_kept_and_doubled_nowhere():
         return PreTrainedTokenizerFast(tokenizer_object=bare, bos_token="<s>", eos_token="</s>")
 
     for single in ("<s> $A", "<s> $A </s>"):
-        assert encoder(with_template(single)).encode(["aa", "<s>a"])[0].tolist() == [1, 0, 0, 2]
-    assert encoder(with_template("$A")).encode(["a"])[0].tolist() == [0, 2]
+        assert TextEncoder.of(with_template(single)).encode(["aa", "<s>a"])[0].tolist() == [1, 0, 0, 2]
+    assert TextEncoder.of(with_template("$A")).encode(["a"])[0].tolist() == [0, 2]
 
 
 def test_training_is_deterministic_between_processes(tmp_path, write_jsonl, texts):
     path = write_jsonl(texts)
     code = f"""
-from datamodules.sources import Source, resolve
-from datamodules.tokenizer import tokenizer_digest, trained_tokenizer
+from datamodules.text_source import TextSource, text_units
+from datamodules.text_encoder import TextEncoder
+from datamodules.tokenization import encoder_digest
+from datamodules.tokenizer import trained_tokenizer
 from pathlib import Path
 import sys
 root = Path(sys.argv[1])
-print(tokenizer_digest(trained_tokenizer(resolve(Source({path!r}), root), 350, root, "stop")))
+tokenizer = trained_tokenizer(text_units(TextSource({path!r}), root), 350, root, "stop")
+print(encoder_digest(TextEncoder.of(tokenizer)))
 """
     runs = [[sys.executable, "-c", code, str(tmp_path / name)] for name in "ab"]
     digests = {subprocess.run(run, capture_output=True, text=True, check=True).stdout for run in runs}
@@ -74,7 +77,9 @@ print(tokenizer_digest(trained_tokenizer(resolve(Source({path!r}), root), 350, r
 
 def test_a_big_corpus_is_sampled_evenly(write_jsonl, cache, texts, monkeypatch):
     units = [
-        unit for i in range(4) for unit in resolve(Source(write_jsonl(texts[i * 9 : i * 9 + 9], f"{i}.jsonl")), cache)
+        unit
+        for i in range(4)
+        for unit in text_units(TextSource(write_jsonl(texts[i * 9 : i * 9 + 9], f"{i}.jsonl")), cache)
     ]
     monkeypatch.setattr(tokenizer_module, "SAMPLE_CHARACTERS", 1000)
     sampled = list(tokenizer_module.sample(units, "stop"))
@@ -83,12 +88,12 @@ def test_a_big_corpus_is_sampled_evenly(write_jsonl, cache, texts, monkeypatch):
 
 
 def test_a_trained_tokenizer_is_kept(write_jsonl, cache, texts):
-    units = resolve(Source(write_jsonl(texts)), cache)
+    units = text_units(TextSource(write_jsonl(texts)), cache)
     first = trained_tokenizer(units, 300, cache, "stop")
     files = {path: path.stat().st_mtime_ns for path in (cache / "tokenizers").rglob("*.json")}
-    assert tokenizer_digest(trained_tokenizer(units, 300, cache, "stop")) == tokenizer_digest(first)
+    assert digest(trained_tokenizer(units, 300, cache, "stop")) == digest(first)
     assert files == {path: path.stat().st_mtime_ns for path in (cache / "tokenizers").rglob("*.json")}
-    assert tokenizer_digest(trained_tokenizer(units, 301, cache, "stop")) != tokenizer_digest(first)
+    assert digest(trained_tokenizer(units, 301, cache, "stop")) != digest(first)
 
 
 @pytest.mark.parametrize("name", ["nowhere/at_all", "missing.gguf"])

@@ -17,7 +17,7 @@ def gradients(network, loss):
 def test_loss_equals_transformers(network):
     (document,) = random_documents([32])
     batch = pack([document], 32)
-    loss, nll = language_loss(network, prepare_batch(batch))
+    loss, nll, _ = language_loss(network, prepare_batch(batch))
     expected = network(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss * 31
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(nll, expected.detach(), rtol=1e-6, atol=1e-5)
@@ -32,7 +32,7 @@ def test_packed_equals_unpacked(attention):
     network = Backbone(config=tiny_config(), attention=attention).build().double()
     documents = random_documents(LENGTHS)
     packed = stack(pack(documents[:2], 30), pack(documents[2:], 30))
-    loss, _ = language_loss(network, prepare_batch(packed))
+    loss, *_ = language_loss(network, prepare_batch(packed))
     alone = sum(
         network(input_ids=torch.tensor([d]), labels=torch.tensor([d])).loss.double() * (len(d) - 1) for d in documents
     )
@@ -49,23 +49,23 @@ def test_padded_equals_unpacked(network):
         "labels": torch.tensor([d + [-100] * (width - len(d)) for d in documents]),
         "attention_mask": torch.tensor([[1] * len(d) + [0] * (width - len(d)) for d in documents]),
     }
-    loss, _ = language_loss(network, prepare_batch(batch))
-    packed, _ = language_loss(network, prepare_batch(pack(documents, 50)))
+    loss, *_ = language_loss(network, prepare_batch(batch))
+    packed, *_ = language_loss(network, prepare_batch(pack(documents, 50)))
     torch.testing.assert_close(loss, packed, rtol=1e-5, atol=1e-4)
 
 
 def test_autocast_stays_near_float32(network):
     batch = prepare_batch(pack(random_documents(LENGTHS), 50))
-    expected, _ = language_loss(network, batch)
+    expected, *_ = language_loss(network, batch)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = language_loss(network, batch)
+        loss, *_ = language_loss(network, batch)
     torch.testing.assert_close(loss, expected, rtol=2e-2, atol=0)
 
 
 def test_a_masked_batch_gives_zero(network):
     batch = pack(random_documents([16]), 16)
     batch["labels"] = torch.full_like(batch["labels"], -100)
-    loss, _ = language_loss(network, prepare_batch(batch))
+    loss, *_ = language_loss(network, prepare_batch(batch))
     loss.backward()
     assert loss == 0
     assert all(p.grad is None or not p.grad.any() for p in network.parameters())
@@ -95,7 +95,7 @@ def test_other_architectures(name, changes):
     torch.manual_seed(0)
     network = Backbone(config=config).build().eval()
     documents = random_documents(LENGTHS)
-    loss, _ = language_loss(network, prepare_batch(pack(documents, 50)))
+    loss, *_ = language_loss(network, prepare_batch(pack(documents, 50)))
     network.set_attn_implementation("eager")
     alone = sum(network(input_ids=torch.tensor([d]), labels=torch.tensor([d])).loss * (len(d) - 1) for d in documents)
     torch.testing.assert_close(loss, alone, rtol=1e-5, atol=1e-4)

@@ -37,13 +37,14 @@ def reference(hidden, weight, targets, z_loss=0.0, scaling=HeadScaling()):  # no
 def test_loss_and_gradients_equal_the_plain_formula(form, scaling, z_loss):
     hidden, weight, targets = inputs()
     if form == "linear":
-        loss, nll = linear_cross_entropy(hidden, weight, targets, z_loss=z_loss, scaling=scaling)
+        loss, nll, correct = linear_cross_entropy(hidden, weight, targets, z_loss=z_loss, scaling=scaling)
     else:
-        loss, nll = head_cross_entropy(hidden, lambda h: scaling(h @ weight.t()), targets, V, z_loss=z_loss)
+        loss, nll, correct = head_cross_entropy(hidden, lambda h: scaling(h @ weight.t()), targets, V, z_loss=z_loss)
     ours = torch.autograd.grad(loss / 3, (hidden, weight))
     expected, expected_nll = reference(hidden, weight, targets, z_loss, scaling)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(nll.double(), expected_nll, rtol=1e-6, atol=1e-6)
+    assert correct == ((hidden @ weight.t()).argmax(-1) == targets).sum()
     # The softmax is taken in float32, as it is in training.
     for a, b in zip(ours, torch.autograd.grad(expected / 3, (hidden, weight)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
@@ -51,7 +52,7 @@ def test_loss_and_gradients_equal_the_plain_formula(form, scaling, z_loss):
 
 def test_frozen_head_gets_no_gradient_and_evaluation_no_graph():
     hidden, weight, targets = inputs(torch.float32)
-    loss, _ = linear_cross_entropy(hidden, weight.detach(), targets)
+    loss, *_ = linear_cross_entropy(hidden, weight.detach(), targets)
     loss.backward()
     assert hidden.grad is not None and weight.grad is None
     with torch.no_grad():
@@ -63,18 +64,18 @@ def test_no_trained_token_is_a_zero_with_zero_gradients(form):
     hidden, weight, targets = inputs(torch.float32)
     none = targets[:0]
     if form == "linear":
-        loss, _ = linear_cross_entropy(hidden[:0], weight, none)
+        loss, *_ = linear_cross_entropy(hidden[:0], weight, none)
     else:
-        loss, _ = head_cross_entropy(hidden[:0], lambda h: h @ weight.t(), none, V)
+        loss, *_ = head_cross_entropy(hidden[:0], lambda h: h @ weight.t(), none, V)
     (grad,) = torch.autograd.grad(loss, hidden)
     assert loss == 0 and not grad.any()
 
 
 def test_bfloat16_autocast_stays_near_float32():
     hidden, weight, targets = inputs(torch.float32)
-    expected, _ = linear_cross_entropy(hidden, weight, targets)
+    expected, *_ = linear_cross_entropy(hidden, weight, targets)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = linear_cross_entropy(hidden, weight, targets)
+        loss, *_ = linear_cross_entropy(hidden, weight, targets)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, expected, rtol=1e-2, atol=0)
 

@@ -1,0 +1,106 @@
+"""From conversations to token ids, and which of them are learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from datamodules.bad_records import BadRecords
+from datamodules.batches import bounded_batches
+from datamodules.chat_template import ChatTemplate, Rendered
+from datamodules.formats import records
+from datamodules.records import Conversation, conversation_of
+from datamodules.shards import Document, text_hash, token_dtype
+from datamodules.units import Bad, Unit
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+
+class Written(NamedTuple):
+    """A document of a conversation, and the hash that decides its side of a split."""
+
+    rendered: Rendered
+    hash: int
+
+
+class ChatEncoder:
+    """Turns conversations into documents.
+
+    Args:
+        tokenizer: a copy of its own.
+        template: fields of a `ChatTemplate`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, **template: Any) -> None:
+        self.tokenizer = tokenizer
+        self.template = ChatTemplate(**template)
+
+    @cached_property
+    def dtype(self) -> np.dtype:
+        """Of token ids on disk."""
+        return token_dtype(self.tokenizer)
+
+    def settings(self) -> dict[str, Any]:
+        """What another process needs to make the same encoder around the same tokenizer; JSON."""
+        return asdict(self.template)
+
+    def documents(self, unit: Unit, bad: BadRecords) -> Iterator[Document]:
+        """The unit's documents, streaming; what is learned of each are its replies."""
+        for batch in bounded_batches(self.written(unit, bad), lambda one: len(one.rendered.text)):
+            texts = [one.rendered.text for one in batch]
+            encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
+            for (rendered, split_hash), encoding in zip(batch, encodings, strict=True):
+                ids = np.array(encoding.ids, self.dtype)
+                yield Document(ids, trained_tokens(encoding, rendered), len(rendered.text.encode()), split_hash)
+
+    def written(self, unit: Unit, bad: BadRecords) -> Iterator[Written]:
+        """The unit's conversations as the template writes them."""
+        for place, record in records(unit):
+            conversation = self._conversation(record, unit)
+            rendered = conversation if isinstance(conversation, Bad) else self.template.render(conversation)
+            if isinstance(rendered, Bad):
+                bad.note(place, rendered)
+                continue
+            assert isinstance(conversation, Conversation)
+            split_hash = text_hash(_opening(conversation).encode())
+            yield from (Written(document, split_hash) for document in rendered)
+
+    def _conversation(self, record: Any, unit: Unit) -> Conversation | Bad:
+        if isinstance(record, Bad):
+            return record
+        return conversation_of(record, unit.shape, unit.columns, self.template.reasoning)
+
+
+def trained_tokens(encoding: Encoding, rendered: Rendered) -> np.ndarray:
+    """(n,) bool: the tokens of which every character lies in a span of what is learned.
+
+    A token that reaches from a prompt into a reply is not learned: when the model has to reply, the prompt is complete.
+    """
+    trained = np.zeros(len(encoding.ids), bool)
+    for start, end in rendered.spans:
+        first = _token_from(encoding, start, end)
+        if first is None:
+            continue
+        begins, _ = encoding.token_to_chars(first) or (start, end)
+        if begins < start:
+            first += 1
+        trained[first : _token_from(encoding, end, len(rendered.text))] = True
+    trained[:1] = False  # nothing predicts the first token
+    return trained
+
+
+def _token_from(encoding: Encoding, start: int, end: int) -> int | None:
+    """The first token that stands for one of these characters; a tokenizer may drop some."""
+    found = (encoding.char_to_token(place) for place in range(start, end))
+    return next((token for token in found if token is not None), None)
+
+
+def _opening(conversation: Conversation) -> str:
+    """What the first user says: copies of a question, however they are answered, fall on the same side of a split."""
+    said = (message.get("content") or "" for message in conversation.messages if message["role"] == "user")
+    return next(said, None) or str(conversation.messages)

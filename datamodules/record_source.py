@@ -1,0 +1,71 @@
+"""Sources of conversations: which shape their records have."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from datamodules.bad_records import BadRecords, OnBadRecord
+from datamodules.chat_encoder import ChatEncoder
+from datamodules.errors import DataError
+from datamodules.formats import FORMATS, records
+from datamodules.records import detect_shape, shape_in_words
+from datamodules.sources import Source, first_units, resolve
+from datamodules.units import Bad, Record, Unit
+
+RECORDS_PEEKED = 16
+
+
+@dataclass(frozen=True)
+class RecordSource(Source):
+    """One set of conversations to learn from.
+
+    Args:
+        columns: where the columns have other names: what they hold (messages, prompt, completion, instruction, input,
+            output, question, answer, system, tools, ...) and how they are called, such as `{question: frage}`.
+    """
+
+    columns: dict[str, str] | None = None
+
+
+def record_units(source: RecordSource, root: Path, look_again: bool = True) -> list[Unit]:
+    """As `resolve`, each unit told how to read its records; what was found is printed.
+
+    Raises:
+        DataError: nothing is there, it is empty, or the records have no known shape.
+    """
+    return _with_shape(resolve(source, root, look_again), source, announce=look_again)
+
+
+def peek_records(source: RecordSource, root: Path, on_bad_record: OnBadRecord, encoder: ChatEncoder) -> None:
+    """Reads and writes down the first records of a source's first files, without looking at the rest.
+
+    Raises:
+        DataError: as `record_units`; or a bad record, with `on_bad_record="stop"`.
+    """
+    for unit in _with_shape(first_units(source, root), source):
+        for _ in islice(encoder.written(unit, BadRecords(unit, on_bad_record)), RECORDS_PEEKED):
+            pass
+
+
+def _with_shape(units: list[Unit], source: RecordSource, announce: bool = False) -> list[Unit]:
+    if not units:
+        return units
+    if not FORMATS[units[0].format].columns:
+        raise DataError(
+            f"path: {source.path!r} is plain text; conversations need columns (.jsonl, .json, .csv, .parquet)"
+        )
+    first = list(islice(_readable(units[0]), RECORDS_PEEKED))
+    if not first:
+        raise DataError(f"path: {source.path!r} holds no record that can be read")
+    columns = dict(source.columns) if source.columns else None
+    shape = detect_shape(first, columns, source.path)
+    if announce:
+        rank_zero_info(f"{source.path}: {shape_in_words(shape)}")
+    return [replace(unit, column="", shape=shape.name, columns=columns) for unit in units]
+
+
+def _readable(unit: Unit) -> Iterator[Record]:
+    return (record for _, record in records(replace(unit, column="")) if not isinstance(record, Bad))

@@ -1,0 +1,80 @@
+"""Sources of text: which column of their records to read."""
+
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from textwrap import shorten
+
+from datamodules.bad_records import BadRecords, OnBadRecord
+from datamodules.errors import DataError
+from datamodules.formats import FORMATS, records
+from datamodules.sources import Source, first_units, resolve
+from datamodules.texts import texts_of
+from datamodules.units import Bad, Record, Unit
+
+RECORDS_PEEKED = 16
+
+
+@dataclass(frozen=True)
+class TextSource(Source):
+    """One text to learn from.
+
+    Args:
+        text_column: where a record's text is. None: `text`, else the only column that holds strings.
+    """
+
+    text_column: str | None = None
+
+
+def text_units(source: TextSource, root: Path, look_again: bool = True) -> list[Unit]:
+    """As `resolve`, each unit told which column to read.
+
+    Raises:
+        DataError: nothing is there, it is empty, or no column can be taken for the text.
+    """
+    return _with_column(resolve(source, root, look_again), source)
+
+
+def peek_texts(source: TextSource, root: Path, on_bad_record: OnBadRecord) -> None:
+    """Reads the first records of a source's first files, without looking at the rest.
+
+    Raises:
+        DataError: as `text_units`; or a bad record, with `on_bad_record="stop"`.
+    """
+    for unit in _with_column(first_units(source, root), source):
+        for _ in islice(texts_of(unit, BadRecords(unit, on_bad_record)), RECORDS_PEEKED):
+            pass
+
+
+def _with_column(units: list[Unit], source: TextSource) -> list[Unit]:
+    """The units, told which column to read, as the first record that can be read shows it."""
+    first = next((unit for unit in units if FORMATS[unit.format].columns), None)
+    if first is None:
+        return units
+    record = next((record for _, record in records(first) if not isinstance(record, Bad)), None)
+    return units if record is None else [_reading(unit, _text_column(record, source)) for unit in units]
+
+
+def _reading(unit: Unit, column: str) -> Unit:
+    return replace(unit, column=column) if FORMATS[unit.format].columns else unit
+
+
+def _text_column(record: Record, source: TextSource) -> str:
+    """The name of the column that holds the text.
+
+    Raises:
+        DataError: it is not there, or there are several to choose from.
+    """
+    found = ", ".join(shorten(str(name), 40) for name in record)  # a table without header has texts for names
+    if source.text_column is not None:
+        if source.text_column in record:
+            return source.text_column
+        raise DataError(f"text_column: {source.path!r} has no column {source.text_column!r}; it has: {found}")
+    if isinstance(record.get("text"), str):
+        return "text"
+    strings = [name for name, value in record.items() if isinstance(value, str)]
+    if len(strings) == 1:
+        return strings[0]
+    raise DataError(
+        f"text_column: {source.path!r} has no column `text`; it has: {found}. Name the one to read with text_column"
+    )

@@ -1,0 +1,38 @@
+"""Supervised fine-tuning: the replies of conversations are learned, their prompts only read."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+
+from llm_lightning.models.backbone import Backbone
+from llm_lightning.modules.pretraining import CausalPretraining
+
+
+class SupervisedFinetuning(CausalPretraining):
+    """Next-token prediction over the trained tokens of conversations, in full or by an adapter (`peft`).
+
+    Args:
+        backbone: the network.
+        optimizer: any torch optimizer by `class_path`. By default AdamW in one kernel a step, without decay, at the
+            learning rate that is usual for a whole network; the adapters' overlays in `configs/peft/` raise it.
+        kwargs: see `CausalPretraining`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-5, weight_decay=0.0, fused=True),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(backbone, optimizer, **kwargs)
+
+    def configure_model(self) -> None:
+        """Build the network, and let it stop where a reply ends."""
+        is_new = self.model is None
+        super().configure_model()
+        if is_new and self.tokenizer is not None:
+            settings = self.model.generation_config
+            former = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+            settings.eos_token_id = sorted({*former, self.tokenizer.eos_token_id} - {None})
+            settings.pad_token_id = self.tokenizer.pad_token_id

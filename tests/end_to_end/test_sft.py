@@ -1,0 +1,108 @@
+"""Fine-tuning by the command line: from a pretrained folder and any instruction data to a chat model."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+PRETRAIN = ("fit", "--config", "tiny.yaml", "--trainer.max_steps=6", "--trainer.default_root_dir=pre")
+
+SFT = """
+model:
+  class_path: SupervisedFinetuning
+  init_args:
+    backbone: {path: pre/model/last, dropout: 0.1}
+    optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 1.0e-2}}
+data:
+  class_path: InstructionDataModule
+  init_args: {path: pairs.jsonl, seq_len: 64, batch_size: 2, val_share: 0.1}
+trainer:
+  accelerator: cpu
+  devices: 1
+  precision: 32-true
+  default_root_dir: run
+  max_steps: 24
+  val_check_interval: 16
+  accumulate_grad_batches: 2
+  log_every_n_steps: 1
+  callbacks:
+    - {class_path: RunCheckpoint, init_args: {every_n_steps: 3}}
+    - {class_path: Samples, init_args: {max_new_tokens: 8}}
+"""
+
+
+@pytest.fixture
+def chat(run, folder):
+    """A folder with a pretrained model and pairs to learn."""
+    assert run(*PRETRAIN)[0] == 0
+    pairs = [{"question": f"What is {i} plus {i}?", "answer": f"It is {2 * i}."} for i in range(80)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (folder / "sft.yaml").write_text(SFT)
+    return folder
+
+
+def test_a_chat_model_comes_out(run, chat):
+    code, output = run("fit", "--config", "sft.yaml")
+    assert code == 0, output
+    assert "pairs.jsonl: question-answer" in output and "of them learned" in output
+    folder = chat / "run" / "model" / "last"
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, network = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    assert tokenizer.eos_token == "<|im_end|>" and "<|im_start|>" in tokenizer.chat_template
+    assert tokenizer.eos_token_id in network.generation_config.eos_token_id
+    samples = (chat / "run" / "samples" / "step-000024.txt").read_text()
+    assert "<|im_start|>user" in samples and "plus" in samples
+
+    code, output = run("predict", "--config", "sft.yaml", "--model.backbone.path=run/model/last")
+    assert code == 0, output
+    lines = [json.loads(line) for line in (chat / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 8 and all("What is" in line["prompt"] for line in lines)
+
+
+def test_preview_shows_what_is_learned_and_trains_nothing(run, chat):
+    code, output = run("preview", "--config", "sft.yaml", "--num_records", "1")
+    assert code == 0, output
+    assert "<|im_start|>assistant\n⟦It is" in output and "<|im_end|>⟧" in output
+    assert "documents   72, 0 of them copies" in output
+    assert not (chat / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--data.template=nothing"], ["data.template: 'nothing' is neither a file nor one of chatml"]),
+        (["--data.path=texts.jsonl"], ["texts.jsonl", "text", "columns"]),
+        (["--data.turns=some"], ["turns", "some"]),
+        (["--data.seq_len=4096"], ["data.seq_len=4096 is longer than the network's 64 positions"]),
+        (["--data.vocab_size=300"], ["vocab_size"]),
+    ],
+)
+def test_mistakes(run, chat, args, words):
+    code, output = run("fit", "--config", "sft.yaml", *args)
+    assert code == 2 and "Traceback" not in output, output
+    assert all(word in output for word in words), output
+
+
+@pytest.mark.parametrize(
+    "overlay", [None, {"class_path": "peft.LoraConfig", "init_args": {"r": 4, "lora_dropout": 0.1}}]
+)
+def test_a_killed_run_goes_on_bit_for_bit(command, run, chat, overlay):
+    from tests.end_to_end.test_resume import kill_after_steps, losses, weights
+
+    args = ()
+    if overlay:
+        (chat / "peft.yaml").write_text(yaml.dump({"model": {"init_args": {"peft": overlay}}}))
+        args = ("--config", "peft.yaml")
+    (chat / "tiny.yaml").write_text(SFT)
+    code, output = run("fit", "--config", "tiny.yaml", *args, "--trainer.default_root_dir=straight")
+    assert code == 0, output
+    assert kill_after_steps(command, chat, 8, *args)
+    code, output = run("fit", "--config", "tiny.yaml", *args)
+    assert code == 0 and "Going on from" in output, output
+    assert losses(chat / "run") == losses(chat / "straight")
+    ours, theirs = weights(chat / "run"), weights(chat / "straight")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    if overlay:
+        assert all("lora" in name for name in ours if name.startswith("model."))
