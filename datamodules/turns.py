@@ -1,0 +1,213 @@
+"""One turn of a conversation as chat templates take it, from the ways in which data sets write it."""
+
+import json
+from typing import Any, Literal
+
+from datamodules.record_shapes import is_empty
+from datamodules.texts import encodable
+
+Reasoning = Literal["train", "mask", "drop"]
+
+ROLES = {
+    "system": "system", "developer": "developer",
+    "user": "user", "human": "user",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
+    "model": "assistant", "function_call": "assistant", "tool_call": "assistant",
+    "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool", "ipython": "tool",
+}  # fmt: skip
+ROLES_OF_CALLS = ("function_call", "tool_call")  # their text is the call, as JSON
+REASONING_KEYS = ("reasoning", "reasoning_content", "thinking")
+THINK, END_THINK = "<think>", "</think>"
+JSON_KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+
+
+class UnfitError(Exception):
+    """A record cannot be used; the text says why."""
+
+
+def message_of(turn: Any, reasoning: Reasoning) -> tuple[dict[str, Any], bool]:
+    """A turn as a message, and whether the record lets it be learned.
+
+    Args:
+        turn: an object with `role` and `content`, or `from` and `value`. Null counts as absent.
+        reasoning: `drop` leaves the assistant's reasoning out; else it stands before the answer, in <think> tags.
+
+    Raises:
+        UnfitError: it is no such object, its role is unknown, its content is missing, of a wrong type or, where the
+            assistant speaks, empty.
+    """
+    if not isinstance(turn, dict):
+        raise UnfitError(f"{kind_of(turn)} where an object is expected")
+    turn = {key: value for key, value in turn.items() if value is not None}
+    said_role, role = _role(turn)
+    content = turn.get("content", turn.get("value"))
+    calls = turn.get("tool_calls") or turn.get("function_call")  # the latter is OpenAI's older form
+    if said_role in ROLES_OF_CALLS:
+        content, calls = "", content
+    calls = [] if is_empty(calls) else _tool_calls(calls)
+    if content is None and not calls:
+        raise UnfitError("it has no content")
+    text = "" if content is None else _content(content)
+    if role == "assistant":
+        thoughts = [text_of(turn[key], key) for key in REASONING_KEYS if not is_empty(turn.get(key))]
+        text = _with_reasoning(text, thoughts, reasoning, may_be_empty=bool(calls))
+    message: dict[str, Any] = {"role": role, "content": text}
+    if calls:
+        message["tool_calls"] = calls
+    for key in ("name", "tool_call_id"):
+        if not is_empty(turn.get(key)):
+            message[key] = text_of(turn[key], key)
+    return message, role == "assistant" and _is_learned(turn)
+
+
+def tools_of(value: Any) -> list[dict[str, Any]] | None:
+    """Tool schemas as chat templates take them, from a list of them or from its JSON.
+
+    A schema without its envelope is put into one: {"type": "function", "function": {"name": ...}}.
+
+    Raises:
+        UnfitError: they are not objects.
+    """
+    tools = parsed(value, "tools")
+    tools = [tools] if isinstance(tools, dict) else tools
+    if is_empty(tools):
+        return None
+    if not isinstance(tools, list):
+        raise UnfitError(f"tools holds {kind_of(tools)}, not a list")
+    return [_tool(parsed(tool, "tools")) for tool in tools]
+
+
+def text_of(value: Any, what: str) -> str:
+    """The text, fit for any tokenizer: lone surrogates become U+FFFD.
+
+    Raises:
+        UnfitError: it is no text, or holds NUL, at which some tokenizers stop reading.
+    """
+    if not isinstance(value, str):
+        raise UnfitError(f"{what} holds {kind_of(value)}, not text")
+    if "\0" in value:
+        raise UnfitError(f"{what} holds a NUL character (U+0000), its character {value.index(chr(0)) + 1}")
+    return encodable(value)
+
+
+def parsed(value: Any, what: str) -> Any:
+    """The value, or what its text says as JSON.
+
+    Columnar files give every object all keys, with null for those it lacks, so that null-valued keys are left out of
+    objects. JSON in text is kept as it is.
+
+    Raises:
+        UnfitError: it is text and no JSON.
+    """
+    if not isinstance(value, str):
+        return _clean(value, keep_null=False)
+    try:
+        return _clean(json.loads(value), keep_null=True)
+    except ValueError as error:
+        raise UnfitError(f"{what} holds text that is not JSON ({error})") from error
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in the words of JSON."""
+    return "null" if value is None else JSON_KINDS.get(type(value), type(value).__name__)
+
+
+def _clean(value: Any, keep_null: bool) -> Any:
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, list):
+        return [_clean(inner, keep_null) for inner in value]
+    if isinstance(value, dict):
+        kept = {key: inner for key, inner in value.items() if keep_null or inner is not None}
+        return {encodable(key): _clean(inner, keep_null) for key, inner in kept.items()}
+    return value
+
+
+def _role(turn: dict[str, Any]) -> tuple[str, str]:
+    said = turn.get("role", turn.get("from"))
+    if said is None:
+        raise UnfitError("it has no role")
+    if not isinstance(said, str):
+        raise UnfitError(f"role holds {kind_of(said)}, not text")
+    role = ROLES.get(said.lower())
+    if role is None:
+        raise UnfitError(f"unknown role {said[:40]!r}; known are: {', '.join(ROLES)}")
+    return said.lower(), role
+
+
+def _content(value: Any) -> str:
+    """Text, or the text of all parts, one directly after the other as templates write them."""
+    if not isinstance(value, list):
+        return text_of(value, "content")
+    texts = []
+    for part in value:
+        if not isinstance(part, dict):
+            raise UnfitError(f"content holds a list with {kind_of(part)} in it, where parts are objects")
+        if part.get("type") != "text":
+            raise UnfitError(f"content holds a part of type {str(part.get('type'))[:40]!r}; only text can be learned")
+        texts.append(text_of(part.get("text"), "a part of content"))
+    return "".join(texts)
+
+
+def _with_reasoning(text: str, thoughts: list[str], reasoning: Reasoning, may_be_empty: bool) -> str:
+    inline, answer = _split(text)
+    if not answer.strip() and not may_be_empty:
+        raise UnfitError("the answer is empty")
+    given = list(dict.fromkeys(thought.strip() for thought in (*thoughts, inline or "") if thought.strip()))
+    if len(given) > 1:
+        raise UnfitError(
+            f"it has two different reasonings (of {' and '.join(str(len(text)) for text in given)} letters)"
+        )
+    if reasoning == "drop" or (not given and inline is None):
+        return answer
+    return f"{THINK}\n{given[0] if given else ''}\n{END_THINK}\n\n{answer}"
+
+
+def _split(text: str) -> tuple[str | None, str]:
+    """(reasoning, answer) of a content that begins with <think>; a tag further on is text like any other."""
+    start = text.lstrip()
+    if start.startswith(THINK):
+        inside, end, answer = start.removeprefix(THINK).partition(END_THINK)
+        if not end:
+            raise UnfitError(f"content opens {THINK} and never closes it")
+        return inside, answer.lstrip()
+    before, end, _ = text.partition(END_THINK)
+    if end and THINK not in before:
+        raise UnfitError(f"content closes {END_THINK} and never opened it; write {THINK} where the reasoning begins")
+    return None, text
+
+
+def _tool_calls(value: Any) -> list[dict[str, Any]]:
+    calls = parsed(value, "tool_calls")
+    return [_tool_call(call) for call in (calls if isinstance(calls, list) else [calls])]
+
+
+def _tool_call(call: Any) -> dict[str, Any]:
+    inner = call.get("function", call) if isinstance(call, dict) else call
+    if not isinstance(inner, dict):
+        raise UnfitError(f"tool_calls holds {kind_of(inner)} where a call is expected")
+    name = inner.get("name")
+    if not isinstance(name, str) or not name:
+        raise UnfitError("tool_calls holds a call without the name of a function")
+    given = inner.get("arguments", inner.get("parameters"))
+    arguments = {} if is_empty(given) else parsed(given, f"arguments of {name}")
+    if not isinstance(arguments, dict):
+        raise UnfitError(f"arguments of {name} hold {kind_of(arguments)}, not an object")
+    function = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"id": text_of(call["id"], "id"), **function} if not is_empty(call.get("id")) else function
+
+
+def _tool(tool: Any) -> dict[str, Any]:
+    if not isinstance(tool, dict):
+        raise UnfitError(f"tools holds {kind_of(tool)} where a schema is expected")
+    if "function" in tool or "name" not in tool:
+        return tool
+    return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+
+
+def _is_learned(turn: dict[str, Any]) -> bool:
+    """What OpenAI's `weight` and axolotl's `train` say."""
+    for key in ("weight", "train"):
+        if turn.get(key, 1) not in (0, 1):
+            raise UnfitError(f"{key} is {str(turn[key])[:40]}; it can be 0 or 1, false or true")
+    return bool(turn.get("weight", 1)) and bool(turn.get("train", 1))
