@@ -1,6 +1,7 @@
 """The data cache: everything in it is named by the content it was made from, so nothing in it is ever stale."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from datamodules.errors import DataError
 
 SECONDS_BEFORE_WAITING_IS_ANNOUNCED = 2
 
@@ -42,6 +45,17 @@ def content_digest(path: Path, root: Path) -> str:
     with atomic_file(memo) as temporary:
         temporary.write_text(json.dumps({"path": str(path), "seen": seen, "digest": digest}))
     return digest
+
+
+@contextlib.contextmanager
+def room_on_disk(root: Path) -> Iterator[None]:
+    """A full disk in the block becomes a message that names the cache's folder; raises `DataError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(f"cache_dir: the disk of {root} is full; make room or name another") from error
 
 
 @contextlib.contextmanager

@@ -36,7 +36,8 @@ class InstructionDataModule(PackedDataModule):
     By default 0.01 of the conversations validate.
 
     Args:
-        sources: what to read, with weights and options for each; excludes `path`.
+        path: what to read; several paths are read as one, every row once an epoch.
+        sources: the same with weights and options for each; excludes `path`.
         columns: how columns are called that have other names, such as `{question: frage, answer: antwort}`.
         template: a chat template by name (`chatml`, `llama3`, `mistral`) or file. None: the tokenizer's own; where it
             has none but the tokens of ChatML, `chatml`. It is saved with the model.
@@ -51,6 +52,7 @@ class InstructionDataModule(PackedDataModule):
 
     def __init__(
         self,
+        path: str | list[str] | None = None,
         sources: list[RecordSource] | None = None,
         columns: dict[str, str] | None = None,
         template: str | None = None,
@@ -60,7 +62,7 @@ class InstructionDataModule(PackedDataModule):
         seq_len: int = DEFAULT_SEQ_LEN,
         **kwargs: Any,
     ) -> None:
-        super().__init__(seq_len=seq_len, **kwargs)
+        super().__init__(path, seq_len=seq_len, **kwargs)
         self.sources = sources
         self.columns = columns
         self.template = template

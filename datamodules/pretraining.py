@@ -29,7 +29,8 @@ class TextDataModule(PackedDataModule):
     longer than a row are cut into several rows, shorter ones packed together. By default 0.01 of the texts validate.
 
     Args:
-        sources: what to read, with weights and options for each; excludes `path`.
+        path: what to read; several paths are read as one, every row once an epoch.
+        sources: the same with weights and options for each; excludes `path`.
         text_column: where a record's text is. None: `text`, else the only column that holds strings.
         vocab_size: where no tokenizer is named, a byte-level BPE with so many tokens is trained from the text. 8,192
             by default: a small model's embeddings stay small. A small corpus may yield fewer. Excludes `tokenizer`.
@@ -39,13 +40,14 @@ class TextDataModule(PackedDataModule):
 
     def __init__(
         self,
+        path: str | list[str] | None = None,
         sources: list[TextSource] | None = None,
         text_column: str | None = None,
         vocab_size: int | None = None,
         prompt_len: int = 32,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(path, **kwargs)
         self.sources = sources
         self.text_column = text_column
         self.vocab_size = vocab_size

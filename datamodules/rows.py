@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from datamodules.cache import atomic_folder, build_lock, key_of, remove_leftovers
+from datamodules.cache import atomic_folder, build_lock, key_of, remove_leftovers, room_on_disk
 from datamodules.file_array import FileArray
 from datamodules.packing import WINDOW, best_fit
 from datamodules.shards import Shard
@@ -102,7 +102,7 @@ def pack_rows(
         with build_lock(folder.parent, "the packed rows of this data"):
             remove_leftovers(folder.parent)
             if not folder.exists():
-                with atomic_folder(folder) as temporary:
+                with room_on_disk(root), atomic_folder(folder) as temporary:
                     _write(shards, selection, seq_len, too_long, temporary)
     return RowIndex(folder)
 
@@ -116,15 +116,15 @@ def _write(shards: Sequence[Shard], selection: Selection, seq_len: int, too_long
         def add(spans: np.ndarray, counts: np.ndarray) -> None:
             """Appends rows: `counts` says how many of the spans each one holds."""
             nonlocal num_spans
-            spans.tofile(spans_file)
-            (num_spans + np.cumsum(counts, dtype="<i8") - counts).astype("<i8").tofile(rows_file)
+            spans_file.write(spans.tobytes())
+            rows_file.write((num_spans + np.cumsum(counts, dtype="<i8") - counts).astype("<i8").tobytes())
             num_spans += len(spans)
             facts["num_tokens"] += int(spans["length"].sum())
             facts["num_rows"] += len(counts)
 
         rests = np.empty(0, SPAN)
         for spans, documents, shard, base in _selected(shards, selection):
-            spans.tofile(documents_file)
+            documents_file.write(spans.tobytes())
             pieces = _fit(spans, documents["trained"], seq_len, too_long, shard, base)
             facts["num_documents"] += len(documents)
             facts["num_document_tokens"] += int(spans["length"].sum())
@@ -138,7 +138,7 @@ def _write(shards: Sequence[Shard], selection: Selection, seq_len: int, too_long
                 add(*_packed(rests[:WINDOW], seq_len))
                 rests = rests[WINDOW:]
         add(*_packed(rests, seq_len))
-        np.array([num_spans], "<i8").tofile(rows_file)
+        rows_file.write(np.array([num_spans], "<i8").tobytes())
     (folder / "facts.json").write_text(json.dumps(facts))
 
 

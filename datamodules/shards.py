@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 from collections.abc import Iterator
@@ -15,8 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
 import numpy as np
 
 from datamodules.bad_records import BadRecords, OnBadRecord
-from datamodules.cache import atomic_file, key_of
-from datamodules.errors import DataError
+from datamodules.cache import atomic_file, key_of, room_on_disk
 from datamodules.file_array import FileArray
 from datamodules.units import Unit
 
@@ -135,7 +133,7 @@ def write_shard(unit: Unit, shard: Shard, encoder: Encoder, on_bad_record: OnBad
         DataError: a bad record, with `on_bad_record="stop"`; or the disk is full.
     """
     bad = BadRecords(unit, on_bad_record)
-    try:
+    with room_on_disk(Path(shard.path).parent):
         with ExitStack() as stack:
             files = _Files(shard, stack)
             for document in encoder.documents(unit, bad):
@@ -144,12 +142,6 @@ def write_shard(unit: Unit, shard: Shard, encoder: Encoder, on_bad_record: OnBad
         facts = files.facts | {"num_bad": bad.count, "first_bad": bad.first, "dtype": encoder.dtype.str}
         with atomic_file(Path(f"{shard.path}.json")) as path:
             path.write_text(json.dumps(facts))
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise DataError(
-            f"cache_dir: the disk of {Path(shard.path).parent} is full; make room or name another"
-        ) from error
 
 
 class _Files:
@@ -169,11 +161,12 @@ class _Files:
 
     def add(self, document: Document) -> None:
         """Appends one."""
-        document.ids.tofile(self.tokens)
+        # Not `tofile`, which tells of a full disk without saying that it is one.
+        self.tokens.write(document.ids.tobytes())
         if document.trained is not None:
             if self.trained is None:
                 self.trained = self._open("trained")
-            document.trained.tofile(self.trained)
+            self.trained.write(document.trained.tobytes())
         self.facts["num_documents"] += 1
         self.facts["num_tokens"] += len(document.ids)
         self.facts["num_bytes"] += document.num_bytes
@@ -183,5 +176,5 @@ class _Files:
 
     def flush(self) -> None:
         """Writes what is known of the documents so far."""
-        np.array(self.pending, DOCUMENT).tofile(self.documents)
+        self.documents.write(np.array(self.pending, DOCUMENT).tobytes())
         self.pending = []

@@ -3,6 +3,7 @@ import pytest
 
 from datamodules import rows as rows_module
 from datamodules.dataset import PackedRows
+from datamodules.errors import DataError
 from datamodules.rows import Selection, pack_rows, split_documents
 from datamodules.shards import Document, Shard, write_shard
 from datamodules.text_encoder import TextEncoder
@@ -131,3 +132,10 @@ def test_conversations_longer_than_a_row(conversations, cache, too_long, lengths
     )
     expected = {"num_trained": trained, "num_dropped": dropped, "num_too_long": 2, "num_tokens": sum(lengths)}
     assert index.facts | expected == index.facts
+
+
+def test_a_full_disk_is_a_message(shards, mount_small_disk, tmp_path):
+    root = mount_small_disk(tmp_path / "disk", "16k")
+    with pytest.raises(DataError, match=r"cache_dir: the disk of .* is full"):
+        pack_rows(shards, Selection(), 8, root)
+    assert not list((root / "rows").iterdir()) or [p.name for p in (root / "rows").iterdir()] == [".lock"]

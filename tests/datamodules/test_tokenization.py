@@ -181,10 +181,8 @@ def test_memory_does_not_grow_with_the_corpus(write_jsonl, tmp_path, texts, comm
     assert peaks[1] - peaks[0] < 60, peaks
 
 
-def test_a_full_disk_is_a_message(write_jsonl, cache, texts, tokenizer, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("datamodules.shards.text_hash", full)
+def test_a_full_disk_is_a_message(write_jsonl, texts, tokenizer, mount_small_disk, tmp_path):
+    root = mount_small_disk(tmp_path / "disk", "128k")
     with pytest.raises(DataError, match=r"cache_dir: the disk of .* is full"):
-        tokenize(text_units(TextSource(write_jsonl(texts)), cache), TextEncoder.of(tokenizer), cache)
+        tokenize(text_units(TextSource(write_jsonl(texts)), root), TextEncoder.of(tokenizer), root)
+    assert not list((root / "tokens").rglob("*.tokens"))
