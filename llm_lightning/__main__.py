@@ -14,6 +14,7 @@ commands:
   validate   loss of a model on the validation documents
   test       loss of a model on the test documents
   predict    let a model write
+  merge      add an adapter to the weights of its network
 
 The first things to try:
   llm-lightning fit --config configs/quickstart/pretrain.yaml
@@ -30,7 +31,7 @@ options:
   --help     print this text
 """
 
-COMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = ("fit", "validate", "test", "predict", "merge")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,6 +51,10 @@ def main(argv: list[str] | None = None) -> int:
     from llm_lightning.allocator import keep_freed_memory
 
     keep_freed_memory()
+    if words[0] == "merge":
+        from llm_lightning.merge import run as merge
+
+        return merge(words[1:], debug=len(words) < len(args))
     from llm_lightning.cli import run
 
     return run(words, debug=len(words) < len(args))

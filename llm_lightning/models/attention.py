@@ -11,7 +11,7 @@ through the network's keyword arguments; the network never waits for the device 
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch._dynamo
@@ -19,6 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from llm_lightning.models.virtual_tokens import Prefix
 
 ATTENTION = "llm_lightning_documents"
 
@@ -68,11 +71,13 @@ def document_attention(
     dropout: float = 0.0,
     documents: Documents | None = None,
     sliding_window: int | None = None,
+    prefix: "Prefix | None" = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function: query (B, heads, T, D), key and value (B, KV heads, T, D) to (B, T, heads, D).
 
-    Without `documents` (generation, padded batches) it is transformers' own SDPA attention.
+    Without `documents` (generation, padded batches) it is transformers' own SDPA attention. A `prefix` is seen by every
+    document, before its own tokens.
     """
     if documents is None or attention_mask is not None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -80,6 +85,9 @@ def document_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
+    if prefix is not None:
+        options = {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window}
+        return prefix.attend(document_attention, module, query, key, value, **kwargs | options)
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
     if unknown:
         raise UserError(

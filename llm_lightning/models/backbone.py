@@ -2,17 +2,20 @@
 
 import copy
 import hashlib
+import importlib.util
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.attention import ATTENTION, register_attention
+from llm_lightning.models.merging import base_of, check_mergeable, is_adapter, merge
 
 VOCAB_MULTIPLE = 64
 """A from-scratch vocabulary is rounded up to this: matrix products run slower on odd widths."""
@@ -25,7 +28,8 @@ class Backbone:
     """Which network, and how it runs. Exactly one of `path` and `config` is given.
 
     Args:
-        path: hub id, folder, or .gguf file to read the weights from.
+        path: hub id, folder, or .gguf file to read the weights from. For a folder with an adapter, its network is read
+            and the adapter merged into it.
         config: transformers config of a network to start from scratch, by `class_path` and `init_args`. Where it
             leaves `vocab_size` at its class's default, the tokenizer decides.
         dtype: of the weights; by default what `trainer.precision` asks for (float32 under mixed precision).
@@ -34,6 +38,8 @@ class Backbone:
         activation_checkpointing: recompute each layer in the backward pass: less memory, about a third more time.
         compile: compile each layer by torch.compile; pays off after the first minutes.
         dropout: all the dropout probabilities that the architecture has; by default what its config says.
+        quantization: transformers config that the weights are quantized by as they are read, by `class_path`
+            (`transformers.BitsAndBytesConfig`); only an adapter on top of them can then train.
         allow_pickle: also read .bin weights, which can run code on loading.
         trust_remote_code: run code that comes with a hub model.
     """
@@ -45,6 +51,7 @@ class Backbone:
     activation_checkpointing: bool = False
     compile: bool = False
     dropout: float | None = None
+    quantization: QuantizationConfigMixin | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
 
@@ -52,13 +59,18 @@ class Backbone:
         """The architecture, without reading any weight.
 
         Raises:
-            UserError: neither or both of `path` and `config`, or nothing readable at `path`.
+            UserError: neither or both of `path` and `config`, nothing readable at `path`, or a quantization that is not
+                installed.
         """
         if (self.path is None) == (self.config is None):
             given = "both are given" if self.path else "neither is given"
             raise UserError(
                 f"model.backbone needs either `path` (hub id, folder, .gguf) or `config` (from scratch): {given}."
             )
+        self._check_quantization()
+        if self.path is not None and is_adapter(self.path):
+            check_mergeable(Path(self.path).expanduser())
+            return self._base().read_config()
         if self.path is None:
             assert self.config is not None
             config = copy.deepcopy(self.config)
@@ -87,7 +99,7 @@ class Backbone:
         if tokenizer is not None:
             self._fit_vocabulary(config, tokenizer)
         dtype = torch.get_default_dtype() if self.dtype is None else getattr(torch, self.dtype)
-        model = self._from_scratch(config, dtype) if self.path is None else self._pretrained(config, dtype)
+        model = self._network(config, dtype)
         model.config.use_cache = False
         model.train()
         if self.activation_checkpointing:
@@ -96,6 +108,20 @@ class Backbone:
             for layer in model.get_decoder().layers:
                 layer.compile()
         return model
+
+    def _network(self, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+        if self.path is None:
+            return self._from_scratch(config, dtype)
+        if not is_adapter(self.path):
+            return self._pretrained(config, dtype)
+        folder = Path(self.path).expanduser()
+        return merge(self._base(dtype="float32").build(), folder, dtype)
+
+    def _base(self, **changes: Any) -> "Backbone":
+        """The network of the adapter that `path` names."""
+        assert self.path is not None
+        options = {"activation_checkpointing": False, "compile": False} | changes
+        return replace(self, path=base_of(Path(self.path).expanduser()), **options)
 
     def _from_scratch(self, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(
@@ -107,7 +133,7 @@ class Backbone:
         if "gguf_file" in options:
             source, options = str(_converted_gguf(Path(source) / options["gguf_file"])), {}
         try:
-            return AutoModelForCausalLM.from_pretrained(
+            model = AutoModelForCausalLM.from_pretrained(
                 source,
                 config=config,
                 dtype=dtype,
@@ -115,10 +141,32 @@ class Backbone:
                 use_safetensors=None if self.allow_pickle else True,
                 trust_remote_code=self.trust_remote_code,
                 **options,
+                **({} if self.quantization is None else {"quantization_config": copy.deepcopy(self.quantization)}),
             )
         except OSError as error:
             hint = "" if self.allow_pickle else " (model.backbone.allow_pickle=true also reads .bin weights)"
             raise UserError(f"model.backbone.path={self.path!r} has no weights to read{hint}: {error}") from error
+        except ImportError as error:
+            raise UserError(f"model.backbone.quantization: {error}") from error
+        # What an adapter folder names as its network has to be found from anywhere.
+        model.name_or_path = str(Path(source).resolve()) if Path(source).is_dir() else source
+        return model
+
+    def _check_quantization(self) -> None:
+        if self.quantization is None:
+            return
+        if self.path is None or is_adapter(self.path):
+            raise UserError(
+                "model.backbone.quantization needs weights to read: give a model folder, a .gguf file or a hub id by "
+                "model.backbone.path (an adapter is merged first, by `llm-lightning merge`)."
+            )
+        name = type(self.quantization).__name__
+        needed = {"BitsAndBytesConfig": ("bitsandbytes", "llm-lightning[qlora]"), "TorchAoConfig": ("torchao",) * 2}
+        package, install = needed.get(name, ("torch", "torch"))
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"model.backbone.quantization={name} needs {package}, which is not installed: pip install '{install}'."
+            )
 
     def _source(self) -> tuple[str, dict[str, Any]]:
         """What to give to `from_pretrained`: a repository or folder, and options."""

@@ -6,7 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from llm_lightning.models.adalora import orthogonality
 from llm_lightning.models.attention import ATTENTION, Documents
+from llm_lightning.models.virtual_tokens import prompt_config, prompted_states
 from llm_lightning.objectives.language import (
     HeadScaling,
     head_cross_entropy,
@@ -53,6 +55,8 @@ def hidden_states(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         batch: `input_ids` (B, T), and where they are there `position_ids`, `attention_mask` and `documents`.
     """
     network = base_model(model)
+    if prompt_config(model) is not None:
+        return prompted_states(model, network, batch)
     names = ["position_ids", "attention_mask"]
     if network.config._attn_implementation == ATTENTION:
         names.append("documents")
@@ -69,14 +73,17 @@ def language_loss(model: nn.Module, batch: Mapping[str, Any], z_loss: float = 0.
         z_loss: see `linear_cross_entropy`.
 
     Returns:
-        loss: scalar to back-propagate, the sum over trained tokens, z-loss included.
+        loss: scalar to back-propagate, the sum over trained tokens, z-loss and an adapter's own penalty included.
         nll: scalar, the summed negative log-likelihood in nats.
     """
     network = base_model(model)
     targets = batch["targets"]
     states = hidden_states(model, batch).flatten(0, 1).index_select(0, batch["target_positions"])
+    penalty = orthogonality(model) * len(targets)
     head, scaling = network.get_output_embeddings(), head_scaling(network)
     if type(head) is nn.Linear and head.bias is None:
-        return linear_cross_entropy(states, head.weight, targets, z_loss=z_loss, scaling=scaling)
-    vocab_size = network.config.get_text_config().vocab_size
-    return head_cross_entropy(states, lambda x: scaling(head(x)), targets, vocab_size, z_loss=z_loss)
+        loss, nll = linear_cross_entropy(states, head.weight, targets, z_loss=z_loss, scaling=scaling)
+    else:
+        vocab_size = network.config.get_text_config().vocab_size
+        loss, nll = head_cross_entropy(states, lambda x: scaling(head(x)), targets, vocab_size, z_loss=z_loss)
+    return loss + penalty, nll

@@ -7,30 +7,43 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import OptimizerCallable
+from peft import PeftConfig
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import AutoModelForCausalLM
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llm_lightning.errors import UserError
+from llm_lightning.models.adapters import Adapter, check_targets
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.description import describe
 from llm_lightning.models.export import save_model_folder
 from llm_lightning.models.heads import prepare_batch
+from llm_lightning.models.merging import is_adapter
 from llm_lightning.modules.schedule import Schedule
 
 STATE_KEY = "llm_lightning"
 
+UNDECAYED = ("adaption_prompt", "adaption_gate", ".ia3_l.", ".lora_E.")
+"""Parts of the names of adapter weights that are vectors or prompts in meaning, whatever their shape."""
+
+# A dataclass without other bases: jsonargparse would not take its subclasses by class_path.
+set_parsing_settings(subclasses_enabled=[QuantizationConfigMixin])
+
 
 def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices, and norms, biases and embeddings, which must not decay."""
+    """Trainable parameters in two groups: matrices, and norms, biases, embeddings and prompts, which must not decay."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
+            is_matrix = is_matrix and not any(part in name for part in UNDECAYED)
             (matrices if is_matrix else others).append(parameter)
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
@@ -48,6 +61,8 @@ class LanguageModule(LightningModule):
         optimizer: any torch optimizer by `class_path`, called with the parameter groups; by default AdamW in one kernel
             a step, with the decay of GPT-3 and Llama.
         schedule: of the learning rate.
+        peft: an adapter to train instead of the network, by the `class_path` of any peft config (`peft.LoraConfig`) or
+            `llm_lightning.models.bottleneck.BottleneckConfig`.
         max_skipped_steps: steps in a row whose loss or gradient is not finite before the run is stopped.
     """
 
@@ -59,14 +74,17 @@ class LanguageModule(LightningModule):
         # A lambda of constants, which jsonargparse can read: --model.optimizer.lr then changes this one value.
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=6e-4, weight_decay=0.1, fused=True),
         schedule: Schedule = Schedule(),  # noqa: B008 (read only)
+        peft: PeftConfig | None = None,
         max_skipped_steps: int = 10,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.optimizer = optimizer
         self.schedule = schedule
+        self.peft = peft
         self.max_skipped_steps = max_skipped_steps
         self.model: Any = None
+        self.adapter: Adapter | None = None
         self.tokens_seen = 0
         self.skipped_steps = 0
         self._skipped_in_a_row = 0
@@ -75,6 +93,7 @@ class LanguageModule(LightningModule):
     def check(self, datamodule: LightningDataModule | None = None) -> None:
         """Find a user's mistakes before any long work starts; raises `UserError`."""
         self.schedule.check()
+        self._check_adapter()
         config = self.backbone.read_config().get_text_config()
         longest = getattr(config, "max_position_embeddings", None)
         seq_len = getattr(datamodule, "seq_len", None)
@@ -84,19 +103,58 @@ class LanguageModule(LightningModule):
                 f"a network from scratch raise model.backbone.config.max_position_embeddings."
             )
 
+    def _check_adapter(self) -> None:
+        if self.peft is None:
+            if self.backbone.quantization is not None:
+                raise UserError(
+                    "model.backbone.quantization: quantized weights cannot train. Add an adapter by model.peft, for "
+                    "example --config configs/peft/qlora.yaml, or leave the quantization out."
+                )
+            return
+        path = self.backbone.path
+        if path is None:
+            raise UserError(
+                "model.peft needs a network that is already trained: give model.backbone.path. An adapter on random "
+                "weights could never be loaded again."
+            )
+        if is_adapter(path):
+            raise UserError(
+                f"model.backbone.path={path!r} is an adapter itself. Merge it first, by `llm-lightning merge {path} "
+                "MERGED`, and give model.backbone.path=MERGED."
+            )
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(
+                self.backbone.read_config(), trust_remote_code=self.backbone.trust_remote_code
+            )
+        check_targets(network, self.peft)
+
     def setup(self, stage: str) -> None:
         """Take the tokenizer from the DataModule."""
         datamodule = getattr(self.trainer, "datamodule", None)
         self.tokenizer = getattr(datamodule, "tokenizer", None)
 
     def configure_model(self) -> None:
-        """Build the network on the rank's own device."""
+        """Build the network on the rank's own device, with its adapter."""
         if self.model is None:
             self.model = self.backbone.build(self.tokenizer)
+        if self.peft is not None and self.adapter is None:
+            self.adapter = Adapter(self.model, self.peft)
+            self.model = self.adapter.model
+            self.strict_loading = False  # the frozen weights are in no checkpoint
 
     def on_fit_start(self) -> None:
-        """Say what trains."""
+        """Say what trains, and tell the adapter how long the run is."""
+        if self.adapter is not None:
+            self.adapter.before_fit(self.trainer.estimated_stepping_batches)
         self.print(describe(self.model, str(self.trainer.precision)))
+
+    def to(self, *args: Any, **kwargs: Any) -> "LanguageModule":
+        """Move or cast; an adapter in float32 stays so where `bf16-true` casts the network around it."""
+        kept = [] if self.adapter is None else [(p, p.data) for p in self.adapter.in_float32()]
+        super().to(*args, **kwargs)
+        for parameter, data in kept:
+            parameter.data = data.to(parameter.device)
+        return self
 
     def on_before_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> Mapping[str, Any]:
         """See `prepare_batch`."""
@@ -111,6 +169,8 @@ class LanguageModule(LightningModule):
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Step, and free the gradients: Lightning does that after the next forward pass, on top of its activations."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.adapter is not None:
+            self.adapter.after_step(self.trainer.global_step + 1)
         optimizer.zero_grad(set_to_none=True)
 
     def configure_gradient_clipping(
@@ -197,21 +257,28 @@ class LanguageModule(LightningModule):
         return LambdaLR(optimizer, factor)
 
     def save_model(self, folder: Path) -> None:
-        """Write the model folder that transformers loads; every rank calls it."""
-        save_model_folder(self.model, self.tokenizer, folder, is_global_zero=self.trainer.is_global_zero)
+        """Write the model folder that transformers loads, or peft for an adapter; every rank calls it."""
+        is_global_zero = self.trainer.is_global_zero
+        save_model_folder(self.model, self.tokenizer, folder, is_global_zero=is_global_zero, adapter=self.adapter)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the counters."""
-        checkpoint[STATE_KEY] = {"tokens_seen": self.tokens_seen, "skipped_steps": self.skipped_steps}
+        """Keep the counters; of an adapted network keep the adapter alone."""
+        state: dict[str, Any] = {"tokens_seen": self.tokens_seen, "skipped_steps": self.skipped_steps}
+        if self.adapter is not None:
+            checkpoint["state_dict"] = self.adapter.select(checkpoint["state_dict"], prefix="model.")
+            state["adapter"] = self.adapter.state_dict()
+        checkpoint[STATE_KEY] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the counters, and refuse another model's checkpoint before anything is overwritten."""
-        self._check_same_model(checkpoint["state_dict"])
         state = checkpoint[STATE_KEY]
+        if self.adapter is not None:
+            self.adapter.load_state_dict(state.get("adapter"))
+        self._check_same_model(checkpoint["state_dict"])
         self.tokens_seen, self.skipped_steps = state["tokens_seen"], state["skipped_steps"]
 
     def _check_same_model(self, saved: Mapping[str, Tensor]) -> None:
-        own = self.state_dict()
+        own = self.state_dict() if self.adapter is None else self.adapter.select(self.state_dict(), prefix="model.")
         for name in sorted(own.keys() | saved.keys()):
             here, there = (tuple(x[name].shape) if name in x else "absent" for x in (own, saved))
             if here != there:

@@ -1,0 +1,209 @@
+"""An adapter on the network: any method of peft, or our bottlenecks; what of it trains, is saved, and is checked."""
+
+import copy
+import hashlib
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, TaskType, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llm_lightning.errors import UserError
+from llm_lightning.models import adalora, residual
+from llm_lightning.models.attention import ATTENTION
+from llm_lightning.models.bottleneck import BottleneckConfig, add_bottlenecks, save_bottleneck
+from llm_lightning.models.virtual_tokens import IN_ATTENTION, IN_EMBEDDINGS, prompt_config
+
+SAMPLES = 64
+"""Numbers of each weight that go into the fingerprint of a base: two checkpoints that agree in all of them are one."""
+
+
+class Adapter:
+    """What a run has to know of the adapter on its network.
+
+    Args:
+        network: whole, before anything shards it; it is changed in place and frozen but for the adapter.
+        config: of the method; it is copied.
+
+    Attributes:
+        model: what takes the network's place: a `PeftModel`, or the network itself where bottlenecks are on it.
+        names: entries of the model's state dict that belong to the adapter.
+        base: fingerprint of the network's weights before the adapter.
+
+    Raises:
+        UserError: the method does not fit the network or its settings.
+    """
+
+    def __init__(self, network: PreTrainedModel, config: PeftConfig) -> None:
+        base = {id(tensor) for _, tensor in _tensors(network)}
+        self.base = fingerprint(network)
+        self.model: Any = put_on(network, copy.deepcopy(config))
+        self.names = {name for name, tensor in _tensors(self.model) if tensor.requires_grad or id(tensor) not in base}
+        self.initial = residual.initial_weights(self.model)
+
+    def select(self, state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        """The entries that a checkpoint keeps: all outside the network, and the adapter's.
+
+        Args:
+            state_dict: of a module that holds the network.
+            prefix: of the network in it, with its dot.
+        """
+        names = {prefix + name for name in self.names}
+        return {name: value for name, value in state_dict.items() if name in names or not name.startswith(prefix)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the weights."""
+        state: dict[str, Any] = {"base": self.base, "initial": self.initial}
+        if adalora.is_adalora(self.model):
+            state["allocation"] = adalora.allocation_state(self.model)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Go on from a checkpoint.
+
+        Args:
+            state: from `state_dict`; None where the checkpoint was made without an adapter.
+
+        Raises:
+            UserError: its adapter is for other weights.
+        """
+        if state is None:
+            raise UserError("The checkpoint is of a run without model.peft: leave it out, or start over by --resume false.")
+        if state["base"] != self.base:
+            raise UserError(
+                "The checkpoint's adapter was trained on other weights than these: give the model.backbone it was made "
+                "with (the path, dtype and quantization in the run's config.yaml), or start over by --resume false."
+            )
+        residual.use_initial_weights(self.model, self.initial, state["initial"])
+        self.initial = dict(state["initial"])
+        if adalora.is_adalora(self.model):
+            adalora.load_allocation_state(self.model, state["allocation"])
+
+    def before_fit(self, num_steps: float) -> None:
+        """Tell methods with a schedule how many optimizer steps the run has."""
+        if adalora.is_adalora(self.model):
+            adalora.set_total_steps(self.model, num_steps)
+
+    def after_step(self, step: int) -> None:
+        """After optimizer step number `step`, counted from 1, while its gradients are there."""
+        if adalora.is_adalora(self.model):
+            adalora.allocate_ranks(self.model, step)
+
+    def in_float32(self) -> list[nn.Parameter]:
+        """Trained parameters that are in float32, whatever the network around them is in."""
+        return [p for p in self.model.parameters() if p.requires_grad and p.dtype == torch.float32]
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter alone: a folder for `PeftModel.from_pretrained`, or for `load_bottleneck`."""
+        if not hasattr(self.model, "peft_type"):
+            save_bottleneck(self.model, folder)
+            return
+        with _quiet(), residual.as_lora(self.model, self.initial) as options, _without_dropout(self.model):
+            self.model.save_pretrained(str(folder), **options)
+
+
+def put_on(network: PreTrainedModel, config: PeftConfig) -> Any:
+    """The network with an adapter of its own on it, all else frozen; adapter weights are float32 on any base.
+
+    LLaMA-Adapter is the exception: peft mixes its weights with the network's own, so they have the network's dtype.
+
+    Raises:
+        UserError: the method does not fit the network or its settings.
+    """
+    if isinstance(config, BottleneckConfig):
+        add_bottlenecks(network, config)
+        return network
+    config.task_type = config.task_type or TaskType.CAUSAL_LM
+    name = type(config).__name__
+    _check_method(network, config, name)
+    residual.check(network, config)
+    # A shared weight with an adapter on one side is all right: merging unties it.
+    with _quiet(), _as_user_error(network, name):
+        model = get_peft_model(network, config)
+    if prompt_config(model) is not None:
+        model.prompt_encoder.float()
+    return model
+
+
+def check_targets(network: PreTrainedModel, config: PeftConfig) -> None:
+    """Raise `UserError` where the config names modules of which the network has none; weights are not looked at."""
+    targets = getattr(config, "target_modules", None)
+    if isinstance(targets, (list, set, tuple)) and targets:
+        names = [name for name, _ in network.named_modules()]
+        if not any(name == t or name.endswith(f".{t}") for name in names for t in targets):
+            raise UserError(f"model.peft.target_modules={sorted(targets)} fit no module. {_module_names(network)}")
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A short name for the values of a network's weights: a sample of each is looked at."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in network.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+    samples = [p.detach().flatten()[:: max(1, p.numel() // SAMPLES)][:SAMPLES].float() for p in network.parameters()]
+    digest.update(torch.cat(samples).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_method(network: PreTrainedModel, config: PeftConfig, name: str) -> None:
+    if config.is_prompt_learning:
+        if config.peft_type not in IN_EMBEDDINGS + IN_ATTENTION:
+            raise UserError(f"model.peft={name}: of the methods with virtual tokens there are prompt, P- and prefix tuning.")
+        if not config.num_virtual_tokens:
+            raise UserError(f"model.peft={name} needs num_virtual_tokens, for example 20.")
+    if config.peft_type in IN_ATTENTION:
+        if network.config._attn_implementation != ATTENTION:
+            raise UserError(f"model.peft={name} needs model.backbone.attention={ATTENTION}, the default.")
+        if any(m._compiled_call_impl is not None for m in network.modules()):
+            raise UserError(f"model.peft={name} does not go with model.backbone.compile: leave that out.")
+    if config.is_adaption_prompt and not (config.adapter_len and config.adapter_layers):
+        raise UserError(f"model.peft={name} needs adapter_len and adapter_layers, for example 10 and 8.")
+
+
+@contextmanager
+def _as_user_error(network: PreTrainedModel, name: str) -> Iterator[None]:
+    """What peft finds wrong with a config is a user's mistake."""
+    try:
+        yield
+    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model.peft={name}: {reason} {_module_names(network)}") from error
+
+
+def _module_names(network: nn.Module) -> str:
+    layers = (name for name, module in network.named_modules() if not list(module.children()) and "." in name)
+    names = sorted({name.rsplit(".", 1)[1] for name in layers if name.rsplit(".", 1)[1].isidentifier()})
+    return f"Modules for model.peft.target_modules: {', '.join(names)}."
+
+
+def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what peft says about tied weights and about bases it cannot look up from the terminal."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*tie_word_embeddings.*")
+        warnings.filterwarnings("ignore", message=r"(?s).*Could not find a config file.*")
+        yield
+
+
+@contextmanager
+def _without_dropout(model: Any) -> Iterator[None]:
+    """A prompt encoder is run once more to be saved; its dropout must not be in what is saved."""
+    encoder = getattr(model, "prompt_encoder", None) if prompt_config(model) is not None else None
+    if encoder is None:
+        yield
+        return
+    training = encoder.training
+    encoder.eval()
+    try:
+        yield
+    finally:
+        encoder.train(training)
