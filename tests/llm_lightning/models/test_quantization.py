@@ -1,0 +1,55 @@
+"""QLoRA on a network that bitsandbytes holds in four bits."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from llm_lightning.models.backbone import Backbone
+from llm_lightning.models.description import describe
+from llm_lightning.models.export import save_model_folder
+from tests.llm_lightning.conftest import tiny_config
+from tests.llm_lightning.models.peft_methods import METHODS, SaveAfterEpoch, fit, module
+
+pytest.importorskip("bitsandbytes", reason="pip install 'llm-lightning[qlora]'")
+
+IDS = torch.arange(1, 13)[None]
+
+
+def nf4() -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+
+
+@pytest.fixture
+def base(tmp_path):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 128}
+    save_model_folder(Backbone(config=tiny_config(**shape)).build(), None, tmp_path / "base")
+    return tmp_path / "base"
+
+
+def test_qlora_trains_resumes_saves_and_merges(base, tmp_path):
+    path = tmp_path / "half.ckpt"
+    run = fit(module(base, METHODS["lora"](), quantization=nf4()), callbacks=[SaveAfterEpoch(path, epoch=1)])
+    assert sum(run.losses[-3:]) < 0.97 * sum(run.losses[:3])
+    network = run.model.get_base_model()
+    assert network.is_loaded_in_4bit
+    total = sum(p.numel() for p in Backbone(path=str(base)).build().parameters())
+    adapter = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    assert f"{(total + adapter) / 1e6:,.2f} M parameters" in describe(run.model, "32-true")
+
+    checkpoint = torch.load(path, weights_only=True)
+    assert all("lora_" in name for name in checkpoint["state_dict"])
+    resumed = fit(module(base, METHODS["lora"](), quantization=nf4()), ckpt_path=path)
+    assert resumed.losses == run.losses[6:]
+
+    expected = run.model.eval()(IDS).logits
+    save_model_folder(run.model, None, tmp_path / "adapter", adapter=run.adapter)
+    from peft import PeftModel
+
+    again = AutoModelForCausalLM.from_pretrained(base, quantization_config=nf4())
+    again = PeftModel.from_pretrained(again, tmp_path / "adapter").eval()
+    torch.testing.assert_close(again(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter").eval()
+    merged = Backbone(path=str(tmp_path / "adapter")).build().eval()
+    torch.testing.assert_close(merged(IDS).logits, plain(IDS).logits, rtol=1e-4, atol=1e-4)
