@@ -104,7 +104,8 @@ class Adapter:
             save_bottleneck(self.model, folder)
             return
         with _quiet(), residual.as_lora(self.model, self.initial) as options, _without_dropout(self.model):
-            self.model.save_pretrained(str(folder), **options)
+            # Weights of the base are in no adapter; left to itself, peft asks the hub whether embeddings were resized.
+            self.model.save_pretrained(str(folder), save_embedding_layers=False, **options)
 
 
 def put_on(network: PreTrainedModel, config: PeftConfig) -> Any:
@@ -187,10 +188,9 @@ def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what peft says about tied weights and about bases it cannot look up from the terminal."""
+    """Keep what peft says about tied weights from the terminal: merging unties them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*tie_word_embeddings.*")
-        warnings.filterwarnings("ignore", message=r"(?s).*Could not find a config file.*")
         yield
 
 
