@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -132,12 +133,19 @@ def put_on(network: PreTrainedModel, config: PeftConfig) -> Any:
 
 
 def check_targets(network: PreTrainedModel, config: PeftConfig) -> None:
-    """Raise `UserError` where the config names modules of which the network has none; weights are not looked at."""
+    """Raise `UserError` where the config names modules that the network has not; weights are not looked at."""
     targets = getattr(config, "target_modules", None)
-    if isinstance(targets, (list, set, tuple)) and targets:
-        names = [name for name, _ in network.named_modules()]
-        if not any(name == t or name.endswith(f".{t}") for name in names for t in targets):
-            raise UserError(f"model.peft.target_modules={sorted(targets)} fit no module. {_module_names(network)}")
+    names = [name for name, _ in network.named_modules()]
+    if isinstance(targets, str):
+        if targets != "all-linear" and not any(re.fullmatch(targets, name) for name in names):
+            raise UserError(
+                f"model.peft.target_modules={targets!r} fits no module. As a text it is a regular expression for whole "
+                f"names; give a list of the ends of names instead. {_module_names(network)}"
+            )
+        return
+    for target in sorted(targets or []):
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise UserError(f"model.peft.target_modules: {target!r} fits no module. {_module_names(network)}")
 
 
 def fingerprint(network: nn.Module) -> str:

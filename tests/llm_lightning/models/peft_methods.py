@@ -79,8 +79,8 @@ class SaveAfterEpoch(Callback):
             trainer.save_checkpoint(self.path)
 
 
-def fit(model: Recorder, epochs: int = 4, ckpt_path: Path | None = None, callbacks=(), **settings) -> Recorder:
-    torch.manual_seed(1)
+def fit(model: Recorder, epochs=4, ckpt_path: Path | None = None, callbacks=(), seed=1, **settings) -> Recorder:
+    torch.manual_seed(seed)
     trainer = Trainer(
         **{"accelerator": "cpu", "devices": 1, "logger": False, "gradient_clip_val": 1.0} | settings,
         max_epochs=epochs,

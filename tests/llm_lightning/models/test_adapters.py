@@ -188,8 +188,7 @@ def test_resume(base, tmp_path, name):
     own = straight.adapter.names
     assert {n.removeprefix("model.") for n in checkpoint["state_dict"]} <= own
     assert {n for n, p in straight.model.named_parameters() if p.requires_grad} <= own
-    torch.manual_seed(5)
-    resumed = fit(module(base, METHODS[name]()), ckpt_path=path)
+    resumed = fit(module(base, METHODS[name]()), ckpt_path=path, seed=5)
     assert resumed.losses == straight.losses[6:]
     ours, theirs = resumed.model.state_dict(), straight.model.state_dict()
     assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
@@ -260,7 +259,7 @@ def test_adaloras_settings(base, config, settings, message):
         (lambda: peft.LoraConfig(target_modules=["query"]), {}, r"target_modules.*q_proj"),
         (lambda: peft.LoraConfig(init_lora_weights="eva", target_modules="all-linear"), {}, "pass over data"),
         (lambda: peft.LoraConfig(init_lora_weights="pissa", use_dora=True, target_modules="all-linear"), {}, "use_dora"),
-        (lambda: peft.OFTConfig(oft_block_size=7, target_modules=["q_proj"]), {}, "OFTConfig"),
+        (lambda: peft.LoraConfig(target_modules=["act_fn"]), {}, "not supported"),
         (lambda: peft.PrefixTuningConfig(num_virtual_tokens=3), {"attention": "sdpa"}, "model.backbone.attention"),
         (lambda: peft.PrefixTuningConfig(num_virtual_tokens=3), {"activation_checkpointing": True}, "checkpointing"),
         (lambda: peft.PrefixTuningConfig(num_virtual_tokens=3), {"compile": True}, "model.backbone.compile"),
@@ -274,9 +273,19 @@ def test_mistakes_are_named(base, config, backbone, message):
         Adapter(Backbone(path=str(base), **backbone).build(), config())
 
 
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (["q_proj", "query"], r"'query' fits no module.*q_proj"),
+        ("q_proj", "'q_proj' fits no module.*give a list"),
+    ],
+)
+def test_names_are_checked_before_weights_are_read(base, targets, message):
+    with pytest.raises(UserError, match=message):
+        module(base, peft.LoraConfig(target_modules=targets)).check()
+
+
 def test_mistakes_are_found_before_weights_are_read(base, trained):
-    with pytest.raises(UserError, match=r"target_modules=\['query'\] fit no module"):
-        module(base, peft.LoraConfig(target_modules=["query"])).check()
     with pytest.raises(UserError, match=r"model\.backbone\.path"):
         run = module(base, METHODS["lora"]())
         run.backbone = Backbone(config=tiny_config())
