@@ -12,6 +12,8 @@ WARNINGS = (
     r".*You have overridden `on_before_batch_transfer`.*",
     r".*is not supported by the model summary.*",
     r".*You defined a `validation_step` but have no `val_dataloader`.*",
+    r"`loftq_config` specified but will be ignored.*",
+    r"Position ids are not supported for parameter efficient tuning.*",
 )
 MESSAGES = re.compile(r"💡|(GPU|TPU|HPU) available: |Seed set to|`Trainer\.\w+` stopped|Using .*Mixed Precision")
 

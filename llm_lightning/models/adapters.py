@@ -74,7 +74,9 @@ class Adapter:
             UserError: its adapter is for other weights.
         """
         if state is None:
-            raise UserError("The checkpoint is of a run without model.peft: leave it out, or start over by --resume false.")
+            raise UserError(
+                "The checkpoint is of a run without model.peft: leave it out, or start over by --resume false."
+            )
         if state["base"] != self.base:
             raise UserError(
                 "The checkpoint's adapter was trained on other weights than these: give the model.backbone it was made "
@@ -161,7 +163,9 @@ def fingerprint(network: nn.Module) -> str:
 def _check_method(network: PreTrainedModel, config: PeftConfig, name: str) -> None:
     if config.is_prompt_learning:
         if config.peft_type not in IN_EMBEDDINGS + IN_ATTENTION:
-            raise UserError(f"model.peft={name}: of the methods with virtual tokens there are prompt, P- and prefix tuning.")
+            raise UserError(
+                f"model.peft={name}: of the methods with virtual tokens there are prompt, P- and prefix tuning."
+            )
         if not config.num_virtual_tokens:
             raise UserError(f"model.peft={name} needs num_virtual_tokens, for example 20.")
     if config.peft_type in IN_ATTENTION:
@@ -196,8 +200,11 @@ def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what peft says about tied weights from the terminal: merging unties them."""
+    """Keep from the terminal what peft says to developers, and what it fears of tied weights: merging unties them."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*is_gradient_checkpointing. is deprecated.*")
+        # AdaLoRA's least important layers end at rank 0.
+        warnings.filterwarnings("ignore", message=r".*LoRA tensor\(s\) have invalid shape.*")
         warnings.filterwarnings("ignore", message=r".*tie_word_embeddings.*")
         yield
 

@@ -35,7 +35,7 @@ def describe(model: nn.Module, precision: str) -> str:
 
 
 def trained_kinds(model: nn.Module) -> list[str]:
-    """The trained parameters of a partly frozen network by the kind of layer they are on: `q_proj x 30: 0.46 M float32`."""
+    """What trains of a partly frozen network, by the kind of layer it is on: `q_proj x 30: 0.46 M float32`."""
     modules = dict(model.named_modules())
     layers: dict[tuple[str, str], set[str]] = defaultdict(set)
     sizes: Counter[tuple[str, str]] = Counter()

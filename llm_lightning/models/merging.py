@@ -80,12 +80,11 @@ def merge(network: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrai
 
     try:
         with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r".*(tied|tie_word_embeddings|is_gradient_checkpointing).*")
             # Adapter weights that are missing, or have other names, are a warning to peft.
             warnings.filterwarnings("error", message=r"Found missing adapter keys.*")
             model: Any = PeftModel.from_pretrained(network, str(folder), torch_device=str(network.device))
-        _untie(network)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=r".*(tied|tie_word_embeddings).*")
+            _untie(network)
             merged = model.merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, AttributeError, UserWarning) as error:
         raise UserError(f"The adapter in {folder} cannot be merged: {str(error).splitlines()[0]}") from error

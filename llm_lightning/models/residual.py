@@ -1,4 +1,4 @@
-"""LoRA started from the network's own weights (PiSSA, arXiv:2404.02948, and OLoRA), which leaves a residual as the base.
+"""LoRA that starts from the network's own weights (PiSSA, arXiv:2404.02948, and OLoRA) and leaves a residual as the base.
 
 peft subtracts the first B A from the base, so the trained adapter fits no network that anybody else has. It is saved as
 the LoRA of twice the rank that does the same on the untouched base: B A - B0 A0.
@@ -32,7 +32,9 @@ def check(network: PreTrainedModel, config: PeftConfig) -> None:
     if not start.startswith(FROM_WEIGHTS):
         return
     if getattr(network, "is_quantized", False):
-        raise UserError(f"model.peft.init_lora_weights={start} changes the base: leave model.backbone.quantization out.")
+        raise UserError(
+            f"model.peft.init_lora_weights={start} changes the base: leave model.backbone.quantization out."
+        )
     if config.use_dora or config.rank_pattern or config.alpha_pattern:
         raise UserError(
             f"model.peft.init_lora_weights={start} cannot be saved with use_dora, rank_pattern or alpha_pattern: leave "
@@ -52,7 +54,9 @@ def use_initial_weights(model: Any, current: Mapping[str, Tensor], saved: Mappin
     """Make the base the residual of other first weights, where a decomposition did not come out the same again."""
     for name in (name for name in saved if name.endswith(LORA_A)):
         other = name.removesuffix(LORA_A) + LORA_B
-        if torch.equal(current[name].cpu(), saved[name].cpu()) and torch.equal(current[other].cpu(), saved[other].cpu()):
+        if torch.equal(current[name].cpu(), saved[name].cpu()) and torch.equal(
+            current[other].cpu(), saved[other].cpu()
+        ):
             continue
         layer = model.get_submodule(name.removesuffix(LORA_A))
         change = current[other] @ current[name] - (saved[other] @ saved[name]).to(current[name])

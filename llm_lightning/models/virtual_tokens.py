@@ -1,4 +1,4 @@
-"""Prompt tuning, P-tuning and prefix tuning over packed rows: each document gets the virtual tokens, and none is padded.
+"""Prompt, prefix and P-tuning over packed rows: every document gets the virtual tokens, and none is padded.
 
 peft puts virtual tokens before each row of a padded batch, in `PeftModel.forward`. A packed row holds many documents,
 and unpacking it to padded ones would multiply the work by the longest over the mean length. So the batch becomes one

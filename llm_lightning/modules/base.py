@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
 from jsonargparse import set_parsing_settings
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from peft import PeftConfig
 from torch import Tensor, nn

@@ -37,7 +37,16 @@ METHODS: dict[str, Callable[[], peft.PeftConfig]] = {
     "bottleneck": lambda: BottleneckConfig(reduction_factor=4),
 }
 MERGEABLE = ["lora", "rslora", "dora", "pissa", "olora", "head", "embeddings", "adalora", "ia3", "oft", "vera"]
-RATES = {"ia3": 3e-2, "vera": 5e-2, "pissa": 3e-3, "olora": 3e-3, "prompt_tuning": 5e-2, "prefix_tuning": 5e-2}
+RATES = {
+    "adalora": 5e-2,
+    "ia3": 3e-2,
+    "vera": 5e-2,
+    "pissa": 3e-3,
+    "olora": 3e-3,
+    "prompt_tuning": 5e-2,
+    "prefix_tuning": 5e-2,
+    "llama_adapter": 1e-1,
+}
 
 
 class Recorder(CausalPretraining):

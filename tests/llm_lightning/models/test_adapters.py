@@ -63,8 +63,7 @@ def test_packed_equals_one_document_at_a_time(base, name):
     packed = stack(pack(documents[:2], 30), pack(documents[2:], 30))
     loss, _ = language_loss(model, prepare_batch(packed))
     alone = sum(
-        model(input_ids=torch.tensor([d]), labels=torch.tensor([[-100, *d[1:]]])).loss * (len(d) - 1)
-        for d in documents
+        model(input_ids=torch.tensor([d]), labels=torch.tensor([[-100, *d[1:]]])).loss * (len(d) - 1) for d in documents
     )
     torch.testing.assert_close(loss, alone, rtol=1e-5, atol=0)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -119,7 +118,8 @@ for folder in sorted(root.iterdir()):
         assert not any(name.startswith(("llm_lightning", "lightning")) for name in sys.modules)
         logits[folder.name] = network.eval()(ids).logits.detach()
 from llm_lightning.models.bottleneck import load_bottleneck
-logits["bottleneck"] = load_bottleneck(AutoModelForCausalLM.from_pretrained(base), root / "bottleneck")(ids).logits.detach()
+network = load_bottleneck(AutoModelForCausalLM.from_pretrained(base), root / "bottleneck")
+logits["bottleneck"] = network(ids).logits.detach()
 torch.save(logits, out)
 """
 
@@ -129,7 +129,16 @@ def loaded(base, trained, tmp_path_factory):
     """The logits of every saved adapter, loaded in one clean process."""
     out = tmp_path_factory.mktemp("logits") / "logits.pt"
     root = trained["lora"][2].parent
-    command = [sys.executable, "-W", "error::UserWarning:peft", "-c", LOAD_BY_PEFT_ALONE, str(base), str(root), str(out)]
+    command = [
+        sys.executable,
+        "-W",
+        "error::UserWarning:peft",
+        "-c",
+        LOAD_BY_PEFT_ALONE,
+        str(base),
+        str(root),
+        str(out),
+    ]
     subprocess.run(command, check=True)
     return torch.load(out)
 
@@ -140,7 +149,7 @@ def test_saved_and_loaded_in_a_clean_process(trained, loaded, name):
     expected = run.model.eval()(IDS).logits
     torch.testing.assert_close(loaded[name], expected, rtol=1e-5, atol=2e-5)
     plain = Backbone(path=run.backbone.path).build().eval()(IDS).logits
-    assert (expected - plain).abs().max() > 1e-2
+    assert (expected[:, -12:] - plain).abs().max() > 1e-2
     assert {p.name for p in folder.iterdir()} <= {"adapter_model.safetensors", "adapter_config.json", "README.md"}
 
 
@@ -243,7 +252,7 @@ def test_adalora_ends_at_its_budget(base):
 @pytest.mark.parametrize(
     ("config", "settings", "message"),
     [
-        (lambda: peft.AdaLoraConfig(total_step=10, **{"target_modules": "all-linear"}), {"epochs": -1}, "max_steps"),
+        (lambda: peft.AdaLoraConfig(total_step=10, target_modules="all-linear"), {"epochs": -1}, "max_steps"),
         (lambda: peft.AdaLoraConfig(total_step=99, tinit=20, tfinal=20, target_modules="all-linear"), {}, "tinit"),
         (lambda: peft.AdaLoraConfig(total_step=99, init_r=4, target_r=8, target_modules="all-linear"), {}, "init_r"),
     ],
@@ -258,7 +267,11 @@ def test_adaloras_settings(base, config, settings, message):
     [
         (lambda: peft.LoraConfig(target_modules=["query"]), {}, r"target_modules.*q_proj"),
         (lambda: peft.LoraConfig(init_lora_weights="eva", target_modules="all-linear"), {}, "pass over data"),
-        (lambda: peft.LoraConfig(init_lora_weights="pissa", use_dora=True, target_modules="all-linear"), {}, "use_dora"),
+        (
+            lambda: peft.LoraConfig(init_lora_weights="pissa", use_dora=True, target_modules="all-linear"),
+            {},
+            "use_dora",
+        ),
         (lambda: peft.LoraConfig(target_modules=["act_fn"]), {}, "not supported"),
         (lambda: peft.PrefixTuningConfig(num_virtual_tokens=3), {"attention": "sdpa"}, "model.backbone.attention"),
         (lambda: peft.PrefixTuningConfig(num_virtual_tokens=3), {"activation_checkpointing": True}, "checkpointing"),
@@ -303,14 +316,19 @@ def test_prompts_and_factors_do_not_decay(base):
 
 
 def test_what_trains_is_said(base):
-    model = Adapter(Backbone(path=str(base)).build(), peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"])).model
+    model = Adapter(
+        Backbone(path=str(base)).build(), peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"])
+    ).model
     first, *kinds = describe(model, "32-true").splitlines()
     assert "% trained" in first and "LlamaForCausalLM" in first
     assert kinds == ["  q_proj x 2: 512 float32", "  down_proj x 2: 768 float32"]
     prompt = Adapter(Backbone(path=str(base)).build(), METHODS["prompt_tuning"]()).model
     assert describe(prompt, "32-true").splitlines()[1:] == ["  prompt_encoder x 1: 160 float32"]
     bottleneck = Adapter(Backbone(path=str(base)).build(), METHODS["bottleneck"]()).model
-    assert [line.split(":")[0] for line in describe(bottleneck, "").splitlines()[1:]] == ["  o_proj x 2", "  down_proj x 2"]
+    assert [line.split(":")[0] for line in describe(bottleneck, "").splitlines()[1:]] == [
+        "  o_proj x 2",
+        "  down_proj x 2",
+    ]
 
 
 def test_compiled_layers_give_the_same_losses(base):
