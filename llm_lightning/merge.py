@@ -3,6 +3,7 @@
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
@@ -62,7 +63,7 @@ def merge_folder(adapter: Path, output: Path) -> None:
     save_model_folder(network, _tokenizer(adapter), output)
 
 
-def _tokenizer(adapter: Path) -> AutoTokenizer | None:
+def _tokenizer(adapter: Path) -> Any:
     """The one that was saved with the adapter, else the network's, else none."""
     for place in (str(adapter), base_of(adapter)):
         try:

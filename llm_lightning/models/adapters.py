@@ -160,7 +160,7 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _check_method(network: PreTrainedModel, config: PeftConfig, name: str) -> None:
+def _check_method(network: PreTrainedModel, config: Any, name: str) -> None:
     if config.is_prompt_learning:
         if config.peft_type not in IN_EMBEDDINGS + IN_ATTENTION:
             raise UserError(

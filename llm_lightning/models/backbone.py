@@ -148,6 +148,11 @@ class Backbone:
             raise UserError(f"model.backbone.path={self.path!r} has no weights to read{hint}: {error}") from error
         except ImportError as error:
             raise UserError(f"model.backbone.quantization: {error}") from error
+        for module in model.modules():
+            # bitsandbytes 0.50 rewrites its weights for a bfloat16 kernel at the first evaluation on such CPUs: training
+            # after it would go on from other numbers, and saving can spoil them.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
         # What an adapter folder names as its network has to be found from anywhere.
         model.name_or_path = str(Path(source).resolve()) if Path(source).is_dir() else source
         return model

@@ -126,7 +126,7 @@ def load_bottleneck(network: PreTrainedModel, folder: str | Path) -> PreTrainedM
     return network
 
 
-def _through_bottleneck(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+def _through_bottleneck(module: Any, args: tuple, output: Tensor) -> Tensor:
     return module.bottleneck(output)
 
 
@@ -138,7 +138,7 @@ def _ends_with(name: str, ends: tuple[str, ...]) -> bool:
     return any(name == end or name.endswith(f".{end}") for end in ends)
 
 
-def _outputs(module: nn.Module) -> int:
+def _outputs(module: Any) -> int:
     """Of a Linear layer, or of GPT-2's Conv1D."""
     return int(getattr(module, "out_features", None) or module.nf)
 

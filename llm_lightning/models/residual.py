@@ -1,4 +1,4 @@
-"""LoRA that starts from the network's own weights (PiSSA, arXiv:2404.02948, and OLoRA) and leaves a residual as the base.
+"""LoRA that starts from the network's own weights (PiSSA, arXiv:2404.02948; OLoRA) and leaves a residual as the base.
 
 peft subtracts the first B A from the base, so the trained adapter fits no network that anybody else has. It is saved as
 the LoRA of twice the rank that does the same on the untouched base: B A - B0 A0.
@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,7 +20,7 @@ FROM_DATA = ("eva", "corda", "lora_ga", "loftq")
 LORA_A, LORA_B = ".lora_A.default.weight", ".lora_B.default.weight"
 
 
-def check(network: PreTrainedModel, config: PeftConfig) -> None:
+def check(network: PreTrainedModel, config: Any) -> None:
     """Raise `UserError` for starts of LoRA that we could not save or that need a pass over data first."""
     start = _start(config)
     if start.startswith(FROM_DATA):
@@ -88,5 +87,5 @@ def as_lora(model: Any, initial: Mapping[str, Tensor]) -> Iterator[dict[str, Any
         model.peft_config["default"] = config
 
 
-def _start(config: PeftConfig) -> str:
+def _start(config: Any) -> str:
     return str(getattr(config, "init_lora_weights", "")).lower()
