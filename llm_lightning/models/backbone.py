@@ -149,7 +149,7 @@ class Backbone:
         except ImportError as error:
             raise UserError(f"model.backbone.quantization: {error}") from error
         for module in model.modules():
-            # bitsandbytes 0.50 rewrites its weights for a bfloat16 kernel at the first evaluation on such CPUs: training
+            # bitsandbytes 0.50 rewrites weights for a bfloat16 kernel at the first evaluation on such CPUs: training
             # after it would go on from other numbers, and saving can spoil them.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False

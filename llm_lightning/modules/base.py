@@ -97,10 +97,12 @@ class LanguageModule(LightningModule):
         config = self.backbone.read_config().get_text_config()
         longest = getattr(config, "max_position_embeddings", None)
         seq_len = getattr(datamodule, "seq_len", None)
-        if longest and seq_len and seq_len > longest:
+        virtual = getattr(self.peft, "num_virtual_tokens", None) or 0
+        if longest and seq_len and seq_len + virtual > longest:
+            tokens = f" with {virtual} virtual tokens (model.peft.num_virtual_tokens)" if virtual else ""
             raise UserError(
-                f"data.seq_len={seq_len} is longer than the network's {longest} positions: lower data.seq_len, or for "
-                f"a network from scratch raise model.backbone.config.max_position_embeddings."
+                f"data.seq_len={seq_len}{tokens} is longer than the network's {longest} positions: lower data.seq_len, "
+                "or for a network from scratch raise model.backbone.config.max_position_embeddings."
             )
 
     def _check_adapter(self) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -305,7 +306,10 @@ def test_mistakes_are_found_before_weights_are_read(base, trained):
         run.check()
     with pytest.raises(UserError, match="llm-lightning merge"):
         module(trained["lora"][2], METHODS["lora"]()).check()
-    module(base, METHODS["lora"]()).check()
+    long_rows = SimpleNamespace(seq_len=126)  # of 128 positions
+    with pytest.raises(UserError, match=r"data\.seq_len=126 with 5 virtual tokens"):
+        module(base, METHODS["prefix_tuning"]()).check(long_rows)
+    module(base, METHODS["lora"]()).check(long_rows)
 
 
 def test_prompts_and_factors_do_not_decay(base):
