@@ -155,7 +155,8 @@ def fingerprint(network: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in network.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-    samples = [p.detach().flatten()[:: max(1, p.numel() // SAMPLES)][:SAMPLES].float() for p in network.parameters()]
+    parts = [part.flatten() for parameter in network.parameters() for part in _parts(parameter.detach())]
+    samples = [part[:: max(1, len(part) // SAMPLES)][:SAMPLES].float() for part in parts]
     digest.update(torch.cat(samples).cpu().numpy().tobytes())
     return digest.hexdigest()
 
@@ -191,6 +192,15 @@ def _module_names(network: nn.Module) -> str:
     layers = (name for name, module in network.named_modules() if not list(module.children()) and "." in name)
     names = sorted({name.rsplit(".", 1)[1] for name in layers if name.rsplit(".", 1)[1].isidentifier()})
     return f"Modules for model.peft.target_modules: {', '.join(names)}."
+
+
+def _parts(tensor: Any) -> Iterator[Tensor]:
+    """The plain tensors in a tensor: torchao's quantized ones hold several."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _parts(getattr(tensor, name))
 
 
 def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:

@@ -148,6 +148,7 @@ class Backbone:
             raise UserError(f"model.backbone.path={self.path!r} has no weights to read{hint}: {error}") from error
         except ImportError as error:
             raise UserError(f"model.backbone.quantization: {error}") from error
+        module: Any
         for module in model.modules():
             # bitsandbytes 0.50 rewrites weights for a bfloat16 kernel at the first evaluation on such CPUs: training
             # after it would go on from other numbers, and saving can spoil them.
