@@ -221,18 +221,19 @@ class TrainingCLI(LightningCLI):
             check()
 
     def _with_weights(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """A network from scratch has nothing to be judged by but its run's newest checkpoint."""
+        """The command that trained a network judges what came of it; without a run, what `backbone.path` names."""
         self._check()
-        backbone = self.model.backbone
-        if kwargs.get("ckpt_path") is None and backbone.path is None:
+        if kwargs.get("ckpt_path") is None:
             root = Path(self.trainer.default_root_dir)
-            kwargs["ckpt_path"] = newest_checkpoint(root / "checkpoints")
-            if kwargs["ckpt_path"] is None:
+            path = self.model.backbone.path
+            kwargs["ckpt_path"] = newest_checkpoint(root / "checkpoints") if self._get(self.config, "resume") else None
+            if kwargs["ckpt_path"] is None and (path is None or self.model.peft is not None):
                 raise UserError(
-                    f"There are no trained weights: {root}/checkpoints is empty and model.backbone.path is not given. "
-                    "Name a model folder by --model.backbone.path or a checkpoint by --ckpt_path."
+                    f"There are no trained weights: {root}/checkpoints is empty, or --resume is false. Name a model folder "
+                    "by --model.backbone.path (without model.peft), or a checkpoint by --ckpt_path."
                 )
-            rank_zero_info(f"Weights: {kwargs['ckpt_path']}")
+            ours = f" (--resume false takes {path} as it is)" if path and self.model.peft is None else ""
+            rank_zero_info(f"Weights: {kwargs['ckpt_path']}{ours}" if kwargs["ckpt_path"] else f"Weights: {path}")
         return kwargs
 
 

@@ -1,5 +1,6 @@
 """Fine-tuning by the command line: from a pretrained folder and any instruction data to a chat model."""
 
+import csv
 import json
 
 import pytest
@@ -106,3 +107,16 @@ def test_a_killed_run_goes_on_bit_for_bit(command, run, chat, overlay):
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
     if overlay:
         assert all("lora" in name for name in ours if name.startswith("model."))
+        merged = ("merge", "run/model/last", "merged")
+        code, output = run(*merged)
+        assert code == 0, output
+    judged = [("validate", "--config", "tiny.yaml", *args)]
+    judged.append(("validate", "--config", "tiny.yaml", "--resume=false", "--model.backbone.path=run/model/last"))
+    for command_line in judged:
+        code, output = run(*command_line)
+        assert code == 0 and last_val_loss(chat / "run") in output, output
+
+
+def last_val_loss(root) -> str:
+    with (root / "metrics.csv").open() as file:
+        return [f"{float(row['val/loss']):.4f}" for row in csv.DictReader(file) if row["val/loss"]][-1]

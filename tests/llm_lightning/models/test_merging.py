@@ -19,14 +19,6 @@ from tests.llm_lightning.models.peft_methods import MERGEABLE, METHODS, disturb
 IDS = torch.arange(1, 13)[None]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("base")
-    save_model_folder(Backbone(config=tiny_config()).build(), None, folder)
-    return folder
-
-
 def saved(base, config, folder, **backbone):
     """An adapter with weights that matter, and the logits it gives."""
     adapter = Adapter(Backbone(path=str(base), **backbone).build(), config)
