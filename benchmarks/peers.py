@@ -13,6 +13,16 @@ from pathlib import Path
 PEERS = {
     # torch is named, since litgpt alone would take whatever is newest.
     "litgpt": ["torch==2.13.0", "lightning==2.6.6", "litgpt==0.5.13", "numpy==2.4.6", "requests==2.34.2"],
+    # The versions that we run on, so that what differs is TRL.
+    "trl": [
+        "torch==2.13.0",
+        "transformers==5.23.0",
+        "trl==1.16.0",
+        "peft==0.21.2",
+        "datasets==5.2.0",
+        "accelerate==1.15.0",
+        "numpy==2.4.6",
+    ],
 }
 
 

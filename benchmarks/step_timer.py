@@ -1,10 +1,11 @@
-"""The stopwatch as a Lightning callback, for `--trainer.callbacks+=benchmarks.step_timer.StepTimer`."""
+"""The stopwatch as Lightning callbacks, for `--trainer.callbacks+=benchmarks.step_timer.StepTimer`."""
 
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks.step_clock import StepClock
+from benchmarks.tally import Tally
 
 
 class StepTimer(Callback):
@@ -23,3 +24,24 @@ class StepTimer(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.clock.report(float(trainer.callback_metrics["train/loss"]))
+
+
+class PassTimer(Callback):
+    """Times one pass over the data, and counts what its steps trained on; see `StepClock` for the arguments."""
+
+    def __init__(self, result: str, warmup: int) -> None:
+        self.clock = StepClock(result, warmup, steps=None)
+        self.tally = Tally()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.clock.device = trainer.strategy.root_device.type
+        self.clock.expect(int(trainer.estimated_stepping_batches))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.tally.add(batch, trainer.callback_metrics["train/loss"], self.clock.is_timing)
+        self.clock.tick()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.clock.report(**self.tally.as_dict())

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from benchmarks.fixed_rows import Rows
 from benchmarks.step_clock import StepClock
+from benchmarks.trainer_ticker import Ticker
 from benchmarks.workload import Job
 
 
@@ -22,16 +23,6 @@ class LossKeepingTrainer(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         self.last_loss = super().training_step(*args, **kwargs)
         return self.last_loss
-
-
-class Ticker(TrainerCallback):
-    """Tells the clock of each optimizer step."""
-
-    def __init__(self, clock: StepClock) -> None:
-        self.clock = clock
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.clock.tick()
 
 
 def main(job: Job) -> None:

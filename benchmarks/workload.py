@@ -94,6 +94,16 @@ class Job:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def figures(self, measured: dict[str, float]) -> dict[str, float]:
+        """The metrics of one run; every step has the same tokens."""
+        tokens = self.steps * self.batch_size * self.seq_len
+        return {
+            "tokens_per_s": tokens / measured["wall_s"],
+            "tokens_per_cpu_s": tokens / measured["cpu_s"],
+            "peak_memory_mb": measured["peak_memory_mb"],
+            "loss": measured["loss"],
+        }
+
 
 def prepare(folder: Path, shape: Shape) -> tuple[Path, Path]:
     """Write random weights (seed 0) as a transformers folder, and token ids of the standard library's documentation.
