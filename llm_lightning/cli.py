@@ -229,8 +229,8 @@ class TrainingCLI(LightningCLI):
             kwargs["ckpt_path"] = newest_checkpoint(root / "checkpoints") if self._get(self.config, "resume") else None
             if kwargs["ckpt_path"] is None and (path is None or self.model.peft is not None):
                 raise UserError(
-                    f"There are no trained weights: {root}/checkpoints is empty, or --resume is false. Name a model folder "
-                    "by --model.backbone.path (without model.peft), or a checkpoint by --ckpt_path."
+                    f"There are no trained weights: {root}/checkpoints is empty, or --resume is false. Name a model "
+                    "folder by --model.backbone.path (without model.peft), or a checkpoint by --ckpt_path."
                 )
             ours = f" (--resume false takes {path} as it is)" if path and self.model.peft is None else ""
             rank_zero_info(f"Weights: {kwargs['ckpt_path']}{ours}" if kwargs["ckpt_path"] else f"Weights: {path}")
