@@ -101,7 +101,8 @@ def test_names_are_unique():
     assert len(set(names)) == len(names) and OURS in names
 
 
-def test_ours_learns_every_reply_once(tmp_path):
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_ours_learns_every_reply_once(tmp_path, method):
     from transformers import AutoTokenizer
 
     data, records = tmp_path / "data.jsonl", tmp_path / "records.jsonl"
@@ -115,6 +116,6 @@ def test_ours_learns_every_reply_once(tmp_path):
         for pair in prepared.pairs
     ]
     contender = next(c for c in CONTENDERS if c.name == OURS)
-    figures = measure(contender, job(folder=str(prepared.folder), records=str(records)), 1)
+    figures = measure(contender, job(folder=str(prepared.folder), records=str(records), method=method), 1)
     assert figures["trained_tokens"] == sum(prepared.lengths) - sum(prompts)
     assert figures["loss"] == pytest.approx(6.2, abs=0.2)  # ln 512 = 6.24
