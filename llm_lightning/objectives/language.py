@@ -24,6 +24,10 @@ CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 MIN_CHUNK_TOKENS = 256
 """Below this the head's gradient, V x H, is read and written too often."""
 
+ROUNDING = 64
+"""The last chunk is filled up to a multiple of this. How many tokens are trained differs from step to step, and oneDNN
+keeps a kernel, and the allocator a block, for every shape they have seen: hundreds of MB after some steps."""
+
 
 @dataclass(frozen=True)
 class HeadScaling:
@@ -75,12 +79,10 @@ def next_token_targets(labels: Tensor) -> tuple[Tensor, Tensor]:
     return positions, shifted[positions]
 
 
-def chunk_length(num_tokens: int, vocab_size: int, device: torch.device) -> int:
-    """Tokens a chunk of float32 logits: equal chunks, so that no small remainder runs at low speed."""
+def chunk_length(vocab_size: int, device: torch.device) -> int:
+    """Tokens of a chunk of float32 logits, the same in every step."""
     room = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
-    most = max(MIN_CHUNK_TOKENS, room // (4 * vocab_size))
-    num_chunks = max(1, -(-num_tokens // most))
-    return max(1, -(-num_tokens // num_chunks))
+    return max(MIN_CHUNK_TOKENS, room // (4 * vocab_size) // ROUNDING * ROUNDING)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -91,23 +93,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, scaling: HeadScaling
     ) -> tuple[Tensor, Tensor, Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        count = len(hidden)
+        hidden, targets = _filled_up(hidden), _filled_up(targets)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         nll = hidden.new_zeros((), dtype=torch.float32)
         correct = torch.zeros_like(nll)
         penalty = hidden.new_zeros((), dtype=torch.float32)
-        step = chunk_length(len(hidden), len(weight), hidden.device)
+        step = chunk_length(len(weight), hidden.device)
         for start in range(0, len(hidden), step):
             h, y = hidden[start : start + step], targets[start : start + step]
-            chunk_nll, chunk_correct, lse, grad = _chunk(h, weight, y, z_loss, scaling)
-            nll += chunk_nll
-            correct += chunk_correct
+            losses, is_right, lse, grad = _chunk(h, weight, y, z_loss, scaling)
+            own = slice(0, count - start)  # what was filled up has no loss; its states are zero, so it moves no weight
+            nll += losses[own].sum()
+            correct += is_right[own].sum()
             if z_loss:
-                penalty += z_loss * lse.square().sum()
+                penalty += z_loss * lse[own].square().sum()
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[start : start + step])
             if grad_weight is not None:
                 grad_weight.addmm_(grad.t(), h)
+        grad_hidden = None if grad_hidden is None else grad_hidden[:count]
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.mark_non_differentiable(nll, correct)
         return nll + penalty, nll, correct
@@ -125,17 +131,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
+def _filled_up(rows: Tensor) -> Tensor:
+    """(N, ...) with zeros up to a multiple of `ROUNDING` rows."""
+    missing = -len(rows) % ROUNDING
+    return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
+
+
 def _chunk(
     hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, scaling: HeadScaling
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One chunk: summed nll, tokens it gets right, log-sum-exps (N,), and d(loss) / d(head output) (N, V), written over
-    its logits.
+    """One chunk: losses (N,), whether each token is guessed right (N,), log-sum-exps (N,), and d(loss) / d(head output)
+    (N, V), written over its logits.
     """
     logits = scaling(hidden @ weight.t()).float()
     capped = None if scaling.softcap is None else logits / scaling.softcap
     target_logits = logits.gather(1, targets[:, None]).squeeze(1)
     highest = logits.amax(dim=-1, keepdim=True)
-    correct = (target_logits == highest.squeeze(1)).sum()
+    is_right = target_logits == highest.squeeze(1)
     exps = logits.sub_(highest).exp_()
     sums = exps.sum(dim=-1)
     lse = highest.squeeze(1) + sums.log()
@@ -145,7 +157,7 @@ def _chunk(
         grad *= 1 - capped.square()
     if scaling.scale != 1.0:
         grad *= scaling.scale
-    return (lse - target_logits).sum(), correct, lse, grad.to(hidden.dtype)
+    return lse - target_logits, is_right, lse, grad.to(hidden.dtype)
 
 
 def linear_cross_entropy(
@@ -193,7 +205,7 @@ def head_cross_entropy(
     loss = hidden_states.sum() * 0.0
     nll = torch.zeros((), device=hidden_states.device)
     correct = torch.zeros_like(nll)
-    step = chunk_length(len(hidden_states), vocab_size, hidden_states.device)
+    step = chunk_length(vocab_size, hidden_states.device)
     for start in range(0, len(hidden_states), step):
         h, y = hidden_states[start : start + step], targets[start : start + step]
         chunk = checkpoint(chunk_loss, h, y, use_reentrant=False)

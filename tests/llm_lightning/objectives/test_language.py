@@ -14,6 +14,7 @@ N, H, V = 50, 16, 97
 def small_chunks(monkeypatch):
     monkeypatch.setattr(language, "CHUNK_BYTES", dict.fromkeys(("cpu", "cuda"), 7 * V * 4))
     monkeypatch.setattr(language, "MIN_CHUNK_TOKENS", 1)
+    monkeypatch.setattr(language, "ROUNDING", 3)
 
 
 def inputs(dtype=torch.float64):
