@@ -50,6 +50,27 @@ def texts() -> str:
 
 
 @pytest.fixture(scope="session")
+def network(tmp_path_factory) -> Path:
+    """A model folder with a tokenizer: random weights, four layers, room for 128 tokens."""
+    import torch
+    from transformers import LlamaConfig
+
+    from datamodules.tokenizer import train
+    from llm_lightning.models.backbone import Backbone
+    from llm_lightning.models.export import save_model_folder
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=320, hidden_size=64, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True,
+    )  # fmt: skip
+    tokenizer = train(iter(["What is 1 plus 2? It is a number, 3."] * 9), vocab_size=300)
+    folder = tmp_path_factory.mktemp("network")
+    save_model_folder(Backbone(config=config).build(tokenizer), tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 

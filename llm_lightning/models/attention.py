@@ -176,9 +176,9 @@ def _has_tiles() -> bool:
 def _products_of(num_tokens: int) -> Iterator[None]:
     """Take the float32 products of a short document, or one of an odd length, from MKL where oneDNN is set for them.
 
-    oneDNN compiles and keeps a kernel for every shape, and documents come in every length: on an AMD Zen 5, 17
-    documents in 2,048 tokens took four times as long, and some 100 MB more with each step. From 512 tokens on it is
-    faster, though; such are the rows that one long document fills, all of one length.
+    oneDNN compiles and keeps a kernel for every shape, and documents come in every length, which costs several times
+    the products themselves, and memory without end (benchmarks/attention.py). From 512 tokens on it is faster, though;
+    such are the rows that one long document fills, all of one length.
     """
     precision = torch.get_float32_matmul_precision()
     if precision != "medium" or (num_tokens >= LONG_DOCUMENT and num_tokens % LONG_DOCUMENT == 0):

@@ -43,6 +43,48 @@ def test_output_and_gradients_equal_the_dense_mask(position_ids, window):
         torch.testing.assert_close(a, b)
 
 
+@pytest.fixture
+def by_onednn():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def test_documents_of_every_length_take_no_new_memory(by_onednn):
+    """Each step has documents of other lengths; the first ones may still make room."""
+    import psutil
+
+    q, k, v = (torch.randn(1, heads, 1024, 32, requires_grad=True) for heads in (4, 2, 2))
+    g = torch.Generator().manual_seed(0)
+    used = []
+    for _ in range(12):
+        cuts = torch.randperm(1023, generator=g)[:15].sort().values + 1
+        starts, ends = torch.cat([cuts.new_zeros(1), cuts]), torch.cat([cuts, cuts.new_tensor([1024])])
+        out, _ = attention._cpu_attention(q, k, v, torch.stack([torch.zeros_like(starts), starts, ends], 1), 0.2)
+        out.sum().backward()
+        used.append(psutil.Process().memory_info().rss / 2**20)
+    assert used[-1] - used[2] < 30, used
+
+
+def test_the_precision_of_products_is_put_back(by_onednn):
+    x = [t.float() for t in inputs()]
+    document_attention(None, *x, None, documents=Documents.of(positions()))
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
+def test_bfloat16_is_near_float32():
+    x = inputs(torch.float32)
+    half = [t.detach().bfloat16().requires_grad_() for t in x]
+    results = []
+    for tensors in (x, half):
+        out, _ = document_attention(None, *tensors, None, documents=Documents.of(positions()))
+        assert out.dtype == tensors[0].dtype
+        results.append([out, *torch.autograd.grad(out.float().square().sum(), tensors)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(b.float(), a, rtol=0.05, atol=0.05)
+
+
 def test_operator_is_well_formed():
     """torch's own checks of the custom operator: schema, fake tensors, autograd registration."""
     x = [t.detach().requires_grad_() for t in inputs(torch.float32)]

@@ -1,0 +1,45 @@
+"""Every file in configs/ runs, on a small network and small data."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from llm_lightning.__main__ import main
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TEXTS = ["--data.path=texts.jsonl", "--data.vocab_size=300", "--data.seq_len=64", "--data.batch_size=1"]
+PAIRS = ["--model.backbone.path=network", "--data.path=pairs.jsonl", "--data.seq_len=64", "--data.batch_size=1"]
+STAGES = {
+    "pretrain.yaml": [*TEXTS, "--model.backbone.config.num_hidden_layers=1"],
+    "quickstart/pretrain.yaml": TEXTS,
+    "sft.yaml": PAIRS,
+    "quickstart/sft.yaml": PAIRS,
+}
+OVERLAYS = {"logger": "pretrain.yaml", "peft": "sft.yaml"}
+EVERY_FILE = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
+
+
+@pytest.fixture
+def small(tmp_path, cache, network, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LLM_LIGHTNING_CACHE", str(cache))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    pairs = [{"prompt": f"What is {i}?", "completion": f"A number, {i}."} for i in range(40)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    Path("texts.jsonl").write_text("".join(json.dumps({"text": str(pair)}) + "\n" for pair in pairs))
+    Path("network").symlink_to(network)
+
+
+@pytest.mark.parametrize("name", EVERY_FILE)
+def test_it_runs(small, capfd, name):
+    if name == "peft/qlora.yaml" and importlib.util.find_spec("bitsandbytes") is None:
+        pytest.skip("bitsandbytes is not installed")
+    stage = name if name in STAGES else OVERLAYS[name.split("/")[0]]
+    files = dict.fromkeys([stage, name])
+    code = main(
+        ["fit", *(f"--config={CONFIGS / file}" for file in files), *STAGES[stage], "--trainer.fast_dev_run=1",
+         "--trainer.accelerator=cpu", "--trainer.default_root_dir=run"]
+    )  # fmt: skip
+    assert code == 0, capfd.readouterr().err
