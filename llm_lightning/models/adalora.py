@@ -35,7 +35,8 @@ def set_total_steps(model: Any, total: float) -> None:
     config = model.active_peft_config
     if math.isinf(total):
         raise UserError("model.peft=AdaLoraConfig lowers its ranks over the run's steps: give trainer.max_steps.")
-    if config.tinit + config.tfinal >= total:
+    # The first step measures what matters; peft knows nothing before it.
+    if config.tinit + config.tfinal >= total - 1:
         raise UserError(
             f"model.peft.tinit={config.tinit} and tfinal={config.tfinal} leave no step of {total:.0f} for lowering the "
             "ranks: lower them or raise trainer.max_steps."

@@ -39,7 +39,7 @@ def test_it_runs(small, capfd, name):
     stage = name if name in STAGES else OVERLAYS[name.split("/")[0]]
     files = dict.fromkeys([stage, name])
     code = main(
-        ["fit", *(f"--config={CONFIGS / file}" for file in files), *STAGES[stage], "--trainer.fast_dev_run=1",
+        ["fit", *(f"--config={CONFIGS / file}" for file in files), *STAGES[stage], "--trainer.fast_dev_run=2",
          "--trainer.accelerator=cpu", "--trainer.default_root_dir=run"]
     )  # fmt: skip
     assert code == 0, capfd.readouterr().err
