@@ -55,6 +55,7 @@ class RunCheckpoint(Checkpoint):
         path = folder / f"step={trainer.global_step}.ckpt"
         if path == self._newest:
             return path
+        _log_step(trainer)
         trainer.save_checkpoint(path, weights_only=False)
         self._newest = path
         if trainer.is_global_zero:
@@ -65,6 +66,13 @@ class RunCheckpoint(Checkpoint):
     def _ends_run(self, trainer: Trainer) -> bool:
         is_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
         return is_last_epoch and trainer.fit_loop.epoch_loop._is_training_done
+
+
+def _log_step(trainer: Trainer) -> None:
+    """Lightning logs a step after its hooks: killed between this checkpoint and that, a run would never log the step."""
+    connector = trainer._logger_connector
+    if connector.should_update_logs:
+        connector.log_metrics(connector.metrics["log"])
 
 
 def _step(path: Path) -> int:
