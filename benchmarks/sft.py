@@ -12,8 +12,8 @@ on is counted from its batch; reading the data and loading the model are not tim
 the whole pass, and shows that all learned the same; the loss is the mean over the timed tokens. Records that do not fit
 a row are left out for all. Each measurement is a fresh process; contenders run in turns, and medians are reported.
 
-- `llm-lightning`, `llm-lightning-compile`, `llm-lightning-checkpointing`: the real command line, callbacks included; the
-  last one recomputes activations in the backward pass, as TRL does by default.
+- `llm-lightning`, `llm-lightning-compile`, `llm-lightning-checkpointing`: the real command line, callbacks included;
+  the last one recomputes activations in the backward pass, as TRL does by default.
 - `trl`: its defaults, which are padding, bf16 and gradient checkpointing, whatever --precision says.
 - `trl-tuned`: without checkpointing, in the precision of the table, as are the next two.
 - `trl-padding-free`: the records of a batch in one row, with SDPA (its flash attention needs a GPU).

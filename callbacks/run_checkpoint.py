@@ -69,7 +69,7 @@ class RunCheckpoint(Checkpoint):
 
 
 def _log_step(trainer: Trainer) -> None:
-    """Lightning logs a step after its hooks: killed between this checkpoint and that, a run would never log the step."""
+    """Lightning logs a step after its hooks: a run killed between its checkpoint and that would never log the step."""
     connector = trainer._logger_connector
     if connector.should_update_logs:
         connector.log_metrics(connector.metrics["log"])
