@@ -143,6 +143,18 @@ class TrainingCLI(LightningCLI):
             raise UserError(f"--tokenizer={named} and --data.tokenizer={in_data} exclude each other: give one.")
         init_args.tokenizer = named or in_data or config.model.init_args.backbone.path
 
+    def instantiate_classes(self) -> None:
+        """Build the parts; a class, ours or a library's, that refuses its settings has found a user's mistake.
+
+        jsonargparse wraps what it raises in a plain ValueError, once for each level of nesting.
+        """
+        try:
+            super().instantiate_classes()
+        except USER_ERRORS:
+            raise
+        except ValueError as error:
+            raise UserError(readable(error)) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the callbacks and the metrics file that every run has."""
         config = self._get(self.config_init, "trainer")
@@ -157,7 +169,7 @@ class TrainingCLI(LightningCLI):
         self._choose_precision(config, root)
         try:
             return super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"The trainer cannot be made from these settings: {error}") from error
 
     def _choose_precision(self, config: Any, root: Path) -> None:
