@@ -17,7 +17,7 @@ STAGES = {
     "sft.yaml": PAIRS,
     "quickstart/sft.yaml": PAIRS,
 }
-OVERLAYS = {"logger": "pretrain.yaml", "peft": "sft.yaml"}
+OVERLAYS = {"callbacks": "pretrain.yaml", "logger": "pretrain.yaml", "peft": "sft.yaml"}
 EVERY_FILE = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
 
 
