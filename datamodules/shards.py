@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from datamodules.units import Unit
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-VERSION = 2  # of what is written here and of how units are read; a change makes all shards anew
+VERSION = 3  # of what is written here and of how units are read; a change makes all shards anew
 DOCUMENTS_AT_ONCE = 1024  # their records are written together
 
 # A document: where its tokens end in the shard, how many of them are learned, its UTF-8 bytes, and its split hash.
@@ -36,12 +37,14 @@ class Document(NamedTuple):
         trained: (n,) bool, which of them are learned; None for all. The first never is: nothing predicts it.
         num_bytes: UTF-8 bytes of its text.
         hash: 64 bits; documents of equal hash fall on the same side of a split.
+        details: what else the encoder knows of it, as many bytes for every document.
     """
 
     ids: np.ndarray
     trained: np.ndarray | None
     num_bytes: int
     hash: int
+    details: bytes = b""
 
     @property
     def num_trained(self) -> int:
@@ -74,7 +77,7 @@ class Encoder(Protocol):
 @dataclass(frozen=True)
 class Shard:
     """A unit's tokens in the cache: `PATH.tokens`, `PATH.trained` (which of them are learned; not there where all are),
-    `PATH.documents`, and `PATH.json`, which is written last.
+    `PATH.documents`, `PATH.details` (where the encoder has some), and `PATH.json`, which is written last.
     """
 
     path: str
@@ -97,7 +100,9 @@ class Shard:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """`num_documents`, `num_tokens`, `num_bytes` (UTF-8), `num_bad` and `first_bad` (records), `dtype`."""
+        """`num_documents`, `num_tokens`, `num_bytes` (UTF-8), `num_bad` and `first_bad` (records), `left_out` (records,
+        by the reason), `dtype`.
+        """
         return json.loads(Path(f"{self.path}.json").read_text())
 
     @cached_property
@@ -114,6 +119,15 @@ class Shard:
     def documents(self) -> np.ndarray:
         """All documents, as `DOCUMENT`, in memory: some MB at the most, as units are bounded."""
         return np.fromfile(f"{self.path}.documents", DOCUMENT)
+
+    def document_at(self, start: int) -> int:
+        """The number of the document that begins with this token, found by halving: none of them are held."""
+        ends = FileArray(f"{self.path}.documents", DOCUMENT)
+        return bisect_right(range(len(ends)), start, key=lambda number: int(ends[number : number + 1]["end"][0]))
+
+    def details(self, dtype: np.dtype) -> FileArray:
+        """What the encoder noted of each document."""
+        return FileArray(f"{self.path}.details", dtype)
 
 
 def text_hash(data: bytes) -> int:
@@ -140,6 +154,7 @@ def write_shard(unit: Unit, shard: Shard, encoder: Encoder, on_bad_record: OnBad
                 files.add(document)
             files.flush()
         facts = files.facts | {"num_bad": bad.count, "first_bad": bad.first, "dtype": encoder.dtype.str}
+        facts["left_out"] = dict(bad.left_out)
         with atomic_file(Path(f"{shard.path}.json")) as path:
             path.write_text(json.dumps(facts))
 
@@ -152,6 +167,7 @@ class _Files:
         self.stack = stack
         self.tokens, self.documents = self._open("tokens"), self._open("documents")
         self.trained: BinaryIO | None = None
+        self.details: BinaryIO | None = None
         self.facts = dict.fromkeys(("num_documents", "num_tokens", "num_bytes"), 0)
         self.pending: list[tuple[int, int, int, int]] = []
 
@@ -167,6 +183,10 @@ class _Files:
             if self.trained is None:
                 self.trained = self._open("trained")
             self.trained.write(document.trained.tobytes())
+        if document.details:
+            if self.details is None:
+                self.details = self._open("details")
+            self.details.write(document.details)
         self.facts["num_documents"] += 1
         self.facts["num_tokens"] += len(document.ids)
         self.facts["num_bytes"] += document.num_bytes

@@ -1,0 +1,60 @@
+"""Prompts that resemble each other, found without comparing each with each.
+
+A prompt's signature is made of bands: two texts that share most of their pieces very probably agree in a band, and two
+that share few hardly ever do (Broder, "On the resemblance and containment of documents", 1997, with the banding of
+Leskovec et al., "Mining of Massive Datasets", chapter 3). So near duplicates are found by looking for equal numbers.
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from datamodules.order import mix
+
+NUM_BANDS, ROWS = 16, 5
+"""Texts of which 0.9 of the pieces are common are found but for one in a million, of 0.8 all but 0.2 %, of 0.5 two in
+five, of 0.2 one in two hundred."""
+PIECE = 5  # bytes
+KEYS = np.arange(NUM_BANDS * ROWS, dtype=np.uint64) << np.uint64(32)
+WORDS = re.compile(r"[\W_]+")
+
+
+def normalized(text: str) -> str:
+    """Words in lower case with single spaces: what is left where only spelling and layout differ."""
+    return WORDS.sub(" ", text.lower()).strip()
+
+
+def signature(text: str) -> np.ndarray:
+    """(NUM_BANDS,) uint64; texts that resemble each other probably agree in one of them."""
+    data = np.frombuffer(normalized(text).encode().ljust(PIECE), np.uint8).astype(np.uint64)
+    pieces = np.zeros(len(data) - PIECE + 1, np.uint64)
+    for place in range(PIECE):
+        pieces |= data[place : place + len(pieces)] << np.uint64(8 * place)
+    smallest = mix(np.unique(pieces)[None], KEYS[:, None]).min(1)
+    bands = np.zeros(NUM_BANDS, np.uint64)
+    for row in smallest.reshape(NUM_BANDS, ROWS).T:
+        bands = mix(bands ^ row, np.uint64(0))
+    return bands
+
+
+def resembling(bands: Sequence[np.ndarray], held_out: np.ndarray) -> np.ndarray:
+    """Of what is held out, what resembles the rest, directly or by way of others that do.
+
+    Each band is sorted once a round, so that the work grows as N log N.
+
+    Args:
+        bands: NUM_BANDS arrays (N,) uint64, the signatures of all.
+        held_out: (N,) bool.
+
+    Returns:
+        (N,) bool.
+    """
+    left = held_out.copy()
+    while True:
+        near = np.zeros(len(left), bool)
+        for band in bands:
+            near[left] |= np.isin(band[left], band[~left])
+        if not near.any():
+            return held_out & ~left
+        left &= ~near
