@@ -11,7 +11,9 @@ import numpy as np
 from datamodules.cache import cache_root
 from datamodules.chat import ChatDataModule, template_of
 from datamodules.errors import DataError
+from datamodules.loader import EvaluationLoader
 from datamodules.near_duplicates import NUM_BANDS, resembling
+from datamodules.order import SequentialOrder
 from datamodules.packed import Packed
 from datamodules.pad_token import pad_apart
 from datamodules.pair_encoder import PAIR, Cut, PairEncoder
@@ -31,6 +33,7 @@ LEAST_SHARED = 16
 """Tokens that have to be common before a prompt is computed once for both answers (benchmarks/shared_prompts.py)."""
 
 NEVER = 2**31
+REFERENCE_ROWS = 64
 
 
 class PreferenceDataModule(ChatDataModule):
@@ -146,6 +149,14 @@ class PreferenceDataModule(ChatDataModule):
     def make_collator(self) -> PairCollator:
         """What makes a batch of them."""
         return PairCollator(self.seq_len, self._pad_token_id)
+
+    def reference_dataloader(self) -> EvaluationLoader:
+        """The pairs that rewards are normalized on: those of validation, else the first rows of training."""
+        if self._val:
+            return self.val_dataloader()
+        rows = self.make_rows(self._train)
+        multiple = self.batch_size * self._data_ranks()["num_ranks"]
+        return self._loader(EvaluationLoader, rows, SequentialOrder(min(len(rows), REFERENCE_ROWS), multiple))
 
     def predict_dataloader(self) -> Conversations:  # type: ignore[override]
         """Rows of conversations to score, of about equal length in each batch."""
