@@ -12,9 +12,11 @@ import numpy as np
 
 from datamodules.order import mix
 
-NUM_BANDS, ROWS = 16, 5
-"""Texts of which 0.9 of the pieces are common are found but for one in a million, of 0.8 all but 0.2 %, of 0.5 two in
-five, of 0.2 one in two hundred."""
+NUM_BANDS, ROWS = 20, 16
+"""Found are, of texts that have 0.95 of their pieces in common, all; of 0.9, 98 %; of 0.8, 43 %; of 0.7, 6 %; of 0.5, 3
+in 10,000. Questions of one pattern about different things often have half of their pieces in common."""
+SKETCH = 256
+"""Of a longer text's pieces so many are looked at: those whose hashes are the smallest."""
 PIECE = 5  # bytes
 KEYS = np.arange(NUM_BANDS * ROWS, dtype=np.uint64) << np.uint64(32)
 WORDS = re.compile(r"[\W_]+")
@@ -31,7 +33,8 @@ def signature(text: str) -> np.ndarray:
     pieces = np.zeros(len(data) - PIECE + 1, np.uint64)
     for place in range(PIECE):
         pieces |= data[place : place + len(pieces)] << np.uint64(8 * place)
-    smallest = mix(np.unique(pieces)[None], KEYS[:, None]).min(1)
+    sketch = np.sort(mix(np.unique(pieces), np.uint64(0)))[:SKETCH]
+    smallest = mix(sketch[None], KEYS[:, None]).min(1)
     bands = np.zeros(NUM_BANDS, np.uint64)
     for row in smallest.reshape(NUM_BANDS, ROWS).T:
         bands = mix(bands ^ row, np.uint64(0))

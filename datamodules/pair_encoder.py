@@ -33,7 +33,7 @@ PAIR = np.dtype(
 )  # fmt: skip
 
 EQUAL = LeftOut("that are the same once they are cut to the length of a row")
-TOO_LONG = LeftOut("whose answers alone are longer than a row")
+TOO_LONG = LeftOut("of two answers that are longer than a row without their prompt")
 
 
 class Written(NamedTuple):
@@ -166,9 +166,7 @@ class PairEncoder:
         room = self.longest - len(shared)
         # The longer answer is cut first, down to the other's length.
         fair = max(room // 2, room - min(len(chosen), len(rejected)))
-        chosen, rejected = chosen[:fair], rejected[:fair]
-        if room < 2:
-            return TOO_LONG
+        chosen, rejected = chosen[: max(0, fair)], rejected[: max(0, fair)]
         return EQUAL if np.array_equal(chosen, rejected) else (shared, chosen, rejected)
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
 from datamodules.cache import cache_root
 from datamodules.chat import ChatDataModule, template_of
 from datamodules.errors import DataError
@@ -124,7 +126,15 @@ class PreferenceDataModule(ChatDataModule):
             np.concatenate([shard.details(PAIR)[:]["bands"][:, band] for shard in shards if len(shard.documents())])
             for band in range(NUM_BANDS)
         ]
-        near = resembling(bands, val.mask(hashes))
+        held_out = val.mask(hashes)
+        near = resembling(bands, held_out)
+        if near.any():
+            rank_zero_info(f"{near.sum():,} of {held_out.sum():,} validation pairs go to training: its prompts resemble theirs")
+        if (near == held_out).all():
+            raise DataError(
+                "val_share: no pair is left to validate on, as each one's prompt resembles one of training's; raise it,"
+                " name a val_path, or set val_share=0"
+            )
         exceptions = tuple(np.unique(hashes[near]).tolist())
         return Selection(train.low, train.high, exceptions), Selection(val.low, val.high, exceptions)
 
