@@ -118,7 +118,9 @@ def prepare(folder: Path, data: Path, shape: Shape) -> PreparedPairs:
 def pair_of(record: dict[str, str]) -> Preference:
     """A record of hh-rlhf as {prompt, chosen, rejected}: what both transcripts begin with, and the rest of each."""
     chosen, rejected = (_turns(record[name]) for name in ("chosen", "rejected"))
-    common = sum(1 for _ in itertools.takewhile(lambda two: two[0] == two[1], zip(chosen[:-1], rejected[:-1], strict=False)))
+    common = sum(
+        1 for _ in itertools.takewhile(lambda two: two[0] == two[1], zip(chosen[:-1], rejected[:-1], strict=False))
+    )
     return {"prompt": chosen[:common], "chosen": chosen[common:], "rejected": rejected[common:]}
 
 

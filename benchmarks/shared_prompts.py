@@ -3,8 +3,8 @@
     python benchmarks/shared_prompts.py [--model 9m] [--json FILE]
 
 A pair's forward and backward pass, with the prompt shared and written out twice, for prompts of several lengths before
-answers of 64 tokens. As many pairs stand in a row as fit 2,048 tokens; random tokens and weights, which cost the same as
-any. The ways take turns, and medians are reported.
+answers of 64 tokens. As many pairs stand in a row as fit 2,048 tokens; tokens and weights mean nothing, which costs the
+same. The ways take turns, and medians are reported.
 """
 
 import argparse
@@ -81,7 +81,9 @@ def main() -> None:
         if args.json:
             row = {"benchmark": "shared_prompts", "contender": "llm-lightning", "model": args.model}
             row |= {"metric": "gain", "value": twice / shared, "unit": "x"}
-            row |= {"settings": machine("cpu") | {"prompt": prompt, "answer": ANSWER, "values": taken[True] + taken[False]}}
+            row |= {
+                "settings": machine("cpu") | {"prompt": prompt, "answer": ANSWER, "values": taken[True] + taken[False]}
+            }
             with args.json.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 

@@ -14,7 +14,7 @@ from callbacks.phase import is_rehearsal
 
 class Reliability(Callback):
     """Draws `reliability.png`, and writes its numbers to `reliability.json`, after each validation of a LightningModule
-    that has a `reliability()`: bins with `confidence`, `accuracy` and `count`, and an `ece`. Others are left alone.
+    that has a `reliability()`: bins with `confidence`, `accuracy` and `num_pairs`, and an `ece`. Others are left alone.
     """
 
     @override
@@ -38,7 +38,7 @@ def draw_reliability(bins: Any, picture: Path) -> None:
     """Draws accuracy against confidence, with the number of pairs of each bin below.
 
     Args:
-        bins: `confidence`, `accuracy` and `count` of each, and the `ece`.
+        bins: `confidence`, `accuracy` and `num_pairs` of each, and the `ece`.
         picture: The PNG to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -48,10 +48,14 @@ def draw_reliability(bins: Any, picture: Path) -> None:
     FigureCanvasAgg(figure)
     diagram, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     diagram.plot([0.5, 1], [0.5, 1], color=INK, linewidth=0.8, linestyle="--", label="calibrated")
-    diagram.plot(bins.confidence, bins.accuracy, color=VALIDATION, linewidth=1.6, marker="o", markersize=4, label="model")
-    diagram.set_title(f"how often right (expected calibration error {bins.ece:.3f})", fontsize=10, loc="left", color=INK)
+    diagram.plot(
+        bins.confidence, bins.accuracy, color=VALIDATION, linewidth=1.6, marker="o", markersize=4, label="model"
+    )
+    diagram.set_title(
+        f"how often right (expected calibration error {bins.ece:.3f})", fontsize=10, loc="left", color=INK
+    )
     diagram.legend(frameon=False, fontsize=9)
-    counts.bar(bins.confidence, bins.count, width=0.03, color=TRAIN)
+    counts.bar(bins.confidence, bins.num_pairs, width=0.03, color=TRAIN)
     counts.set_title("pairs", fontsize=9, loc="left", color=INK)
     counts.set_xlabel("probability that the model gives to its choice")
     for axes in (diagram, counts):

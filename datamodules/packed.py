@@ -290,7 +290,9 @@ class PackedDataModule(LightningDataModule):
 
     def _loader(self, kind: type, rows: PackedRows, order: ShuffledOrder | SequentialOrder, position: int = 0) -> Any:
         ranks = self._data_ranks()
-        return kind(rows, order, self.make_collator(), self.batch_size, **ranks, num_workers=self.num_workers, position=position)
+        return kind(
+            rows, order, self.make_collator(), self.batch_size, **ranks, num_workers=self.num_workers, position=position
+        )
 
     @property
     def _pad_token_id(self) -> int:

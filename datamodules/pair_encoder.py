@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Cut = Literal["drop", "left", "right"]
+Parts: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # shared tokens, and each answer's own
 
 # What is known of a pair beside its tokens: how many both answers share and how many are the chosen one's own, and by
 # how much and with which scores it was preferred; NaN where there are no scores.
@@ -64,7 +65,7 @@ class PairEncoder:
         longest: int,
         too_long: Cut,
         least_shared: int,
-        labels: dict[str, str] | None,
+        labels: dict[str, str],
         score_margins: bool,
         template: dict[str, Any],
     ) -> None:
@@ -129,9 +130,9 @@ class PairEncoder:
         shared = common_prefix(chosen, rejected)
         if shared < self.least_shared:
             shared = 0
-        parts: tuple[np.ndarray, ...] | LeftOut = (chosen[:shared], chosen[shared:], rejected[shared:])
-        if self.too_long != "drop" and sum(map(len, parts)) > self.longest:
-            parts = self._cut(*parts, common_prefix(chosen, rejected))
+        whole = (chosen[:shared], chosen[shared:], rejected[shared:])
+        fits = self.too_long == "drop" or sum(map(len, whole)) <= self.longest
+        parts = whole if fits else self._cut(whole, common_prefix(chosen, rejected))
         if isinstance(parts, LeftOut):
             return parts
         preference = one.preference
@@ -150,10 +151,9 @@ class PairEncoder:
         chosen, rejected = preference.scores
         return 0.0 if np.isnan(chosen - rejected) else chosen - rejected
 
-    def _cut(
-        self, shared: np.ndarray, chosen: np.ndarray, rejected: np.ndarray, num_common: int
-    ) -> tuple[np.ndarray, ...] | LeftOut:
-        """The parts cut to the length of a row."""
+    def _cut(self, parts: Parts, num_common: int) -> Parts | LeftOut:
+        """The parts cut to the length of a row; both answers begin with `num_common` equal tokens."""
+        shared, chosen, rejected = parts
         excess = len(shared) + len(chosen) + len(rejected) - self.longest
         if self.too_long == "left":
             if len(shared):

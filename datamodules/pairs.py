@@ -88,7 +88,7 @@ class Layout:
         return row * self.input_ids.shape[1] + end - 1
 
     def batch(self) -> dict[str, torch.Tensor]:
-        """`input_ids` and `position_ids` (B, T) int64, where a document's positions count from its prompt's first token;
+        """`input_ids` and `position_ids` (B, T) int64, where a document's positions count from its prompt's beginning;
         `spans` (M, 5) int64: row, start, end of each document, and start and end of the prompt in front of an earlier
         one that it begins with too (0, 0 for none). What is padded at a row's end is a document as well.
         """

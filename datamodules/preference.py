@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.cache import cache_root
@@ -44,9 +43,10 @@ class PreferenceDataModule(ChatDataModule):
 
     A record has `chosen` and `rejected` behind a `prompt`, `messages`, ShareGPT's `conversations` or a `question`; or
     they are whole conversations that begin alike (messages, or Anthropic's `Human:` and `Assistant:`); or it has
-    `response_j` and `response_k`, or `output_1` and `output_2` with a `label`, which may be a tie. A `margin` and scores
-    of the answers are read where they are there. Pairs with an empty answer, or of two equal answers, say nothing: they
-    are left out and counted. By default 0.05 of the pairs validate, and no prompt there resembles one of training's.
+    `response_j` and `response_k`, or `output_1` and `output_2` with a `label`, which may be a tie. A `margin` and the
+    answers' scores are read where they are there. Pairs with an empty answer, or of two equal answers, say nothing:
+    they are left out and counted. By default 0.05 of the pairs validate, and no prompt there resembles one of
+    training's.
 
     Args:
         too_long: what becomes of a pair longer than a row: `drop` leaves it out, `left` cuts off the beginning of the
@@ -110,9 +110,15 @@ class PreferenceDataModule(ChatDataModule):
     def encoder(self) -> PairEncoder:
         """Pairs by the chat template."""
         least_shared = LEAST_SHARED if self.share_prompts else NEVER
-        template = vars(template_of(self.chat_tokenizer))
-        settings = (self.seq_len, self.cut, least_shared, self.labels, self.score_margins, template)
-        return PairEncoder(bare(self.chat_tokenizer), *settings)
+        return PairEncoder(
+            bare(self.chat_tokenizer),
+            longest=self.seq_len,
+            too_long=self.cut,
+            least_shared=least_shared,
+            labels=dict(self.labels or {}),
+            score_margins=self.score_margins,
+            template=vars(template_of(self.chat_tokenizer)),
+        )
 
     def split(self, shards: list[Shard], share: float) -> tuple[Selection, Selection]:
         """By the hash of the opening question; of what validates, pairs whose prompt resembles one of training's go
@@ -129,7 +135,9 @@ class PreferenceDataModule(ChatDataModule):
         held_out = val.mask(hashes)
         near = resembling(bands, held_out)
         if near.any():
-            rank_zero_info(f"{near.sum():,} of {held_out.sum():,} validation pairs go to training: its prompts resemble theirs")
+            rank_zero_info(
+                f"{near.sum():,} of {held_out.sum():,} validation pairs go to training: its prompts resemble theirs"
+            )
         if (near == held_out).all():
             raise DataError(
                 "val_share: no pair is left to validate on, as each one's prompt resembles one of training's; raise it,"
@@ -160,7 +168,7 @@ class PreferenceDataModule(ChatDataModule):
         """What makes a batch of them."""
         return PairCollator(self.seq_len, self._pad_token_id)
 
-    def reference_dataloader(self) -> EvaluationLoader:
+    def reference_dataloader(self) -> EvaluationLoader | list:
         """The pairs that rewards are normalized on: those of validation, else the first rows of training."""
         if self._val:
             return self.val_dataloader()

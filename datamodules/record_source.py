@@ -40,9 +40,7 @@ class RecordSource(Source):
     columns: dict[str, str] | None = None
 
 
-def record_units(
-    source: RecordSource, root: Path, look_again: bool = True, shapes: Shapes = SHAPES
-) -> list[Unit]:
+def record_units(source: RecordSource, root: Path, look_again: bool = True, shapes: Shapes = SHAPES) -> list[Unit]:
     """As `resolve`, each unit told how to read its records; what was found is printed.
 
     Args:

@@ -20,7 +20,7 @@ from datamodules.pairs import Layout
 from datamodules.record_source import RecordSource, record_units
 from datamodules.records import conversation_of
 from datamodules.sources import first_units
-from datamodules.tokenizer import bare, backend_state
+from datamodules.tokenizer import backend_state, bare
 from datamodules.units import Bad, Record, Unit
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ WINDOW = 4096
 
 
 class _Talk(NamedTuple):
-    index: int
+    number: int
     record: Record
     ids: np.ndarray
 
 
 class _Unfit(NamedTuple):
-    index: int
+    number: int
     record: Record
     reason: str
 
@@ -120,8 +120,10 @@ class Conversations:
         if isinstance(record, Bad):
             return record
         conversation = conversation_of(record, unit.shape, unit.columns, "train")
-        return conversation if isinstance(conversation, Bad) else self.template.write(
-            conversation.messages, conversation.tools
+        return (
+            conversation
+            if isinstance(conversation, Bad)
+            else self.template.write(conversation.messages, conversation.tools)
         )
 
     def _fitting(self, index: int, record: Record, ids: np.ndarray) -> _Talk | _Unfit:
@@ -131,7 +133,7 @@ class Conversations:
 
     def _batches(self, window: list[_Talk | _Unfit]) -> Iterator[dict[str, Any]]:
         talks = [item for item in window if isinstance(item, _Talk)]
-        talks.sort(key=lambda talk: (-len(talk.ids), talk.index))
+        talks.sort(key=lambda talk: (-len(talk.ids), talk.number))
         row_of, num_rows = best_fit(np.array([len(talk.ids) for talk in talks], np.int64), self.seq_len)
         rows: list[list[_Talk]] = [[] for _ in range(num_rows)]
         for talk, row in zip(talks, row_of.tolist(), strict=True):
@@ -140,11 +142,11 @@ class Conversations:
             yield self._batch(rows[start : start + self.batch_size])
         unfit = [item for item in window if isinstance(item, _Unfit)]
         if unfit:
-            yield {"unfit": [(item.index, item.record, item.reason) for item in unfit]}
+            yield {"unfit": [(item.number, item.record, item.reason) for item in unfit]}
 
     def _batch(self, rows: list[list[_Talk]]) -> dict[str, Any]:
         layout = Layout(len(rows), self.seq_len, self.pad_token_id)
         ends = [layout.add(row, talk.ids) for row, talks in enumerate(rows) for talk in talks]
         talks = [talk for row in rows for talk in row]
-        own = {"records": [talk.record for talk in talks], "indices": [talk.index for talk in talks]}
+        own = {"records": [talk.record for talk in talks], "indices": [talk.number for talk in talks]}
         return layout.batch() | {"ends": torch.tensor(ends)} | own

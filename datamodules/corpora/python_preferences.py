@@ -1,4 +1,4 @@
-"""The right docstring for a question about Python's standard library against a wrong one: preferences with no download."""
+"""The right docstring for a question about Python's library against a wrong one: preferences with no download."""
 
 import hashlib
 from collections.abc import Iterator

@@ -90,7 +90,9 @@ class Documents:
     def to(self, device: torch.device) -> "Documents":
         """On the batch's device, without waiting for it; the spans stay on the CPU."""
         names = ("cu_seqlens", "source", "kept")
-        moved = {name: None if (x := getattr(self, name)) is None else x.to(device, non_blocking=True) for name in names}
+        moved: Any = {
+            name: None if (x := getattr(self, name)) is None else x.to(device, non_blocking=True) for name in names
+        }
         return replace(self, **moved)
 
 

@@ -46,8 +46,8 @@ class Task:
         is_trained = any("SequenceClassification" in name for name in config.architectures or ())
         if is_trained and config.num_labels != 1:
             raise UserError(
-                f"model.backbone.path holds a classifier of {config.num_labels} labels; a {self.name} has one. Give the "
-                "language model it was made from."
+                f"model.backbone.path holds a classifier of {config.num_labels} labels; a {self.name} has one. Give "
+                "the language model it was made from."
             )
         config.num_labels = 1
         config.problem_type = "regression"
@@ -64,9 +64,7 @@ class Task:
             return self.auto_class.from_pretrained(source, config=config, **options)
         # That the language head goes and another one comes is no news.
         with self._as_user_error(config), _only_errors():
-            model, info = self.auto_class.from_pretrained(
-                source, config=config, output_loading_info=True, **options
-            )
+            model, info = self.auto_class.from_pretrained(source, config=config, output_loading_info=True, **options)
         missing = {key for key in info["missing_keys"] if not key.startswith(f"{self.head}.")}
         if missing:
             raise UserError(f"model.backbone.path={str(source)!r} lacks weights: {', '.join(sorted(missing)[:3])}.")

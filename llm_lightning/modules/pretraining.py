@@ -36,7 +36,9 @@ class CausalPretraining(LanguageModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Summed loss over the micro-batch's trained tokens; see `LanguageModule` for its divisor."""
         loss, nll, correct = language_loss(self.model, batch, self.z_loss)
-        self.count(loss=loss, nll=nll, correct=correct, tokens=self._num_tokens(batch), bytes=self._num_bytes(batch["targets"]))
+        self.count(
+            loss=loss, nll=nll, correct=correct, tokens=self._num_tokens(batch), bytes=self._num_bytes(batch["targets"])
+        )
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:

@@ -137,7 +137,8 @@ class RewardModeling(LanguageModule):
 
     def prediction_key(self) -> str:
         """Names what would come out of `predict`: weights, conversations and how they are written down."""
-        return f"{fingerprint(self.model)} {self.normalization} {self.trainer.datamodule.predict_dataloader().key}"
+        datamodule: Any = getattr(self.trainer, "datamodule")  # noqa: B009 (Lightning does not declare it)
+        return f"{fingerprint(self.model)} {self.normalization} {datamodule.predict_dataloader().key}"
 
     def step_metrics(self, totals: dict[str, float]) -> dict[str, float]:
         """Loss, accuracy, margin and mean reward of the step, over all ranks, and its gradient norm."""
@@ -196,7 +197,8 @@ class RewardModeling(LanguageModule):
     def _normalize(self) -> None:
         """Measure the rewards of the reference set, unless the last validation did so at these very weights."""
         reference = getattr(getattr(self.trainer, "datamodule", None), "reference_dataloader", None)
-        if reference is None or self._normalized_at == self.trainer.global_step:
+        # Who stops a run waits for seconds, not for a pass over the reference set: the last validation's has to do.
+        if reference is None or self._normalized_at == self.trainer.global_step or self.trainer.should_stop:
             return
         was_training = self.model.training
         self.model.eval()

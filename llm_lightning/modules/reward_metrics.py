@@ -26,18 +26,22 @@ class Reliability(NamedTuple):
     Args:
         confidence: mean probability that the network gave to the answer that it preferred.
         accuracy: how often people preferred it too.
-        count: pairs.
+        num_pairs: in each bin.
         ece: expected calibration error, the mean distance of the two, weighted by the pairs.
     """
 
     confidence: list[float]
     accuracy: list[float]
-    count: list[int]
+    num_pairs: list[int]
     ece: float
 
 
 class ReliabilityBins(Metric):
     """Sums in bins of confidence, over all ranks."""
+
+    count: Tensor
+    confidence: Tensor
+    right: Tensor
 
     def __init__(self) -> None:
         super().__init__()

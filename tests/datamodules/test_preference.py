@@ -19,7 +19,11 @@ CHATML = "<|im_start|>{}\n{}<|im_end|>\n"
 
 def records(count):
     return [
-        {"prompt": f"{i * 7919} {SPANISH[i : i + 12]}? " * 4, "chosen": f"{i} {EMOJI[: i % 20]}", "rejected": f"{i} {'no ' * (i % 9)}."}
+        {
+            "prompt": f"{i * 7919} {SPANISH[i : i + 12]}? " * 4,
+            "chosen": f"{i} {EMOJI[: i % 20]}",
+            "rejected": f"{i} {'no ' * (i % 9)}.",
+        }
         for i in range(count)
     ]  # fmt: skip
 
@@ -52,7 +56,10 @@ def texts(data, loader):
     for batch in loader:
         T = batch["input_ids"].shape[1]
         ids, positions = batch["input_ids"].flatten(), batch["position_ids"].flatten()
-        by_end = {row * T + end - 1: (row, start, end, first, last) for row, start, end, first, last in batch["spans"].tolist()}
+        by_end = {
+            row * T + end - 1: (row, start, end, first, last)
+            for row, start, end, first, last in batch["spans"].tolist()
+        }
         for ends in zip(batch["chosen_ends"].tolist(), batch["rejected_ends"].tolist(), strict=True):
             pair = []
             for end in ends:
@@ -118,12 +125,18 @@ def test_what_says_nothing_is_left_out_and_counted(module, capfd):
     assert chatml_trims.statistics["train"]["num_documents"] == 10
 
 
-@pytest.mark.parametrize(("too_long", "kept", "reason"), [("drop", 1, ""), ("left", 3, ""), ("right", 2, "once they are cut")])
+@pytest.mark.parametrize(
+    ("too_long", "kept", "reason"), [("drop", 1, ""), ("left", 3, ""), ("right", 2, "once they are cut")]
+)
 def test_too_long_pairs(module, too_long, kept, reason):
     data = [
         {"prompt": "short", "chosen": "yes", "rejected": "no"},
         {"prompt": "word " * 200, "chosen": "yes", "rejected": "no"},
-        {"prompt": "long answers that differ at their ends", "chosen": "w " * 290 + "yes", "rejected": "w " * 290 + "no"},
+        {
+            "prompt": "long answers that differ at their ends",
+            "chosen": "w " * 290 + "yes",
+            "rejected": "w " * 290 + "no",
+        },
     ]
     if too_long == "right":
         data[1] = {"prompt": "ask", "chosen": "a " * 300, "rejected": "no"}
@@ -138,7 +151,9 @@ def test_too_long_pairs(module, too_long, kept, reason):
 
 
 def test_near_duplicate_prompts_never_straddle_the_split(module):
-    base = ["Tell me about the city of " + name for name in ("Paris", "Rome", "Lima", "Oslo", "Quito", "Cairo", "Tunis")]
+    base = [
+        "Tell me about the city of " + name for name in ("Paris", "Rome", "Lima", "Oslo", "Quito", "Cairo", "Tunis")
+    ]
     data = [
         {"prompt": f"{question}, its history, its people, its food and the weather that one meets there{end}",
          "chosen": f"yes {i} {j}", "rejected": f"no {i} {j}"}

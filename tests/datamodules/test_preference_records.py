@@ -31,19 +31,20 @@ def both(preference):
     return preference.chosen, preference.rejected
 
 
+HUMAN = "\n\nHuman: ¿Qué es?\n\nAssistant:"
 EXPECTED = talk("¿Qué es?", "Un gato."), talk("¿Qué es?", "No sé.")
 
 
 @pytest.mark.parametrize(
     "record",
     [
-        {"chosen": "\n\nHuman: ¿Qué es?\n\nAssistant: Un gato.", "rejected": "\n\nHuman: ¿Qué es?\n\nAssistant: No sé."},
+        {"chosen": f"{HUMAN} Un gato.", "rejected": f"{HUMAN} No sé."},
         {"chosen": EXPECTED[0], "rejected": EXPECTED[1]},
         {"chosen": EXPECTED[0], "rejected": EXPECTED[1], "prompt": "¿Qué es?"},
         {"prompt": "¿Qué es?", "chosen": "Un gato.", "rejected": "No sé."},
         {"prompt": "\n\nHuman: ¿Qué es?\n\nAssistant:", "chosen": "Un gato.", "rejected": "No sé."},
         {"prompt": EXPECTED[0][:1], "chosen": EXPECTED[0][1:], "rejected": EXPECTED[1][1:]},
-        {"prompt": "¿Qué es?", "prompt_id": "f0", "messages": EXPECTED[0], "chosen": EXPECTED[0], "rejected": EXPECTED[1]},
+        {"prompt": "¿Qué es?", "messages": EXPECTED[0], "chosen": EXPECTED[0], "rejected": EXPECTED[1]},
         {"messages": EXPECTED[0][:1], "chosen": EXPECTED[0][1], "rejected": EXPECTED[1][1]},
         {
             "conversations": [{"from": "human", "value": "¿Qué es?"}],
@@ -63,7 +64,9 @@ def test_one_preference_in_every_shape(record):
 def test_ties_margins_and_scores():
     tie = convert({"prompt": "a", "output_1": "b", "output_2": "c", "label": "tie", "score_1": 3, "score_2": "3.5"})
     assert tie.is_tie and tie.scores == (3.0, 3.5)
-    scored = convert({"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 8.5, "score_rejected": 2, "margin": 2})
+    scored = convert(
+        {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 8.5, "score_rejected": 2, "margin": 2}
+    )
     assert (scored.margin, scored.scores, scored.is_tie) == (2.0, (8.5, 2.0), False)
     second = convert({"prompt": "a", "output_1": "b", "output_2": "c", "label": 2, "score_1": 1.0, "score_2": 5.0})
     assert second.scores == (5.0, 1.0) and second.chosen[-1]["content"] == "c"

@@ -1,4 +1,4 @@
-"""RewardModeling: loss and gradients against the formula on single texts, its divisor, its metrics, and that it learns."""
+"""RewardModeling: loss and gradients against the formula on single texts, its divisor, its metrics, its learning."""
 
 import copy
 import json
@@ -13,8 +13,8 @@ from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.rewards import prepare_texts
 from llm_lightning.models.tasks import REWARD
 from llm_lightning.modules import RewardModeling
-from llm_lightning.modules.schedule import Schedule
 from llm_lightning.modules.reward_metrics import PreferenceMetrics, wilson_interval
+from llm_lightning.modules.schedule import Schedule
 from llm_lightning.objectives.preference import BradleyTerry
 from tests.datamodules.chat_tokenizers import chat_tokenizer
 from tests.llm_lightning.conftest import tiny_config
@@ -50,9 +50,20 @@ def data(tokenizer, tmp_path):
 
 
 PAIRS = [
-    {"instruction": "¿Qué es esto, y qué no es?", "output_1": "Una prueba, nada más. 🙂", "output_2": "No.", "label": 1},
+    {
+        "instruction": "¿Qué es esto, y qué no es?",
+        "output_1": "Una prueba, nada más. 🙂",
+        "output_2": "No.",
+        "label": 1,
+    },
     {"instruction": "2+2?", "output_1": "Five, or so they say.", "output_2": "4", "label": "2", "margin": 1.5},
-    {"instruction": "Say it at length.", "output_1": "First this.", "output_2": "Then that.", "label": "tie", "margin": 3},
+    {
+        "instruction": "Say it at length.",
+        "output_1": "First this.",
+        "output_2": "Then that.",
+        "label": "tie",
+        "margin": 3,
+    },
 ]
 
 
@@ -129,8 +140,8 @@ def test_a_step_is_divided_by_its_pairs_however_it_is_cut(data, accumulate):
 def known_rule(count, seed):
     """An answer with a word of thanks in it is better, wherever in the answer it stands and whatever else is said."""
     g = random.Random(seed)
-    words = "alpha beta gamma delta stone river cloud light".split()
-    for i in range(count):
+    words = ["alpha", "beta", "gamma", "delta", "stone", "river", "cloud", "light"]
+    for _ in range(count):
         polite, plain = (g.choices(words, k=g.randint(3, 7)) for _ in range(2))
         polite.insert(g.randint(0, len(polite)), "thanks")
         yield {"prompt": f"Question {g.randint(0, 10**9)}?", "chosen": " ".join(polite), "rejected": " ".join(plain)}
@@ -178,7 +189,7 @@ def test_calibration_is_right_on_known_probabilities():
     values, _ = metrics.compute()
     assert values["ece"] < 0.015
     assert all(abs(c - a) < 0.04 for c, a in zip(*metrics.reliability[:2], strict=True))
-    assert sum(metrics.reliability.count) == 20_000
+    assert sum(metrics.reliability.num_pairs) == 20_000
 
     # Twice as sure as it may be: by the integral over the differences it is off by 0.103 on average.
     chosen, rejected, batch = synthetic(temperature=2.0)
