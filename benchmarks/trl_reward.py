@@ -14,6 +14,7 @@ from benchmarks.reward_workload import RewardJob
 from benchmarks.step_clock import StepClock
 from benchmarks.tally import PairTally
 from benchmarks.trainer_ticker import Ticker
+from benchmarks.trl_settings import shared
 
 SETTINGS: dict[str, dict[str, Any]] = {
     # Its own: bf16 and gradient checkpointing.
@@ -37,24 +38,7 @@ class CountingTrainer(RewardTrainer):
 
 def arguments(job: RewardJob) -> RewardConfig:
     """Everything that all its settings share, and then the setting."""
-    settings = {
-        "output_dir": job.scratch,
-        "num_train_epochs": 1,
-        "per_device_train_batch_size": job.batch_size,
-        "max_length": job.seq_len,
-        "model_init_kwargs": {"dtype": "float32"},
-        "optim": "adamw_torch_fused",
-        "learning_rate": job.optimizer["lr"],
-        "adam_beta1": job.optimizer["betas"][0],
-        "adam_beta2": job.optimizer["betas"][1],
-        "adam_epsilon": job.optimizer["eps"],
-        "weight_decay": job.optimizer["weight_decay"],
-        "max_grad_norm": job.max_norm,
-        "lr_scheduler_type": "constant",
-        "use_cpu": job.device == "cpu",
-        "save_strategy": "no",
-        "report_to": "none",
-    }
+    settings = shared(job) | {"per_device_train_batch_size": job.batch_size}
     if job.setting != "default":
         settings["bf16"] = job.precision == "bf16-mixed"
     return RewardConfig(**settings | SETTINGS[job.setting])

@@ -6,7 +6,7 @@ Leskovec et al., "Mining of Massive Datasets", chapter 3). So near duplicates ar
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -41,13 +41,13 @@ def signature(text: str) -> np.ndarray:
     return bands
 
 
-def resembling(bands: Sequence[np.ndarray], held_out: np.ndarray) -> np.ndarray:
+def resembling(read_band: Callable[[int], np.ndarray], held_out: np.ndarray) -> np.ndarray:
     """Of what is held out, what resembles the rest, directly or by way of others that do.
 
-    Each band is sorted once a round, so that the work grows as N log N.
+    Each band is sorted once a round, so that the work grows as N log N; one is in memory at a time.
 
     Args:
-        bands: NUM_BANDS arrays (N,) uint64, the signatures of all.
+        read_band: from the number of a band to what it says of all, (N,) uint64.
         held_out: (N,) bool.
 
     Returns:
@@ -56,7 +56,8 @@ def resembling(bands: Sequence[np.ndarray], held_out: np.ndarray) -> np.ndarray:
     left = held_out.copy()
     while True:
         near = np.zeros(len(left), bool)
-        for band in bands:
+        for number in range(NUM_BANDS):
+            band = read_band(number)
             near[left] |= np.isin(band[left], band[~left])
         if not near.any():
             return held_out & ~left

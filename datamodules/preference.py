@@ -13,7 +13,7 @@ from datamodules.cache import cache_root
 from datamodules.chat import ChatDataModule, template_of
 from datamodules.errors import DataError
 from datamodules.loader import EvaluationLoader
-from datamodules.near_duplicates import NUM_BANDS, resembling
+from datamodules.near_duplicates import resembling
 from datamodules.order import SequentialOrder
 from datamodules.packed import Packed
 from datamodules.pad_token import pad_apart
@@ -128,12 +128,11 @@ class PreferenceDataModule(ChatDataModule):
         if not share:
             return train, val
         hashes = np.concatenate([shard.documents()["hash"] for shard in shards])
-        bands = [
-            np.concatenate([shard.details(PAIR)[:]["bands"][:, band] for shard in shards if len(shard.documents())])
-            for band in range(NUM_BANDS)
-        ]
+        filled = [shard for shard in shards if shard.facts["num_documents"]]
         held_out = val.mask(hashes)
-        near = resembling(bands, held_out)
+        near = resembling(
+            lambda band: np.concatenate([shard.details(PAIR)[:]["bands"][:, band] for shard in filled]), held_out
+        )
         if near.any():
             rank_zero_info(
                 f"{near.sum():,} of {held_out.sum():,} validation pairs go to training: its prompts resemble theirs"

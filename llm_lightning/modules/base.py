@@ -242,6 +242,35 @@ class LanguageModule(LightningModule):
         self.log("train/skipped_steps", float(self.skipped_steps))
         self.log("tokens", torch.tensor(self.tokens_seen, dtype=torch.float64))  # float32 counts to 17 million only
 
+    def on_validation_epoch_end(self) -> None:
+        """Log what the whole set came to."""
+        self.log_evaluation("val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation."""
+        self.log_evaluation("test")
+
+    def log_evaluation(self, name: str) -> None:
+        """Log the metrics of all batches since the last time, over all ranks, and start anew.
+
+        Args:
+            name: of the set, the beginning of the metrics' names.
+        """
+        metrics = self.evaluation_metrics(name)
+        if not metrics:
+            return
+        self.log(f"{name}/loss", metrics.pop("loss"), prog_bar=True)
+        self.log_dict({f"{name}/{key}": value for key, value in metrics.items()})
+        self.log("tokens", torch.tensor(self.tokens_seen, dtype=torch.float64))
+
+    def evaluation_metrics(self, name: str) -> dict[str, float]:
+        """Metrics of all batches that `validation_step` saw since the last call; has at least `loss`, or is empty."""
+        raise NotImplementedError
+
     def step_metrics(self, totals: dict[str, float]) -> dict[str, float]:
         """What to log of a step, from its sums over all ranks and `grad_norm`; has at least `train/loss`."""
         raise NotImplementedError

@@ -106,18 +106,6 @@ class RewardModeling(LanguageModule):
         chosen, rejected, losses = self._losses(batch)
         self.evaluation.update(chosen, rejected, losses, batch)
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the whole set's metrics, and take its rewards as the reference for normalization."""
-        self._log_evaluation("val")
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """As in validation."""
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """As in validation."""
-        self._log_evaluation("test")
-
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
         """Score conversations: each record with its `reward`, as the network gives it, and the same normalized.
 
@@ -151,6 +139,13 @@ class RewardModeling(LanguageModule):
             "train/pairs": totals["pairs"],
             "train/grad_norm": totals["grad_norm"],
         }
+
+    def evaluation_metrics(self, name: str) -> dict[str, float]:
+        """See `PreferenceMetrics`; what validates in a fit is the reference for normalization too."""
+        metrics, normalization = self.evaluation.compute()
+        if metrics and name == "val" and not self.trainer.sanity_checking:
+            self.normalization, self._normalized_at = normalization, self.trainer.global_step
+        return metrics
 
     def reliability(self) -> Reliability | None:
         """How often the network was right at each confidence, in the last validation; None before the first."""
@@ -212,13 +207,3 @@ class RewardModeling(LanguageModule):
         if self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
         self.normalization, self._normalized_at = Normalization.of_sums(*sums.tolist()), self.trainer.global_step
-
-    def _log_evaluation(self, name: str) -> None:
-        metrics, normalization = self.evaluation.compute()
-        if not metrics:
-            return
-        if name == "val" and not self.trainer.sanity_checking:
-            self.normalization, self._normalized_at = normalization, self.trainer.global_step
-        self.log(f"{name}/loss", metrics.pop("loss"), prog_bar=True)
-        self.log_dict({f"{name}/{key}": value for key, value in metrics.items()})
-        self.log("tokens", torch.tensor(self.tokens_seen, dtype=torch.float64))

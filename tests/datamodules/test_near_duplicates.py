@@ -42,4 +42,4 @@ def test_what_is_held_out_resembles_nothing_left_even_by_way_of_others():
     bands[3, 1] = bands[3, 0]  # 1 is like 0, which trains
     bands[7, 2] = bands[7, 1]  # 2 is like 1
     held_out = np.array([False, True, True, True, False, False])
-    assert resembling(list(bands), held_out).tolist() == [False, True, True, False, False, False]
+    assert resembling(bands.__getitem__, held_out).tolist() == [False, True, True, False, False, False]
