@@ -30,7 +30,7 @@ from datamodules.tokenizer import bare
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-LEAST_SHARED = 16
+LEAST_SHARED = 8
 """Tokens that have to be common before a prompt is computed once for both answers (benchmarks/shared_prompts.py)."""
 
 NEVER = 2**31

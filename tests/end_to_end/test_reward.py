@@ -142,12 +142,22 @@ def test_an_adapter_is_what_peft_reads_and_can_be_merged(run, pairs):
     for rewards in (*by_peft["rewards"], *by_transformers["rewards"]):
         assert rewards == pytest.approx(by_peft["rewards"][0], abs=1e-5)
     assert by_transformers["normalization"] == json.loads((adapter / "reward_normalization.json").read_text())
-    # A reward model can be trained on, from either folder.
-    code, output = run("fit", "--config", "tiny.yaml", f"--model.backbone.path={adapter}", "--trainer.fast_dev_run=1")
-    assert code == 0, output
 
 
-@pytest.mark.parametrize("overlay", [(), ("--config", "peft.yaml")], ids=["full", "lora"])
+def test_training_goes_on_from_an_adapter_of_a_language_model(here, pairs):
+    """What fine-tuning by LoRA left is merged, and gets a head."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(pairs / "network")
+    get_peft_model(network, LoraConfig(r=2, task_type="CAUSAL_LM", target_modules="all-linear")).save_pretrained("lora")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (pairs / "lora" / name).write_text((pairs / "network" / name).read_text())
+    args = ["--model.backbone.path=lora", "--trainer.fast_dev_run=2"]
+    assert main(["fit", "--config", "tiny.yaml", *args]) == 0
+
+
+@pytest.mark.parametrize("overlay", [pytest.param((), marks=pytest.mark.slow), ("--config", "peft.yaml")])
 def test_a_killed_run_goes_on_bit_for_bit(command, run, pairs, overlay):
     from tests.end_to_end.test_resume import kill_after_steps, losses, weights
 
@@ -183,9 +193,16 @@ def test_scoring_goes_on_where_it_was_killed(command, run, pairs):
     assert [row["id"] for row in rows] == list(range(4000)) and not part.exists()
 
 
-def test_preview(run, pairs):
-    code, output = run("preview", "--config", "tiny.yaml", "--num_records", "1")
-    assert code == 0, output
+@pytest.fixture
+def here(pairs, cache, monkeypatch):
+    """In the folder, for the command line in this process."""
+    monkeypatch.chdir(pairs)
+    monkeypatch.setenv("LLM_LIGHTNING_CACHE", str(cache))
+
+
+def test_preview(here, capfd):
+    assert main(["preview", "--config", "tiny.yaml", "--num_records", "1"]) == 0
+    output = capfd.readouterr().out
     assert "⟦It is" in output and "<|im_end|>\n⟧" in output and "pairs       72, 0 of them copies" in output
 
 
@@ -200,14 +217,18 @@ def test_preview(run, pairs):
         (["--data.seq_len=4096"], ["data.seq_len=4096 is longer than the network's 128 positions"]),
     ],
 )
-def test_mistakes(pairs, cache, monkeypatch, capfd, args, words):
-    monkeypatch.chdir(pairs)
-    monkeypatch.setenv("LLM_LIGHTNING_CACHE", str(cache))
+def test_mistakes(here, capfd, args, words):
     assert main(["fit", "--config", "tiny.yaml", *args]) == 2
     output = capfd.readouterr().err
     assert "Traceback" not in output and all(word in output for word in words), output
 
 
-def test_predict_asks_for_conversations(run, pairs):
-    code, output = run("predict", "--config", "tiny.yaml", "--resume=false")
-    assert code == 2 and "data.predict_path: name the conversations to score" in output, output
+def test_predict_asks_for_conversations(here, capfd):
+    assert main(["predict", "--config", "tiny.yaml", "--resume=false"]) == 2
+    assert "data.predict_path: name the conversations to score" in capfd.readouterr().err
+
+
+def test_prompts_before_every_answer_train_where_none_is_shared(here):
+    peft = ["--model.peft=peft.PrefixTuningConfig", "--model.peft.num_virtual_tokens=4"]
+    args = ["--data.share_prompts=false", "--data.seq_len=120", "--trainer.fast_dev_run=2"]
+    assert main(["fit", "--config", "tiny.yaml", *peft, *args]) == 0
