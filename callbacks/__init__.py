@@ -8,6 +8,7 @@ from callbacks.model_folder import ModelFolder
 from callbacks.predictions import Predictions
 from callbacks.progress import TrainingProgress
 from callbacks.random_state import RandomState
+from callbacks.reliability import Reliability
 from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.samples import Samples
 from callbacks.stop_conditions import Budget, Divergence, NoImprovement, NotFinite, StopCondition, Target
@@ -27,6 +28,7 @@ __all__ = [
     "NotFinite",
     "Predictions",
     "RandomState",
+    "Reliability",
     "RunCheckpoint",
     "RunSummary",
     "Samples",
