@@ -182,19 +182,19 @@ def check_sizes(network: Any, sizes: dict[str, int]) -> None:
     """Raise `CallbackError` where the architecture's config does not take these numbers."""
     config = copy.deepcopy(network.config.get_text_config())
     for name, value in sizes.items():
-        if not hasattr(config, name):
-            raise CallbackError(
-                f"Structured: {type(config).__name__} has no {name}; the smaller network has no config."
-            )
         setattr(config, name, value)
     if "num_hidden_layers" in sizes and getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[: sizes["num_hidden_layers"]]
     try:
-        type(config).from_dict(config.to_dict())
+        with torch.device("meta"):
+            small = type(network)(type(config).from_dict(config.to_dict()))
     except Exception as error:
         reason = str(error).strip().splitlines()[-1].strip()
         changed = ", ".join(f"{name}={value}" for name, value in sizes.items())
         raise CallbackError(f"Structured: {type(config).__name__} does not take {changed}: {reason}") from error
+    attention: Any = decoder_layers(small)[0].self_attn
+    if "head_dim" in sizes and attention.head_dim != sizes["head_dim"]:
+        raise CallbackError(f"Structured.kv_groups: {type(config).__name__} has no head_dim of its own to keep.")
 
 
 def _blocks(network: Any, weights: list[Weight], parts: tuple[str, ...]) -> Iterator[Block]:

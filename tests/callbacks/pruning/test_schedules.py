@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from callbacks import CallbackError
@@ -6,7 +8,7 @@ from callbacks.pruning import NM, Constant, Cubic, Linear, OneShot, Pruning, Str
 
 def test_cubic_is_the_formula_of_the_paper():
     plan = Cubic(begin=10, end=50, interval=1).resolve(100)
-    for step in range(0, 101):
+    for step in range(101):
         progress = min(max((step - 10) / 40, 0), 1)
         assert plan.fraction(step) == pytest.approx(1 - (1 - progress) ** 3)
 
@@ -30,7 +32,7 @@ def test_the_masks_change_every_interval_and_at_the_end_and_never_again():
     # In tokens a step jumps over several units.
     plan = Linear(begin=1000, end=5000, interval=1000, unit="tokens").resolve(float("inf"))
     moments = [0, 700, 1400, 2100, 2800, 3500, 4200, 4900, 5600, 6300]
-    due = [b for a, b in zip(moments, moments[1:], strict=False) if plan.is_due(a, b)]
+    due = [b for a, b in itertools.pairwise(moments) if plan.is_due(a, b)]
     assert due == [1400, 2100, 3500, 4200, 5600]
     plan = OneShot(begin=3).resolve(3)
     assert [step for step in range(1, 6) if plan.is_due(step - 1, step)] == [3]
