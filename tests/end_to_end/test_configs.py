@@ -14,6 +14,12 @@ PAIRS = ["--model.backbone.path=network", "--data.path=pairs.jsonl", "--data.seq
 STAGES = {
     "pretrain.yaml": [*TEXTS, "--model.backbone.config.num_hidden_layers=1"],
     "quickstart/pretrain.yaml": TEXTS,
+    "prune.yaml": [
+        "--model.backbone.path=network",
+        "--data.path=texts.jsonl",
+        "--data.seq_len=64",
+        "--data.batch_size=1",
+    ],
     "sft.yaml": PAIRS,
     "quickstart/sft.yaml": PAIRS,
 }
