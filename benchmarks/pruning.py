@@ -112,38 +112,63 @@ def write_texts(path: Path, texts: list[str]) -> None:
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
-def prune(setting: Setting, data: Data, scratch: Path) -> Path:
-    """Our command line; returns the model folder."""
+def callbacks_of(setting: Setting) -> list[dict[str, Any]]:
     begin = min(setting.steps, CALIBRATION)
     schedule: dict[str, Any] = {"class_path": "OneShot", "init_args": {"begin": begin}}
     if setting.progressive:
         schedule = {"class_path": "Cubic", "init_args": {"begin": 2, "end": setting.steps // 2, "interval": 4}}
     pruning = {"structure": setting.structure, "criterion": {"class_path": setting.criterion}, "schedule": schedule}
+    return [{"class_path": "Pruning", "init_args": pruning | {"num_batches": 0}}]
+
+
+def fit(data: Data, scratch: Path, callbacks: list[dict[str, Any]], steps: int, text: str, rows: int = ROWS) -> Path:
+    """Our command line; returns the model folder."""
+    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-4, "weight_decay": 0.0, "fused": True}}
+    model = {
+        "backbone": {"path": str(data.model)},
+        "optimizer": optimizer,
+        "schedule": {"kind": "linear", "warmup": 0.05},
+    }
+    texts = {"path": str(data.folder / f"{text}.jsonl"), "seq_len": SEQ_LEN, "batch_size": rows, "val_share": 0.02}
+    rare = {"class_path": "RunCheckpoint", "init_args": {"every_n_steps": 100000}}
     config = {
-        "model": {"class_path": "CausalPretraining", "init_args": {
-            "backbone": {"path": str(data.model)},
-            "optimizer": {"class_path": "torch.optim.AdamW",
-                          "init_args": {"lr": 1e-4, "weight_decay": 0.0, "fused": True}},
-            "schedule": {"kind": "linear", "warmup": 0.05},
-        }},
-        "data": {"class_path": "TextDataModule", "init_args": {
-            "path": str(data.folder / f"{setting.text}.jsonl"), "seq_len": SEQ_LEN, "batch_size": ROWS,
-            "val_share": 0.02,
-        }},
+        "model": {"class_path": "CausalPretraining", "init_args": model},
+        "data": {"class_path": "TextDataModule", "init_args": texts},
         "trainer": {
-            "default_root_dir": str(scratch), "max_steps": setting.steps, "val_check_interval": setting.steps,
-            "limit_val_batches": 2, "num_sanity_val_steps": 0, "precision": "32-true", "accelerator": "cpu",
-            "callbacks": [
-                {"class_path": "Pruning", "init_args": pruning | {"num_batches": 0}},
-                {"class_path": "RunCheckpoint", "init_args": {"every_n_steps": 100000}},
-            ],
+            "default_root_dir": str(scratch),
+            "max_steps": steps,
+            "val_check_interval": steps,
+            "limit_val_batches": 2,
+            "num_sanity_val_steps": 0,
+            "precision": "32-true",
+            "accelerator": "cpu",
+            "callbacks": [*callbacks, rare],
         },
-    }  # fmt: skip
+    }
     path = scratch / "benchmark.yaml"
     path.write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "llm_lightning", "fit", "--config", str(path)]
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     return scratch / "model" / "last"
+
+
+def overhead(data: Data) -> dict[str, float]:
+    """Processor time of a step of 512 tokens between two changes of the masks, half way to 2:4, against a dense one.
+
+    Wanda gathers activations and the masks are at work, all through the timed steps.
+    """
+    schedule = {"class_path": "Linear", "init_args": {"begin": 1, "end": 21, "interval": 10}}
+    pruning = {"class_path": "Pruning", "init_args": {"structure": TWO_OF_FOUR, "schedule": schedule, "num_batches": 0}}
+    seconds = {}
+    for name, callbacks, warmup, steps in (("dense", [], 3, 13), ("pruned", [pruning], 11, 21)):
+        with tempfile.TemporaryDirectory(prefix="pruning-", dir=data.folder) as scratch:
+            result = Path(scratch) / "times.json"
+            timer = {"class_path": "benchmarks.step_timer.StepTimer",
+                     "init_args": {"result": str(result), "warmup": warmup, "steps": 9}}  # fmt: skip
+            fit(data, Path(scratch), [*callbacks, timer], steps, "own", rows=1)
+            seconds[name] = json.loads(result.read_text())["cpu_s"] / 9
+    return {"dense_step_s": seconds["dense"], "pruned_step_s": seconds["pruned"],
+            "overhead": seconds["pruned"] / seconds["dense"] - 1}  # fmt: skip
 
 
 def compress(setting: Setting, data: Data, scratch: Path) -> Path:
@@ -183,7 +208,7 @@ def measure(name: str, data: Data) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="pruning-", dir=data.folder) as scratch:
         folder = data.model
         if setting.structure and not setting.peer:
-            folder = prune(setting, data, Path(scratch))
+            folder = fit(data, Path(scratch), callbacks_of(setting), setting.steps, setting.text)
         network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         if setting.peer:
             network.load_state_dict(torch.load(compress(setting, data, Path(scratch)), weights_only=True))
@@ -200,7 +225,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, required=True, help="SmolLM2-135M as a folder with safetensors")
     parser.add_argument("--wikitext", type=Path, default=ROOT / "../shared/data/wikitext2/valid.txt")
     parser.add_argument("--other", type=Path, default=ROOT / "../shared/data/llamafactory/alpaca_en_demo.json")
-    parser.add_argument("--only", nargs="+", choices=list(SETTINGS), metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=[*SETTINGS, "overhead"], metavar="NAME")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append one object a figure")
     args = parser.parse_args()
@@ -211,14 +236,16 @@ def main() -> int:
         data = Data(args.model.resolve(), Path(scratch))
         data.prepare(args.wikitext, args.other)
         for name in args.only or (QUICK if args.quick else SETTINGS):
-            figures = measure(name, data)
-            rows.append([name, *(f"{figures[key]:,.2f}" for key in UNITS)])
+            figures = overhead(data) if name == "overhead" else measure(name, data)
+            rows.append([name, *(f"{figures[key]:,.2f}" if key in figures else "" for key in UNITS)])
+            if name == "overhead":
+                print(figures)
             print("  ".join(rows[-1]), file=sys.stderr, flush=True)
             if args.json:
                 lines = [
-                    {"benchmark": "pruning", "contender": name, "model": "135m", "metric": key, "value": figures[key],
-                     "unit": unit, "settings": settings}
-                    for key, unit in UNITS.items()
+                    {"benchmark": "pruning", "contender": name, "model": "135m", "metric": key, "value": value,
+                     "unit": UNITS.get(key, ""), "settings": settings}
+                    for key, value in figures.items()
                 ]  # fmt: skip
                 with args.json.open("a") as file:
                     file.writelines(json.dumps(line) + "\n" for line in lines)

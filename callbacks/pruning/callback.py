@@ -34,6 +34,10 @@ class Pruning(Callback):
     A change of the masks makes earlier validations incomparable, so `model/best` starts anew with each; the best of the
     dense network is kept as `model/dense`.
 
+    Attributes:
+        masks: what is kept, under the parameters' own names.
+        sparsity: share of the weights that can be pruned which is pruned now, over all ranks.
+
     Args:
         structure: what goes together, and how much of it: `Unstructured`, `NM` or `Structured`.
         criterion: what a weight is worth: `Wanda` (the default), `Taylor` or `Magnitude`.
@@ -71,6 +75,7 @@ class Pruning(Callback):
         self.monitor = monitor
         self.num_batches = num_batches
         self.masks = Masks({})
+        self.sparsity = 0.0
         self._weights: list[Weight] = []
         self._module: Any = None
         self._dense: report.Figures = {}
@@ -79,17 +84,12 @@ class Pruning(Callback):
         self._counted, self._held, self._done = 0.0, 0.0, 0.0
         self._finished = False
 
-    @property
-    def sparsity(self) -> float:
-        """Share of the weights that can be pruned which is pruned now, over all ranks."""
-        total = sum(parameter.numel() for parameter in self.masks.parameters.values())
-        return self.masks.num_pruned() / max(total, 1)
-
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._module = pl_module
         if stage != "fit":
             return
+        self._finished = False
         kinds = [type(callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
         if kinds.count(Pruning) > 1:
             raise CallbackError("Pruning: one in a run; Structured takes channels, kv_groups and layers together.")
@@ -110,7 +110,6 @@ class Pruning(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finished = False
         self.masks.to_devices()
         self.criterion.watch(self._done < 1)
         for optimizer in trainer.optimizers:
@@ -155,22 +154,18 @@ class Pruning(Callback):
             names = sorted(trainer.callback_metrics)
             raise CallbackError(f"Pruning.monitor: validation logs no {self.monitor!r}; it logs {names}.")
         loss = float(trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor])))
-        sparsity = self.sparsity
-        self._points.append([float(trainer.global_step), sparsity, loss])
+        self._points.append([float(trainer.global_step), self.sparsity, loss])
         if self.guard is not None:
-            self.guard.judge(loss, sparsity)
+            self.guard.judge(loss, self.sparsity)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        stopped = any(isinstance(c, GracefulStop) and c.stopped for c in trainer.callbacks)  # type: ignore[attr-defined]
-        if not stopped:
-            self._finish(trainer)
+        self._finish(trainer)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A run killed between its last checkpoint and here resumes with nothing left to train: no `on_train_end`.
-        if not self._finished and trainer.global_step >= trainer.max_steps > 0:
-            self._finish(trainer)
+        self._finish(trainer)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -230,6 +225,8 @@ class Pruning(Callback):
                 callback.forget_best()
 
     def _apply(self, optimizers: Sequence[Optimizer]) -> None:
+        total = sum(parameter.numel() for parameter in self.masks.parameters.values())
+        self.sparsity = self.masks.num_pruned() / total
         self.masks.apply_to_weights()
         self.masks.apply_to_moments(optimizers)
         if hasattr(self._module.model, "peft_config"):
@@ -245,9 +242,11 @@ class Pruning(Callback):
         return {} if skipped else report.measure(trainer, model, self.num_batches)
 
     def _finish(self, trainer: Trainer) -> None:
-        """Make the masks permanent: cut out what is structured, and report."""
+        """Make the masks permanent: cut out what is structured, and report; once, and not where the run will go on."""
+        stopped = any(isinstance(c, GracefulStop) and c.stopped for c in trainer.callbacks)  # type: ignore[attr-defined]
+        if self._finished or stopped:
+            return
         self._finished = True
-        sparsity = self.sparsity
         if isinstance(self.structure, Structured) and self.masks.kept:
             from callbacks.pruning.removal import remove_units
 
@@ -258,14 +257,14 @@ class Pruning(Callback):
             return
         pruned = self._measure(trainer)
         if trainer.is_global_zero:
-            self._report(trainer, sparsity, pruned)
+            self._report(trainer, pruned)
 
-    def _report(self, trainer: Trainer, sparsity: float, pruned: report.Figures) -> None:
-        lines = [f"Pruned: {sparsity:.1%} of the weights that could be ({self._done:.1%} of the way)."]
+    def _report(self, trainer: Trainer, pruned: report.Figures) -> None:
+        lines = [f"Pruned: {self.sparsity:.1%} of the weights that could be ({self._done:.1%} of the way)."]
         if self._done < 1:
             lines.append("The run ended before the schedule did; give it more steps, or an earlier end.")
         if self.guard is not None:
-            lines.append(self.guard.in_words(sparsity, self._held, self._plan.unit))
+            lines.append(self.guard.in_words(self.sparsity, self._held, self._plan.unit))
         if self._dense and pruned:
             lines += ["", report.table(self._dense, pruned)]
         if not isinstance(self.structure, Structured):
