@@ -138,7 +138,7 @@ class Pruning(Callback):
         self.criterion.after_step()
         now = float(trainer.global_step if self._plan.unit == "steps" else pl_module.tokens_seen)
         before, self._counted = self._counted, now
-        if self.guard is not None and self.guard.holds and now > self._plan.begin:
+        if self.guard is not None and self.guard.holds and now > self._plan.begin and self._done < 1:
             self._held += now - max(before, self._plan.begin)
         elif self._plan.is_due(before - self._held, now - self._held):
             self._prune(trainer, self._plan.fraction(now - self._held))
@@ -247,6 +247,7 @@ class Pruning(Callback):
         if self._finished or stopped:
             return
         self._finished = True
+        self.masks.apply_to_weights()  # whatever a callback has put back for the end
         if isinstance(self.structure, Structured) and self.masks.kept:
             from callbacks.pruning.removal import remove_units
 

@@ -18,7 +18,13 @@ from callbacks.pruning.weights import Weight
 class MaskedLora(Linear):
     """A `peft` LoRA whose change of the weight is zero wherever the base is pruned."""
 
-    kept: Tensor
+    kept: Tensor  # no buffer: DDP would broadcast it in each step
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "MaskedLora":
+        super()._apply(fn, recurse)
+        base: Any = self.base_layer
+        self.kept = self.kept.to(base.weight.device)
+        return self
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """What the adapter adds to the weight (out, in); merging calls it too."""
@@ -64,5 +70,4 @@ def mask_adapters(weights: list[Weight], kept: dict[str, Tensor]) -> None:
         layer: Any = weight.layer
         if weight.name in kept and hasattr(layer, "base_layer"):
             layer.__class__ = MaskedLora
-            # A buffer that no checkpoint holds: it moves with the module.
-            layer.register_buffer("kept", kept[weight.name], persistent=False)
+            layer.kept = kept[weight.name].to(weight.local.device)
