@@ -13,6 +13,15 @@ from pathlib import Path
 PEERS = {
     # torch is named, since litgpt alone would take whatever is newest.
     "litgpt": ["torch==2.13.0", "lightning==2.6.6", "litgpt==0.5.13", "numpy==2.4.6", "requests==2.34.2"],
+    # It excludes the transformers that we run on.
+    "llm-compressor": [
+        "torch==2.13.0",
+        "llmcompressor==0.14.0.1",
+        "transformers==5.17.0",
+        "compressed-tensors==0.19.0",
+        "datasets==5.2.0",
+        "numpy==2.4.6",
+    ],
     # The versions that we run on, so that what differs is TRL.
     "trl": [
         "torch==2.13.0",

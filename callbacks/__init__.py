@@ -7,6 +7,7 @@ from callbacks.graceful_stop import GracefulStop
 from callbacks.model_folder import ModelFolder
 from callbacks.predictions import Predictions
 from callbacks.progress import TrainingProgress
+from callbacks.pruning import Pruning
 from callbacks.random_state import RandomState
 from callbacks.reliability import Reliability
 from callbacks.run_checkpoint import RunCheckpoint
@@ -27,6 +28,7 @@ __all__ = [
     "NoImprovement",
     "NotFinite",
     "Predictions",
+    "Pruning",
     "RandomState",
     "Reliability",
     "RunCheckpoint",

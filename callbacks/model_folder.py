@@ -89,6 +89,16 @@ class ModelFolder(Callback):
         if (state_dict["monitor"], state_dict["mode"]) == (self.monitor, self.mode):
             self.best_value = state_dict["best_value"]
 
+    def forget_best(self) -> None:
+        """Begin anew: the network was pruned, so that what validated best before is not what is asked for any more.
+
+        The first time the folder is kept, as `dense`; what was best between two changes is not.
+        """
+        self.best_value = None
+        dense = self.best.with_name("dense")
+        if self.best.exists() and not dense.exists():
+            self.best.rename(dense)
+
     def _improves(self, value: float) -> bool:
         if math.isnan(value):
             return False

@@ -39,6 +39,10 @@ class RunSummary(Callback):
         if metrics.get("val/loss", math.inf) < self._best.get("val/loss", math.inf):
             self._best = metrics | {"step": trainer.global_step}
 
+    def forget_best(self) -> None:
+        """Begin anew: the network changed in a way that makes earlier validations incomparable."""
+        self._best = {}
+
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:

@@ -48,6 +48,7 @@ class Adapter:
         self.model: Any = put_on(network, copy.deepcopy(config), task)
         self.names = {name for name, tensor in _tensors(self.model) if tensor.requires_grad or id(tensor) not in base}
         self.initial = residual.initial_weights(self.model)
+        self._beneath = fingerprint(self.model, frozen=True)
 
     def select(self, state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         """The entries that a checkpoint keeps: all outside the network, and the adapter's.
@@ -86,6 +87,7 @@ class Adapter:
             )
         residual.use_initial_weights(self.model, self.initial, state["initial"])
         self.initial = dict(state["initial"])
+        self._beneath = fingerprint(self.model, frozen=True)
         if adalora.is_adalora(self.model):
             adalora.load_allocation_state(self.model, state["allocation"])
 
@@ -102,6 +104,10 @@ class Adapter:
     def in_float32(self) -> list[nn.Parameter]:
         """Trained parameters that are in float32, whatever the network around them is in."""
         return [p for p in self.model.parameters() if p.requires_grad and p.dtype == torch.float32]
+
+    def is_on_its_base(self, model: Any) -> bool:
+        """Whether `model` is still this adapter on the weights that it was put on."""
+        return model is self.model and fingerprint(model, frozen=True) == self._beneath
 
     def save(self, folder: Path) -> None:
         """Write the adapter alone: a folder for `PeftModel.from_pretrained`, or for `load_bottleneck`."""
@@ -155,12 +161,13 @@ def check_targets(network: PreTrainedModel, config: PeftConfig) -> None:
             raise UserError(f"model.peft.target_modules: {target!r} fits no module. {_module_names(network)}")
 
 
-def fingerprint(network: nn.Module) -> str:
-    """A short name for the values of a network's weights: a sample of each is looked at."""
+def fingerprint(network: nn.Module, frozen: bool = False) -> str:
+    """A short name for the values of a network's weights (or only the frozen ones): a sample of each is looked at."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in network.named_parameters():
+    parameters = {n: p for n, p in network.named_parameters() if not (frozen and p.requires_grad)}
+    for name, parameter in parameters.items():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-    parts = [part.flatten() for parameter in network.parameters() for part in _parts(parameter.detach())]
+    parts = [part.flatten() for parameter in parameters.values() for part in _parts(parameter.detach())]
     samples = [part[:: max(1, len(part) // SAMPLES)][:SAMPLES].float() for part in parts]
     digest.update(torch.cat(samples).cpu().numpy().tobytes())
     return digest.hexdigest()

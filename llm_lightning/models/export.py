@@ -7,12 +7,16 @@ from typing import Any
 
 from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.heads import base_model
+from llm_lightning.models.merging import merged_copy
 
 
 def save_model_folder(
     model: Any, tokenizer: Any, folder: Path, *, is_global_zero: bool = True, adapter: Any = None
 ) -> None:
     """Write config, safetensors, generation config and tokenizer to `folder`; of an adapted network the adapter alone.
+
+    Where the base under the adapter is not what it was (a callback pruned it, or merged the adapter), an adapter folder
+    would name a network that it does not fit: the merged network is written instead.
 
     Args:
         model: a transformers network, or a `PeftModel` around one, whole on this rank.
@@ -29,8 +33,10 @@ def save_model_folder(
     with _config_for_others(base_model(model).config):
         if adapter is None:
             model.save_pretrained(folder)
-        else:
+        elif adapter.is_on_its_base(model):
             adapter.save(folder)
+        else:
+            merged_copy(model).save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 

@@ -1,5 +1,6 @@
 """An adapter folder: what it says, and its weights added to those of the network it was trained on."""
 
+import copy
 import json
 import warnings
 from pathlib import Path
@@ -100,6 +101,17 @@ def merge(network: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrai
         parameter.data = parameter.data.to(dtype)
         parameter.requires_grad_(True)
     return merged
+
+
+def merged_copy(model: Any) -> PreTrainedModel:
+    """A network like `model`, with the adapter that is on it (if one is) added to its weights; `model` stays."""
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    model = copy.deepcopy(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*(tied|tie_word_embeddings).*")
+        _untie(model.get_base_model())
+        return model.merge_and_unload()
 
 
 def _untie(network: PreTrainedModel) -> None:

@@ -15,6 +15,12 @@ PREFERENCES = [*PAIRS[:1], "--data.path=preferences.jsonl", *PAIRS[2:]]
 STAGES = {
     "pretrain.yaml": [*TEXTS, "--model.backbone.config.num_hidden_layers=1"],
     "quickstart/pretrain.yaml": TEXTS,
+    "prune.yaml": [
+        "--model.backbone.path=network",
+        "--data.path=texts.jsonl",
+        "--data.seq_len=64",
+        "--data.batch_size=1",
+    ],
     "sft.yaml": PAIRS,
     "reward.yaml": PREFERENCES,
     "quickstart/sft.yaml": PAIRS,

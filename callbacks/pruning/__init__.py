@@ -1,0 +1,24 @@
+"""Progressive pruning: one callback, made of a schedule, a criterion and a structure."""
+
+from callbacks.pruning.callback import Pruning
+from callbacks.pruning.criteria import Criterion, Magnitude, Taylor, Wanda
+from callbacks.pruning.schedules import Constant, Cubic, Linear, OneShot, PruningSchedule
+from callbacks.pruning.structures import NM, Structure, Unstructured
+from callbacks.pruning.units import Structured
+
+__all__ = [
+    "NM",
+    "Constant",
+    "Criterion",
+    "Cubic",
+    "Linear",
+    "Magnitude",
+    "OneShot",
+    "Pruning",
+    "PruningSchedule",
+    "Structure",
+    "Structured",
+    "Taylor",
+    "Unstructured",
+    "Wanda",
+]

@@ -1,0 +1,64 @@
+import itertools
+
+import pytest
+
+from callbacks import CallbackError
+from callbacks.pruning import NM, Constant, Cubic, Linear, OneShot, Pruning, Structured, Unstructured
+
+
+def test_cubic_is_the_formula_of_the_paper():
+    plan = Cubic(begin=10, end=50, interval=1).resolve(100)
+    for step in range(101):
+        progress = min(max((step - 10) / 40, 0), 1)
+        assert plan.fraction(step) == pytest.approx(1 - (1 - progress) ** 3)
+
+
+def test_linear_and_constant():
+    plan = Linear(begin=10, end=30).resolve(100)
+    assert [plan.fraction(step) for step in (9, 10, 15, 30, 99)] == [0, 0, 0.25, 1, 1]
+    plan = Constant(begin=10).resolve(100)
+    assert [plan.fraction(step) for step in (9, 10, 99)] == [0, 1, 1]
+    assert OneShot(begin=10).holds_weights and not Constant().holds_weights
+
+
+def test_shares_are_of_the_run():
+    plan = Cubic(begin=0.1, end=0.7, interval=0.05).resolve(200)
+    assert (plan.begin, plan.end, plan.interval) == (20, 140, 10)
+
+
+def test_the_masks_change_every_interval_and_at_the_end_and_never_again():
+    plan = Linear(begin=5, end=18, interval=4).resolve(30)
+    assert [step for step in range(1, 31) if plan.is_due(step - 1, step)] == [5, 9, 13, 17, 18]
+    # In tokens a step jumps over several units.
+    plan = Linear(begin=1000, end=5000, interval=1000, unit="tokens").resolve(float("inf"))
+    moments = [0, 700, 1400, 2100, 2800, 3500, 4200, 4900, 5600, 6300]
+    due = [b for a, b in itertools.pairwise(moments) if plan.is_due(a, b)]
+    assert due == [1400, 2100, 3500, 4200, 5600]
+    plan = OneShot(begin=3).resolve(3)
+    assert [step for step in range(1, 6) if plan.is_due(step - 1, step)] == [3]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Cubic(begin=0.8, end=0.5), ["Cubic", "begin=0.8", "after end=0.5"]),
+        (lambda: Cubic(begin=300, end=0.9).resolve(100), ["begin=300", "after end=90"]),
+        (lambda: Linear(begin=3, end=500).resolve(100), ["Linear", "end=500", "last step, 100"]),
+        (lambda: Cubic().resolve(float("inf")), ["begin=0.1", "without end"]),
+        (lambda: Cubic(unit="tokens"), ["unit=tokens", "not shares"]),
+        (lambda: Cubic(interval=0), ["interval=0"]),
+        (lambda: Unstructured(sparsity=1.0), ["sparsity=1.0", "below 1"]),
+        (lambda: Unstructured(sparsity=0), ["sparsity=0"]),
+        (lambda: Unstructured(0.5, "network", "sensitivity"), ["sensitivity", "exclude"]),
+        (lambda: Unstructured(0.9, layers="sensitivity"), ["0.84"]),
+        (lambda: NM(4, 4), ["n=4", "m=4"]),
+        (lambda: Structured(), ["nothing to remove"]),
+        (lambda: Structured(channels=1.0), ["channels=1.0"]),
+        (lambda: Pruning(NM(), max_loss_increase=-0.1), ["max_loss_increase=-0.1"]),
+        (lambda: Pruning(NM(), num_batches=-1), ["num_batches=-1"]),
+    ],
+)
+def test_settings_that_cannot_work_are_named(make, words):
+    with pytest.raises(CallbackError) as error:
+        make()
+    assert all(word in str(error.value) for word in words), error.value
