@@ -6,6 +6,7 @@ from callbacks.graceful_stop import GracefulStop
 from callbacks.model_folder import ModelFolder
 from callbacks.predictions import Predictions
 from callbacks.progress import TrainingProgress
+from callbacks.quantization import Quantization
 from callbacks.random_state import RandomState
 from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.samples import Samples
@@ -19,6 +20,7 @@ __all__ = [
     "GracefulStop",
     "ModelFolder",
     "Predictions",
+    "Quantization",
     "RandomState",
     "RunCheckpoint",
     "RunSummary",

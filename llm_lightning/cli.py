@@ -27,7 +27,6 @@ from llm_lightning.messages import readable
 from llm_lightning.modules import CausalPretraining, SupervisedFinetuning
 from llm_lightning.modules.base import LanguageModule
 from llm_lightning.precision import default_precision, use_fast_float32
-from llm_lightning.quiet import quiet_libraries
 from llm_lightning.run_folder import RunConfig, move_aside, saved_precision
 
 # jsonargparse finds a class by its short name once it is imported: --model CausalPretraining.
@@ -270,7 +269,6 @@ def run(args: list[str], *, debug: bool = False) -> int:
         args: command and arguments.
         debug: raise instead.
     """
-    quiet_libraries()
     try:
         cli = TrainingCLI(with_environment(args, os.environ))
     except USER_ERRORS as error:
