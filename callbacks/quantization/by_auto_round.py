@@ -1,5 +1,6 @@
 """Schemes of AutoRound: 2 to 4 bits, packed, with rounding and ranges that are learned (arXiv:2309.05516)."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def _quantize(request: Request, **settings: Any) -> None:
     from auto_round import AutoRound
     from transformers import AutoTokenizer
 
+    logging.getLogger("autoround").setLevel(logging.ERROR)  # below it, it speaks to developers
     method = AutoRound(
         request.load(),
         _tokenizer(AutoTokenizer, request.source),

@@ -1,6 +1,7 @@
 """The data that calibrated schemes learn from: the run's own."""
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -38,10 +39,12 @@ class Calibration:
         Raises:
             CallbackError: The training data hold no rows of text.
         """
+        loader: Any = trainer.train_dataloader or []
         pool: list[Tensor] = []
-        for batch in trainer.train_dataloader or []:
+        # A loader that goes on where training left it may be at its end; iterated again, it is at the beginning.
+        for batch in chain(loader, loader):
             pool += batch.get("input_ids", [])
-            if "input_ids" not in batch or len(pool) >= CHOICE * self.num_rows:
+            if len(pool) >= CHOICE * self.num_rows:
                 break
         if not pool:
             raise CallbackError(

@@ -127,10 +127,12 @@ class Quantization(Callback):
         folder = Path(self.dirpath or Path(trainer.default_root_dir) / "model")
         work = folder / ".quantizing"
         shutil.rmtree(work, ignore_errors=True)
+        device = trainer.strategy.root_device
         try:
             work.mkdir(parents=True)
             self._save_original(pl_module, work / "original")
-            self._run(trainer, pl_module, work, folder / "quantized")
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                self._run(trainer, pl_module, work, folder / "quantized")
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -183,6 +185,7 @@ class Quantization(Callback):
         rows = self.calibration.rows(trainer) if calibrated else []
         record = self.calibration.record(trainer, rows) if calibrated else None
         trial = Trial(work / "original", device, validation_batches(trainer, self.num_batches))
+        self._check_layers(trial.network)  # once more: pruning may have made it narrower
         kept, candidates = layers.kept_layers(trial.network, self.high_precision), []
         for name in self.schemes:
             pl_module.print(f"Quantizing: {name} ...")

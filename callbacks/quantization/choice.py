@@ -83,10 +83,11 @@ class Budget:
         return cls(value, megabytes)
 
     def refusal(self, measured: Measured, original: Measured) -> str:
-        """Why a network is over a limit, in words; empty where it holds them."""
+        """Why a network cannot be kept, in words; empty where it holds the limits."""
+        if not math.isfinite(measured.quality.loss):
+            return "its loss is not finite"
         increase = measured.increase_over(original)
-        # Not `>`: a perplexity that is not a number holds no limit.
-        if self.perplexity_increase is not None and not increase <= self.perplexity_increase:
+        if self.perplexity_increase is not None and increase > self.perplexity_increase:
             return f"perplexity {increase:+.1%}, over {self.perplexity_increase:.1%}"
         size = measured.disk_bytes / 1e6
         if self.megabytes is not None and size > self.megabytes:

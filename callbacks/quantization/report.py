@@ -1,6 +1,7 @@
 """What quantization did, as a table, a JSON file, a picture, and on W&B."""
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def write_json(path: Path, report: Mapping[str, Any]) -> None:
 
 
 def draw(path: Path, original: Measured, candidates: Sequence[Measured], refused: Sequence[str]) -> None:
-    """Bytes on disk against perplexity, both logarithmic, a point for each network."""
+    """Bytes on disk against perplexity, both logarithmic, a point for each network whose loss is finite."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -63,7 +64,8 @@ def draw(path: Path, original: Measured, candidates: Sequence[Measured], refused
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set(xscale="log", yscale="log")
-    for each in (original, *candidates):
+    shown = [each for each in (original, *candidates) if math.isfinite(each.quality.loss)]
+    for each in shown:
         color = ORIGINAL if each is original else REFUSED if each.name in refused else KEPT
         x, y = each.disk_bytes / 1e6, each.quality.perplexity
         axes.plot(x, y, "o", color=color, markersize=7)
@@ -74,8 +76,8 @@ def draw(path: Path, original: Measured, candidates: Sequence[Measured], refused
     axes.set_ylabel("perplexity")
     axes.minorticks_off()
     for axis, values in (
-        (axes.xaxis, [each.disk_bytes / 1e6 for each in (original, *candidates)]),
-        (axes.yaxis, [each.quality.perplexity for each in (original, *candidates)]),
+        (axes.xaxis, [each.disk_bytes / 1e6 for each in shown]),
+        (axes.yaxis, [each.quality.perplexity for each in shown]),
     ):
         axis.set_ticks(sorted({float(f"{value:.2g}") for value in (min(values), max(values))}))
         axis.set_major_formatter("{x:,g}")
