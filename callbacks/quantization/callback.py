@@ -104,6 +104,12 @@ class Quantization(Callback):
                 "model folder afterwards, on one device: llm-lightning fit --config configs/quantize.yaml "
                 "--model.backbone.path MODEL."
             )
+        adapters = getattr(network, "peft_config", {}).values()
+        # An adapter on a quantized network is merged into the unquantized one.
+        if getattr(network, "is_quantized", False) and not adapters:
+            raise CallbackError("Quantization: the network is quantized already; give the one it was made from.")
+        if any(each.is_prompt_learning or each.is_adaption_prompt for each in adapters):
+            raise CallbackError("Quantization: the adapter is no change of weights and cannot be merged; LoRA can.")
         if network.get_output_embeddings() is None:
             raise CallbackError(f"Quantization measures language models; {type(network).__name__} has no such head.")
         self._check_layers(network)
@@ -119,22 +125,21 @@ class Quantization(Callback):
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.kept = None
-        if is_rehearsal(trainer) or not trainer.is_global_zero:
+        if is_rehearsal(trainer):
             return
         if any(isinstance(each, GracefulStop) and each.stopped for each in trainer.callbacks):  # type: ignore[attr-defined]
             pl_module.print("The run was stopped; its network is quantized when it has gone on to its end.")
             return
         folder = Path(self.dirpath or Path(trainer.default_root_dir) / "model")
-        work = folder / ".quantizing"
-        shutil.rmtree(work, ignore_errors=True)
-        device = trainer.strategy.root_device
+        work, device = folder / ".quantizing", trainer.strategy.root_device
         try:
-            work.mkdir(parents=True)
-            self._save_original(pl_module, work / "original")
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                self._run(trainer, pl_module, work, folder / "quantized")
+            self._save(trainer, pl_module, work)
+            if trainer.is_global_zero:
+                with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                    self._run(trainer, pl_module, work, folder / "quantized")
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            if trainer.is_global_zero:
+                shutil.rmtree(work, ignore_errors=True)
 
     def _check_settings(self) -> None:
         schemes.check_names(self.schemes)
@@ -166,18 +171,21 @@ class Quantization(Callback):
     def _group_size(self, name: str) -> int | None:
         return (self.group_size or schemes.DEFAULT_GROUP_SIZE) if schemes.SCHEMES[name].grouped else None
 
-    def _save_original(self, pl_module: Any, folder: Path) -> None:
-        """The network as fit left it, whole."""
+    def _save(self, trainer: Trainer, pl_module: Any, work: Path) -> None:
+        """Write the network as fit left it, whole, to `original`; all ranks take part."""
+        if trainer.is_global_zero:
+            shutil.rmtree(work, ignore_errors=True)  # of a run that was killed here
+            work.mkdir(parents=True)
+        folder = work / "original"
         pl_module.save_model(folder)
-        if (folder / "config.json").exists():
+        if not trainer.is_global_zero or (folder / "config.json").exists():
             return
         if not hasattr(pl_module, "merge_adapter"):
             raise CallbackError(
                 f"Quantization: {type(pl_module).__name__}.save_model writes an adapter, and it has no merge_adapter("
                 "adapter, folder). Merge the adapter, and quantize the merged network."
             )
-        adapter = folder.rename(folder.with_name("adapter"))
-        pl_module.merge_adapter(adapter, folder)
+        pl_module.merge_adapter(folder.rename(work / "adapter"), folder)
 
     def _run(self, trainer: Trainer, pl_module: LightningModule, work: Path, place: Path) -> None:
         root, device = Path(trainer.default_root_dir), trainer.strategy.root_device

@@ -14,7 +14,7 @@ DEFAULT_GROUP_SIZE = 64
 """128, a common default, does not divide the widths of many small networks."""
 
 INSTALL = {
-    "torchao": "pip install torchao",
+    "torchao": "pip install 'llm-lightning[quantization]'",
     "auto_round": "pip install 'llm-lightning[autoround]'",
     "bitsandbytes": "pip install 'llm-lightning[qlora]'",
 }

@@ -82,7 +82,7 @@ def test_each_scheme_is_reported(runs, name):
     assert figures == manifest["quantized"]
     assert figures["num_tokens"] == 4 * 15
     assert figures["kl"] > 0 and 0 <= figures["top_token_agreement"] <= 1
-    rows = {"source": "training data of TinyData", "path": "None", "num_rows": 8, "tokens_per_row": 16, "seed": 0}
+    rows = {"source": "training data of TinyData", "path": "None", "num_rows": 4, "tokens_per_row": 16, "seed": 0}
     assert manifest["calibration"] == (rows if SCHEMES[name].calibrated else None)
     assert figures["memory_bytes"] < report["original"]["memory_bytes"]
     assert manifest["layers"]["quantized"] == 14 and manifest["layers"]["kept"] == ["lm_head"]

@@ -7,6 +7,7 @@ from quantized import WideModule, fit, needs, quantization, wide_network
 from callbacks import CallbackError, Quantization
 from callbacks.quantization import Calibration, schemes
 from callbacks.quantization.layers import check_quantized
+from callbacks.quantization.request import load_network
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,8 @@ def test_a_scheme_that_the_device_cannot_run_names_those_it_can(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "install"), [("int4", "llm-lightning[autoround]"), ("nf4", "llm-lightning[qlora]"), ("int8", "torchao")]
+    ("name", "install"),
+    [("int4", "llm-lightning[autoround]"), ("nf4", "llm-lightning[qlora]"), ("int8", "llm-lightning[quantization]")],
 )
 def test_a_missing_library_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch, name, install):
     real = importlib.util.find_spec
@@ -97,8 +99,6 @@ def test_a_head_of_its_own_can_be_quantized(tmp_path):
     network = wide_network(tie_word_embeddings=False)
     callback = quantization("int8", high_precision=["*.layers.0.*"])
     fit(tmp_path, callback, WideModule(network))
-    from callbacks.quantization.request import load_network
-
     quantized = load_network(tmp_path / "model" / "quantized", torch.device("cpu"))
     assert type(quantized.lm_head.weight) is not torch.nn.Parameter
 
@@ -108,6 +108,22 @@ def test_sharded_weights_are_refused(tmp_path):
     network = wide_network()
     network.lm_head.weight.ds_id = 0  # as DeepSpeed's ZeRO 3 marks a weight that lies elsewhere
     assert "sharded over ranks" in refused(tmp_path, quantization("int8"), network)
+
+
+def test_adapters_that_cannot_be_merged_are_refused(tmp_path):
+    needs("int8")
+    from peft import PromptTuningConfig, TaskType, get_peft_model
+
+    config = PromptTuningConfig(num_virtual_tokens=2, task_type=TaskType.CAUSAL_LM)
+    message = refused(tmp_path, quantization("int8"), get_peft_model(wide_network(), config))
+    assert "cannot be merged" in message
+
+
+def test_a_quantized_network_is_not_quantized_again(tmp_path):
+    needs("int8")
+    fit(tmp_path, quantization("int8"))
+    network = load_network(tmp_path / "model" / "quantized", torch.device("cpu"))
+    assert "is quantized already" in refused(tmp_path, quantization("int8"), network)
 
 
 def test_a_run_without_validation_is_refused(tmp_path):
