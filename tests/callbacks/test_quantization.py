@@ -118,7 +118,7 @@ def rows_to_nearest(weight):
 def groups_to_nearest(weight, size=64):
     groups = weight.unflatten(1, (-1, size))
     low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
-    scale = ((high - low) / 15).half().double()
+    scale = (high - low) / 15
     zero = (-low / scale).round()
     return (((groups / scale).round() + zero).clamp(0, 15) - zero).mul(scale).flatten(1)
 
@@ -130,14 +130,15 @@ def signs(weight, size=64):
 
 
 @pytest.mark.parametrize(
-    ("name", "formula"), [("int8", rows_to_nearest), ("int4-rtn", groups_to_nearest), ("int1", signs)]
+    ("name", "formula", "rtol"),
+    [("int8", rows_to_nearest, 1e-3), ("int4-rtn", groups_to_nearest, 1e-2), ("int1", signs, 1e-3)],
 )
-def test_weights_are_those_of_the_formula(runs, network, name, formula):
-    """In float64. A few weights lie so near the middle of two levels that libraries round them the other way."""
+def test_weights_are_those_of_the_formula(runs, network, name, formula, rtol):
+    """In float64. Weights near the middle of two levels may go the other way: AutoRound reads them in bfloat16."""
     for weight, original in effective_weights(runs(name) / "model" / "quantized", network).values():
         expected = formula(original.double())
-        same = torch.isclose(weight.double(), expected, rtol=2e-3, atol=1e-5)
-        assert same.float().mean() > 0.99, (weight, expected)
+        same = torch.isclose(weight.double(), expected, rtol=rtol, atol=1e-5)
+        assert same.float().mean() > 0.98, (weight, expected)
 
 
 def test_the_budget_keeps_the_smallest_that_holds_and_refuses_the_others(tmp_path, capsys):
@@ -200,14 +201,16 @@ def test_what_stays_can_have_another_dtype(tmp_path):
 
 
 def test_calibration_is_on_the_runs_rows_by_seed(tmp_path):
-    trainer = tiny_trainer(tmp_path, max_steps=1)
-    trainer.fit(WideModule(), TinyData(num_rows=40))
-    known = {tuple(row["input_ids"].tolist()) for row in Rows(40)}
-    chosen = [Calibration(num_rows=8, seed=seed).rows(trainer) for seed in (0, 0, 1)]
-    chosen = [[tuple(row.tolist()) for row in rows] for rows in chosen]
-    assert all(len(set(rows)) == 8 and set(rows) <= known for rows in chosen)
-    assert chosen[0] == chosen[1] and set(chosen[0]) != set(chosen[2])
-    assert len(Calibration(num_rows=1000).rows(trainer)) == 80  # all there are, twice
+    def rows(calibration):
+        trainer = tiny_trainer(tmp_path, max_steps=1)
+        trainer.fit(WideModule(), TinyData(num_rows=40))
+        return [tuple(row.tolist()) for row in calibration.rows(trainer)]
+
+    known = {tuple(row["input_ids"].tolist()) for row in map(Rows(40).__getitem__, range(40))}
+    first, again, other = (rows(Calibration(num_rows=8, seed=seed)) for seed in (0, 0, 1))
+    assert len(set(first)) == 8 and set(first) <= known
+    assert first == again and set(first) != set(other)
+    assert set(rows(Calibration(num_rows=1000))) == known
 
 
 def test_a_stopped_run_is_not_quantized(tmp_path, capsys):
