@@ -106,6 +106,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--group_size", type=int, default=64)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of what stays unquantized")
     parser.add_argument("--iters", type=int, default=20, help="of calibrated schemes; AutoRound's default is 200")
+    parser.add_argument("--rows", type=int, default=12, help="of 512 tokens, to measure on")
     parser.add_argument("--calibration_rows", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="quantization-") as folder:
         job = Job(
             scheme="", model=str((args.model or smollm2(Path(folder))).resolve()), text=str(args.text.resolve()),
-            num_rows=1 if args.quick else 12, num_calibration_rows=args.calibration_rows, seq_len=512,
+            num_rows=1 if args.quick else args.rows, num_calibration_rows=args.calibration_rows, seq_len=512,
             group_size=args.group_size, dtype=args.dtype, iters=args.iters, device=args.device,
         )  # fmt: skip
         settings = {name: getattr(job, name) for name in ("num_rows", "seq_len", "group_size", "dtype", "iters")}

@@ -26,24 +26,27 @@ STAGES = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def chain(tmp_path, texts, cache, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LLM_LIGHTNING_CACHE", str(cache))
-    Path("texts.jsonl").write_text(texts)
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory, texts, cache):
+    """Run a stage in the one folder; all before the last have run."""
+    pytest.importorskip("torchao", reason="pip install torchao")
+    folder = tmp_path_factory.mktemp("chain")
+    (folder / "texts.jsonl").write_text(texts)
     pairs = [{"question": f"What is {i} plus {i}?", "answer": f"It is {2 * i}."} for i in range(80)]
-    Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
 
     def run(stage, *more):
         return main(["fit", "--config", str(QUICKSTART / f"{stage}.yaml"), *SMALL, *STAGES[stage], *more])
 
-    return run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("LLM_LIGHTNING_CACHE", str(cache))
+        assert [run(stage) for stage in [*STAGES][:-1]] == [0] * (len(STAGES) - 1)
+        yield run
 
 
 def test_each_stage_goes_on_from_the_one_before_and_the_last_is_small(chain, capfd):
-    pytest.importorskip("torchao", reason="pip install torchao")
-    for stage in STAGES:
-        assert chain(stage) == 0, capfd.readouterr().err
+    assert chain("compress") == 0, capfd.readouterr().err
     output = capfd.readouterr().out
     root = Path("runs/quickstart-compress")
     report = json.loads((root / "quantization.json").read_text())
@@ -66,12 +69,10 @@ def test_each_stage_goes_on_from_the_one_before_and_the_last_is_small(chain, cap
 
 def test_an_adapter_is_merged_before_it_is_quantized(chain, capfd):
     """Without pruning, `model/last` is an adapter folder, and what is quantized the whole network."""
-    pytest.importorskip("torchao", reason="pip install torchao")
-    for stage in ("pretrain", "sft"):
-        assert chain(stage) == 0, capfd.readouterr().err
     callbacks = [{"class_path": "Quantization", "init_args": {"schemes": ["int8"]}}]
-    assert chain("compress", f"--trainer.callbacks={json.dumps(callbacks)}") == 0, capfd.readouterr().err
-    root = Path("runs/quickstart-compress")
+    root = Path("runs/unpruned")
+    settings = [f"--trainer.callbacks={json.dumps(callbacks)}", f"--trainer.default_root_dir={root}"]
+    assert chain("compress", *settings) == 0, capfd.readouterr().err
     assert (root / "model" / "last" / "adapter_config.json").exists()
     from transformers import AutoModelForCausalLM
 
