@@ -12,7 +12,8 @@ on is counted from its batch; reading the data and loading the model are not tim
 the whole pass, and shows that all learned the same; the loss is the mean over the timed tokens. Records that do not fit
 a row are left out for all. Each measurement is a fresh process; contenders run in turns, and medians are reported.
 
-- `llm-lightning`, `llm-lightning-compile`: the real command line, callbacks included.
+- `llm-lightning`, `llm-lightning-compile`, `llm-lightning-checkpointing`: the real command line, callbacks included;
+  the last one recomputes activations in the backward pass, as TRL does by default.
 - `trl`: its defaults, which are padding, bf16 and gradient checkpointing, whatever --precision says.
 - `trl-tuned`: without checkpointing, in the precision of the table, as are the next two.
 - `trl-padding-free`: the records of a batch in one row, with SDPA (its flash attention needs a GPU).
@@ -86,6 +87,7 @@ def our_command(job: SFTJob, path: Path) -> list[str]:
         "config": ROOT / "benchmarks" / "sft.yaml",
         "model.backbone.path": job.folder,
         "model.backbone.compile": str(job.compile).lower(),
+        "model.backbone.activation_checkpointing": str(job.checkpointing).lower(),
         "data.path": job.records,
         "data.seq_len": job.seq_len,
         "data.batch_size": job.rows,
@@ -112,6 +114,7 @@ def trl(setting: str, quick: bool = False) -> Contender:
 CONTENDERS = [
     Contender(OURS, our_command, quick=True),
     Contender(f"{OURS}-compile", our_command, changes={"compile": True}),
+    Contender(f"{OURS}-checkpointing", our_command, changes={"checkpointing": True}),
     trl("default", quick=True),
     trl("tuned"),
     trl("padding-free"),

@@ -24,7 +24,7 @@ END_OF_TURN = "<|im_end|>"
 
 # One row of ours a step, so that it has the same tokens as a usual batch of records.
 SFT_SHAPES = SHAPES | {
-    ("9m", "cpu"): replace(SHAPES["9m", "cpu"], rows=1, seq_len=2048, warmup=4, steps=30),
+    ("9m", "cpu"): replace(SHAPES["9m", "cpu"], rows=1, seq_len=2048, warmup=4, steps=16),
     ("135m", "cpu"): replace(SHAPES["135m", "cpu"], rows=1, seq_len=1024, warmup=2, steps=8),
 }
 SFT_QUICK = replace(SFT_SHAPES["9m", "cpu"], warmup=2, steps=6)
@@ -52,6 +52,7 @@ class SFTJob:
         precision: `32-true` or `bf16-mixed`, in Lightning's words.
         device: `cpu` or `cuda`.
         compile: whether ours compiles.
+        checkpointing: whether ours recomputes activations.
         setting: TRL's, see `trl_sft.SETTINGS`.
     """
 
@@ -67,6 +68,7 @@ class SFTJob:
     precision: str
     device: str
     compile: bool = False
+    checkpointing: bool = False
     setting: str = ""
     optimizer: dict[str, Any] = field(
         default_factory=lambda: {"lr": 2e-4, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.0}

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
+from callbacks.errors import CallbackError
 from callbacks.run_checkpoint import RunCheckpoint
 
 
@@ -36,13 +37,13 @@ class GracefulStop(Checkpoint):
         received: The signal, None where none came.
 
     Raises:
-        ValueError: A signal's name is unknown on this platform.
+        CallbackError: A signal's name is unknown on this platform.
     """
 
     def __init__(self, signals: Sequence[str] = ("SIGINT", "SIGTERM")) -> None:
         unknown = [name for name in signals if name not in signal.Signals.__members__]
         if unknown:
-            raise ValueError(
+            raise CallbackError(
                 f"GracefulStop.signals: {unknown[0]!r} is no signal; use names such as SIGTERM or SIGUSR1."
             )
         self.signals = [signal.Signals[name] for name in signals]

@@ -1,6 +1,8 @@
 """Resumable checkpoints of a run, at optimizer steps."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
 from callbacks.errors import CallbackError
-from callbacks.phase import is_rehearsal
+from callbacks.phase import is_rehearsal, is_validating_fit
 
 
 class RunCheckpoint(Checkpoint):
@@ -17,6 +19,10 @@ class RunCheckpoint(Checkpoint):
 
     Always inside the loop and where accumulation ends: a checkpoint written after the loop counts the epoch as
     finished, and one written between two micro-batches loses the gradients of the first.
+
+    Where a validation follows a step, its checkpoint is written behind it, since a resumed run does not repeat it and
+    what the other callbacks make of it (a patience, a best value) would be lost. Only at the run's last step one is
+    written before it too: a validation that fails must not cost a finished training.
 
     Args:
         every_n_steps: Optimizer steps between two checkpoints; what a killed run loses at most. 200 steps of a large
@@ -36,18 +42,29 @@ class RunCheckpoint(Checkpoint):
         self.keep = keep
         self.dirpath = dirpath
         self._newest: Path | None = None
+        self._is_due = False
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._newest = None
+        self._newest, self._is_due = None, False
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.fit_loop._should_accumulate() or is_rehearsal(trainer):
             return
-        step = trainer.global_step
-        if step % self.every_n_steps == 0 or step == trainer.max_steps or self._ends_run(trainer):
+        is_last = self._ends_run(trainer)
+        self._is_due = is_last or trainer.global_step % self.every_n_steps == 0
+        if is_last or (self._is_due and not _validates_now(trainer)):
             self.save(trainer)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not is_validating_fit(trainer) or trainer.fit_loop._should_accumulate():
+            return
+        if self._is_due or self._ends_run(trainer):
+            self._newest, self._is_due = None, False
+            with _counted_as_before_validation(trainer):
+                self.save(trainer)
 
     def save(self, trainer: Trainer) -> Path:
         """Write this step's checkpoint on all ranks, once, then remove those that are too many."""
@@ -55,6 +72,7 @@ class RunCheckpoint(Checkpoint):
         path = folder / f"step={trainer.global_step}.ckpt"
         if path == self._newest:
             return path
+        _log_step(trainer)
         trainer.save_checkpoint(path, weights_only=False)
         self._newest = path
         if trainer.is_global_zero:
@@ -63,8 +81,44 @@ class RunCheckpoint(Checkpoint):
         return path
 
     def _ends_run(self, trainer: Trainer) -> bool:
+        loop = trainer.fit_loop
         is_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
-        return is_last_epoch and trainer.fit_loop.epoch_loop._is_training_done
+        return (
+            trainer.global_step == trainer.max_steps
+            or (is_last_epoch and loop.epoch_loop._is_training_done)
+            or (trainer.should_stop and loop._can_stop_early)
+        )
+
+
+def _validates_now(trainer: Trainer) -> bool:
+    """Whether Lightning validates behind this training batch; where it is not known yet, no."""
+    loop = trainer.fit_loop
+    has_batches = sum(loop.epoch_loop.val_loop._max_batches) > 0
+    return has_batches and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _counted_as_before_validation(trainer: Trainer) -> Iterator[None]:
+    """The loop's counters as `on_train_batch_end` sees them.
+
+    Lightning resumes a checkpoint that was written behind a validation in another way, which numbers the logged steps
+    one too low where that validation was not on the schedule (the one that it runs when it is told to stop).
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    for counts in (progress.total, progress.current):
+        counts.completed -= 1
+    try:
+        yield
+    finally:
+        for counts in (progress.total, progress.current):
+            counts.completed += 1
+
+
+def _log_step(trainer: Trainer) -> None:
+    """Lightning logs a step after its hooks: a run killed between its checkpoint and that would never log the step."""
+    connector = trainer._logger_connector
+    if connector.should_update_logs:
+        connector.log_metrics(connector.metrics["log"])
 
 
 def _step(path: Path) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from callbacks.early_stopping import EarlyStopping
 from callbacks.model_folder import ModelFolder
 from callbacks.phase import is_validating_fit
 
@@ -56,6 +57,7 @@ class RunSummary(Callback):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         rows = [
             ("steps", f"{trainer.global_step:,}"),
+            ("stopped", _reason(trainer)),
             ("tokens", _number(metrics, "tokens")),
             ("train loss", _number(metrics, "train/loss")),
             ("val loss", self._validation(metrics)),
@@ -91,6 +93,11 @@ def _speed(metrics: dict[str, float]) -> str:
     if "throughput/memory_mb" in metrics:
         parts.append(f"{metrics['throughput/memory_mb']:,.0f} MB")
     return ", ".join(parts)
+
+
+def _reason(trainer: Trainer) -> str:
+    stops = (each.stopped for each in trainer.callbacks if isinstance(each, EarlyStopping))  # type: ignore[attr-defined]
+    return "; ".join(f"{stopped['reason']} at step {stopped['step']:,}" for stopped in stops if stopped)
 
 
 def _folders(trainer: Trainer) -> list[tuple[str, str]]:

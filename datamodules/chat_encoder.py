@@ -56,7 +56,8 @@ class ChatEncoder:
             encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
             for (rendered, split_hash), encoding in zip(batch, encodings, strict=True):
                 ids = np.array(encoding.ids, self.dtype)
-                yield Document(ids, trained_tokens(encoding, rendered), len(rendered.text.encode()), split_hash)
+                trained, num_bytes = trained_tokens(encoding, rendered), len(rendered.text.encode())
+                yield Document(ids, trained, num_bytes, split_hash, prompt_tokens(encoding, rendered))
 
     def written(self, unit: Unit, bad: BadRecords) -> Iterator[Written]:
         """The unit's conversations as the template writes them."""
@@ -83,15 +84,27 @@ def trained_tokens(encoding: Encoding, rendered: Rendered) -> np.ndarray:
     """
     trained = np.zeros(len(encoding.ids), bool)
     for start, end in rendered.spans:
-        first = _token_from(encoding, start, end)
+        first = _token_within(encoding, start, end)
         if first is None:
             continue
-        begins, _ = encoding.token_to_chars(first) or (start, end)
-        if begins < start:
-            first += 1
         trained[first : _token_from(encoding, end, len(rendered.text))] = True
     trained[:1] = False  # nothing predicts the first token
     return trained
+
+
+def prompt_tokens(encoding: Encoding, rendered: Rendered) -> int:
+    """Number of tokens before the last reply; one that reaches into it counts, as in `trained_tokens`."""
+    first = _token_within(encoding, rendered.prompt, len(rendered.text))
+    return len(encoding.ids) if first is None else first
+
+
+def _token_within(encoding: Encoding, start: int, end: int) -> int | None:
+    """The first token that stands for these characters and for none before them."""
+    first = _token_from(encoding, start, end)
+    if first is None:
+        return None
+    begins, _ = encoding.token_to_chars(first) or (start, end)
+    return first + 1 if begins < start else first
 
 
 def _token_from(encoding: Encoding, start: int, end: int) -> int | None:

@@ -39,10 +39,12 @@ class Rendered(NamedTuple):
     Args:
         text: as the template writes it.
         spans: (start, end) in characters of what is learned.
+        prompt: characters before the last of the learned replies begins, its thoughts included.
     """
 
     text: str
     spans: list[tuple[int, int]]
+    prompt: int = 0
 
 
 def find_template(tokenizer: PreTrainedTokenizerFast, wanted: str | None) -> str:
@@ -102,7 +104,8 @@ class ChatTemplate:
         try:
             whole = self._text(conversation, len(conversation.messages))
             if self.turns == "all":
-                return [Rendered(whole, [(0, len(whole))])]
+                prompt = self._prompt(conversation, wanted[-1])
+                return [Rendered(whole, [(0, len(whole))], len(prompt))]
             return self._documents(conversation, whole, wanted[-1:] if self.turns == "last" else wanted)
         except TemplateError as error:
             return Bad(f"the chat template refuses it: {error}")
@@ -132,23 +135,23 @@ class ChatTemplate:
     def _documents(self, conversation: Conversation, whole: str, wanted: Sequence[int]) -> list[Rendered] | Bad:
         together, documents = Rendered(whole, []), []
         for turn in wanted:
-            if span := self._span(conversation, turn, whole):
-                together.spans.append(span)
+            prompt = self._prompt(conversation, turn)
+            if span := self._span(conversation, turn, whole, prompt):
+                together = Rendered(whole, [*together.spans, span], len(prompt))
                 continue
             text = self._text(conversation, turn + 1)
-            if not (span := self._span(conversation, turn, text)):
+            if not (span := self._span(conversation, turn, text, prompt)):
                 return Bad(f"the chat template writes turn {turn + 1} otherwise than it prompts for it")
-            documents.append(Rendered(text, [span]))
+            documents.append(Rendered(text, [span], len(prompt)))
         documents = [*documents, together] if together.spans else documents
-        for text, spans in documents:
+        for text, spans, _ in documents:
             for start, end in spans:
                 if self._closing(text[start:end]) is None:
                     return Bad(f"the chat template ends a reply with {text[end - 4 : end]!r}: its end is never learned")
         return documents
 
-    def _span(self, conversation: Conversation, turn: int, text: str) -> tuple[int, int] | None:
+    def _span(self, conversation: Conversation, turn: int, text: str, prompt: str) -> tuple[int, int] | None:
         """Where in the text a reply is; None where the text does not begin as the reply is prompted for."""
-        prompt = self._text(conversation, turn, reply=True)
         is_last = turn == len(conversation.messages) - 1
         through = self._text(conversation, turn + 1) if not is_last else text
         if len(through) > len(text) or not (text.startswith(prompt) and text.startswith(through)):
@@ -157,6 +160,10 @@ class ChatTemplate:
         skipped = (THOUGHTS if self.reasoning == "mask" else NO_THOUGHTS).match(text, start, end)
         start = skipped.end() if skipped else start
         return (start, end) if start < end else None
+
+    def _prompt(self, conversation: Conversation, turn: int) -> str:
+        """What the model sees when it has to write this turn."""
+        return self._text(conversation, turn, reply=True)
 
     def _text(self, conversation: Conversation, num_messages: int, reply: bool = False) -> str:
         from transformers.utils.chat_template_utils import render_jinja_template

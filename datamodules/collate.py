@@ -18,10 +18,12 @@ class Piece(NamedTuple):
     Args:
         ids: (n,) token ids.
         trained: (n,) bool, which of them are learned; None for all.
+        prompt: of a whole conversation, the tokens before its last reply.
     """
 
     ids: np.ndarray
     trained: np.ndarray | None = None
+    prompt: int = 0
 
     @property
     def labels(self) -> np.ndarray:

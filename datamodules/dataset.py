@@ -70,8 +70,8 @@ class Documents(Dataset[Piece]):
     def __getitem__(self, document: int) -> Piece:
         source = bisect_right(self.bases, document) - 1
         begin = document - self.bases[source]
-        start, length = self.spans[source][begin : begin + 1].tolist()[0]
-        return self.tokens[source].read(start, length)
+        start, length, prompt = self.spans[source][begin : begin + 1].tolist()[0]
+        return self.tokens[source].read(start, length)._replace(prompt=prompt)
 
 
 class Prompts(Dataset[np.ndarray]):

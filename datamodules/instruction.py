@@ -134,10 +134,8 @@ class InstructionDataModule(PackedDataModule):
 
 
 def prompt_of(conversation: Piece) -> np.ndarray:
-    """The ids of a conversation before its last reply."""
-    assert conversation.trained is not None
-    begins = np.flatnonzero(np.diff(conversation.trained.astype(np.int8), prepend=0) == 1)
-    return conversation.ids[: int(begins[-1])] if len(begins) else conversation.ids
+    """The ids of a conversation before its last learned reply, whose thoughts are the model's to find."""
+    return conversation.ids[: conversation.prompt]
 
 
 def template_of(tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:

@@ -15,7 +15,7 @@ from datamodules.file_array import FileArray
 from datamodules.packing import WINDOW, best_fit
 from datamodules.shards import Shard
 
-VERSION = 2
+VERSION = 3
 
 TooLong = Literal["drop", "left", "right", "split"]
 
@@ -26,6 +26,8 @@ FACTS = (
 
 # A run of tokens in the shards' tokens, counted through all shards: a document, or a part of one.
 SPAN = np.dtype([("start", "<i8"), ("length", "<i8")])
+# A whole document, and how many of its tokens stand before its last reply.
+WHOLE = np.dtype([*SPAN.descr, ("prompt", "<i8")])
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ class RowIndex:
         return FileArray(str(self.folder / "spans"), SPAN)
 
     def documents(self) -> FileArray:
-        """The whole documents, in the corpus's order, as `SPAN`."""
-        return FileArray(str(self.folder / "documents"), SPAN)
+        """The whole documents, in the corpus's order, as `WHOLE`."""
+        return FileArray(str(self.folder / "documents"), WHOLE)
 
 
 def pack_rows(
@@ -124,7 +126,7 @@ def _write(shards: Sequence[Shard], selection: Selection, seq_len: int, too_long
 
         rests = np.empty(0, SPAN)
         for spans, documents, shard, base in _selected(shards, selection):
-            documents_file.write(spans.tobytes())
+            documents_file.write(_whole(spans, documents).tobytes())
             pieces = _fit(spans, documents["trained"], seq_len, too_long, shard, base)
             facts["num_documents"] += len(documents)
             facts["num_document_tokens"] += int(spans["length"].sum())
@@ -154,6 +156,13 @@ def _selected(shards: Sequence[Shard], selection: Selection) -> Iterator[tuple[n
         mask = selection.mask(documents["hash"])
         yield spans[mask], documents[mask], shard, base
         base += shard.facts["num_tokens"]
+
+
+def _whole(spans: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """`SPAN`s and their `DOCUMENT`s as `WHOLE`."""
+    whole = np.empty(len(spans), WHOLE)
+    whole["start"], whole["length"], whole["prompt"] = spans["start"], spans["length"], documents["prompt"]
+    return whole
 
 
 class _Pieces(NamedTuple):

@@ -21,11 +21,12 @@ from datamodules.units import Unit
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-VERSION = 2  # of what is written here and of how units are read; a change makes all shards anew
+VERSION = 3  # of what is written here and of how units are read; a change makes all shards anew
 DOCUMENTS_AT_ONCE = 1024  # their records are written together
 
-# A document: where its tokens end in the shard, how many of them are learned, its UTF-8 bytes, and its split hash.
-DOCUMENT = np.dtype([("end", "<u8"), ("trained", "<u8"), ("bytes", "<u8"), ("hash", "<u8")])
+# A document: where its tokens end in the shard, how many of them are learned, how many stand before its last reply, its
+# UTF-8 bytes, and its split hash.
+DOCUMENT = np.dtype([("end", "<u8"), ("trained", "<u8"), ("prompt", "<u8"), ("bytes", "<u8"), ("hash", "<u8")])
 
 
 class Document(NamedTuple):
@@ -36,12 +37,14 @@ class Document(NamedTuple):
         trained: (n,) bool, which of them are learned; None for all. The first never is: nothing predicts it.
         num_bytes: UTF-8 bytes of its text.
         hash: 64 bits; documents of equal hash fall on the same side of a split.
+        prompt: tokens before its last reply; 0 where it has none.
     """
 
     ids: np.ndarray
     trained: np.ndarray | None
     num_bytes: int
     hash: int
+    prompt: int = 0
 
     @property
     def num_trained(self) -> int:
@@ -153,7 +156,7 @@ class _Files:
         self.tokens, self.documents = self._open("tokens"), self._open("documents")
         self.trained: BinaryIO | None = None
         self.facts = dict.fromkeys(("num_documents", "num_tokens", "num_bytes"), 0)
-        self.pending: list[tuple[int, int, int, int]] = []
+        self.pending: list[tuple[int, ...]] = []
 
     def _open(self, name: str) -> BinaryIO:
         path = self.stack.enter_context(atomic_file(Path(f"{self.shard.path}.{name}")))
@@ -170,7 +173,8 @@ class _Files:
         self.facts["num_documents"] += 1
         self.facts["num_tokens"] += len(document.ids)
         self.facts["num_bytes"] += document.num_bytes
-        self.pending.append((self.facts["num_tokens"], document.num_trained, document.num_bytes, document.hash))
+        end, known = self.facts["num_tokens"], (document.prompt, document.num_bytes, document.hash)
+        self.pending.append((end, document.num_trained, *known))
         if len(self.pending) == DOCUMENTS_AT_ONCE:
             self.flush()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.load import _METADATA_FILENAME
 
 from llm_lightning.errors import UserError
 
@@ -62,14 +63,24 @@ def _is_disk_full(error: Exception, free: int) -> bool:
     return free < 2**20 or "unexpected pos" in str(error) or "file write failed" in str(error)
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
+def callback_states(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds of the callbacks, by their state keys; the weights are not read."""
+    checkpoint = AtomicCheckpointIO().load_checkpoint(path if path.is_file() else path / _METADATA_FILENAME)
+    return checkpoint.get("callbacks", {})
+
+
+def newest_checkpoint(folder: Path, name: str = "step") -> Path | None:
     """The checkpoint with the most steps in a run's `checkpoints/`, None where there is none.
 
     Files are complete by construction; a sharded checkpoint is a folder that is complete once `.metadata` is there.
+
+    Args:
+        folder: where to look.
+        name: what stands before the steps: `step`, or `best` for the weights of a validation.
     """
     found = [
         path
-        for path in folder.glob("*step=*.ckpt")
+        for path in folder.glob(f"*{name}=*.ckpt")
         if not path.name.startswith(".") and (path.is_file() or (path / ".metadata").is_file())
     ]
     return max(found, key=lambda path: step_of(path) or 0, default=None)
@@ -77,5 +88,5 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def step_of(path: Path) -> int | None:
     """The optimizer steps that a checkpoint's name tells, None where it tells none."""
-    match = re.search(r"step=(\d+)", path.name)
+    match = re.search(r"(?:step|best)=(\d+)", path.name)
     return int(match[1]) if match else None

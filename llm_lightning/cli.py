@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import callbacks
 from datamodules import DataError, InstructionDataModule, TextDataModule
-from llm_lightning.checkpointing import AtomicCheckpointIO, newest_checkpoint, step_of
+from llm_lightning.checkpointing import AtomicCheckpointIO, callback_states, newest_checkpoint, step_of
 from llm_lightning.environment import with_environment
 from llm_lightning.errors import UserError
 from llm_lightning.loggers.metrics_file import MetricsFile
@@ -28,9 +28,11 @@ from llm_lightning.modules import CausalPretraining, SupervisedFinetuning
 from llm_lightning.modules.base import LanguageModule
 from llm_lightning.precision import default_precision, use_fast_float32
 from llm_lightning.run_folder import RunConfig, move_aside, saved_precision
+from llm_lightning.short_names import prefer_in_yaml
 
 # jsonargparse finds a class by its short name once it is imported: --model CausalPretraining.
 SHORT_NAMES = (CausalPretraining, SupervisedFinetuning, TextDataModule, InstructionDataModule)
+prefer_in_yaml({name: getattr(callbacks, name) for name in callbacks.__all__})
 
 USER_ERRORS = (UserError, DataError, callbacks.CallbackError, ArgumentError, MisconfigurationException, OSError)
 
@@ -125,6 +127,8 @@ class TrainingCLI(LightningCLI):
         if trainer.max_epochs is None:
             endless = trainer.max_steps != -1 or trainer.max_time is not None
             trainer.max_epochs = -1 if endless else 1
+        if trainer.min_epochs is None:
+            trainer.min_epochs = 0  # with min_steps Lightning asks for a whole epoch too, and a stream may have none
         if isinstance(trainer.val_check_interval, int):
             trainer.check_val_every_n_epoch = None
         self._name_tokenizer_once(config)
@@ -137,6 +141,18 @@ class TrainingCLI(LightningCLI):
         if in_data and named and in_data != named:
             raise UserError(f"--tokenizer={named} and --data.tokenizer={in_data} exclude each other: give one.")
         init_args.tokenizer = named or in_data or config.model.init_args.backbone.path
+
+    def instantiate_classes(self) -> None:
+        """Build the parts; a class, ours or a library's, that refuses its settings has found a user's mistake.
+
+        jsonargparse wraps what it raises in a plain ValueError, once for each level of nesting.
+        """
+        try:
+            super().instantiate_classes()
+        except USER_ERRORS:
+            raise
+        except ValueError as error:
+            raise UserError(readable(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the callbacks and the metrics file that every run has."""
@@ -152,7 +168,7 @@ class TrainingCLI(LightningCLI):
         self._choose_precision(config, root)
         try:
             return super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"The trainer cannot be made from these settings: {error}") from error
 
     def _choose_precision(self, config: Any, root: Path) -> None:
@@ -179,11 +195,8 @@ class TrainingCLI(LightningCLI):
             if not self._get(self.config, "resume"):
                 move_aside(root)
             kwargs["ckpt_path"] = newest_checkpoint(root / "checkpoints")
-        if self._is_finished(kwargs.get("ckpt_path")):
-            rank_zero_info(
-                f"This run is finished: {kwargs['ckpt_path']} is its last step. Raise trainer.max_steps to go on, or "
-                "start over with --resume false."
-            )
+        if finished := self._why_finished(kwargs.get("ckpt_path")):
+            rank_zero_info(f"This run is finished: {finished}, or start over with --resume false.")
             return
         if kwargs.get("ckpt_path"):
             rank_zero_info(f"Going on from {kwargs['ckpt_path']} (--resume false starts over).")
@@ -191,13 +204,24 @@ class TrainingCLI(LightningCLI):
             logger.log_hyperparams(yaml.safe_load(self._parser("fit").dump(self.config["fit"])))
         self.trainer.fit(**kwargs)
 
-    def _is_finished(self, checkpoint: Any) -> bool:
-        """Whether nothing is left to train, and the model folder was written too."""
-        if not checkpoint or self.trainer.max_steps == -1:
-            return False
-        step = step_of(Path(checkpoint))
-        written = (Path(self.trainer.default_root_dir) / "model" / "last").exists()
-        return step is not None and step >= self.trainer.max_steps and written
+    def _why_finished(self, checkpoint: Any) -> str | None:
+        """Why nothing is left to train, and the way on; None where something is, or the model folder is missing."""
+        if not checkpoint or not (Path(self.trainer.default_root_dir) / "model" / "last").exists():
+            return None
+        if 0 <= self.trainer.max_steps <= (step_of(Path(checkpoint)) or 0):
+            return f"{checkpoint} is its last step. Raise trainer.max_steps to go on"
+        stopping = self._early_stopping()
+        state = stopping and callback_states(Path(checkpoint)).get(stopping.state_key)
+        if state and (stopped := stopping.still_stopped(state)):  # type: ignore[union-attr]
+            return (
+                f"it was stopped at step {stopped['step']}: {stopped['reason']}. To go on, change that condition "
+                f"({stopped['condition'].split()[0]} in trainer.callbacks) or take it out"
+            )
+        return None
+
+    def _early_stopping(self) -> callbacks.EarlyStopping | None:
+        every: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return next((each for each in every if isinstance(each, callbacks.EarlyStopping)), None)
 
     def validate(self, **kwargs: Any) -> None:
         """Loss on the validation documents."""
@@ -225,7 +249,7 @@ class TrainingCLI(LightningCLI):
         if kwargs.get("ckpt_path") is None:
             root = Path(self.trainer.default_root_dir)
             path = self.model.backbone.path
-            kwargs["ckpt_path"] = newest_checkpoint(root / "checkpoints") if self._get(self.config, "resume") else None
+            kwargs["ckpt_path"] = self._trained(root / "checkpoints") if self._get(self.config, "resume") else None
             if kwargs["ckpt_path"] is None and (path is None or self.model.peft is not None):
                 raise UserError(
                     f"There are no trained weights: {root}/checkpoints is empty, or --resume is false. Name a model "
@@ -234,6 +258,12 @@ class TrainingCLI(LightningCLI):
             ours = f" (--resume false takes {path} as it is)" if path and self.model.peft is None else ""
             rank_zero_info(f"Weights: {kwargs['ckpt_path']}{ours}" if kwargs["ckpt_path"] else f"Weights: {path}")
         return kwargs
+
+    def _trained(self, folder: Path) -> Path | None:
+        """The checkpoint of the weights that a run ends with."""
+        stopping = self._early_stopping()
+        best = newest_checkpoint(folder, "best") if stopping is not None and stopping.restore_best else None
+        return best or newest_checkpoint(folder)
 
 
 def _help(command: str) -> dict[str, str]:

@@ -8,6 +8,10 @@ from jsonargparse import ArgumentError
 _NOISE = re.compile(
     r"Does not validate against|Subtypes: |Errors:$|Given value|Expected a <class 'NoneType'>|Expected a path but "
 )
+# What it adds for each other type that the setting might have had.
+_ASIDE = re.compile(
+    r"Not a valid subclass of|Subclass types expect one of|a class path \(str\)|a dict with|Expected a <class 'list'>"
+)
 _KEY = re.compile(r"Parser key \"([^\"]+)\":\s*")
 _CLASS = re.compile(r"Problem with given class_path '([^']+)'")
 _CALLABLE = re.compile(r"Type typing\.Callable.*? expects a function or a callable class: ")
@@ -20,6 +24,12 @@ _REWORDED = (
     (re.compile(r"Expected a <class '(\w+)'>"), r"expected a value of type \1"),
     (re.compile(r"unrecognized arguments: "), "there is no setting "),
     (re.compile(r"the following arguments are required: \w+\."), "a setting is missing: --"),
+    (re.compile(r"the following arguments are required: "), "a setting is missing: "),
+    (re.compile(r"Expected a typing.Literal\[(.*)\]\. Got value: "), r"use one of \1, not "),
+    (
+        re.compile(r"Multiple subclasses with name (\w+)\. Give the full class path to avoid ambiguity: "),
+        r"\1 is the name of several classes; give one by its import path: ",
+    ),
 )
 
 
@@ -27,7 +37,7 @@ def readable(error: BaseException) -> str:
     """The message of an error without the nesting that libraries wrap around it."""
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, ArgumentError):
+    if isinstance(error, ArgumentError) or str(error).startswith("Does not validate against"):
         return _flatten(str(error))
     return str(error)
 
@@ -43,7 +53,7 @@ def _flatten(text: str) -> str:
             class_name = f" ({match[1].rsplit('.', 1)[1]})"
         elif line and not _NOISE.match(line):
             messages.append(line)
-    message = "\n".join(dict.fromkeys(messages)) or text
+    message = "\n".join(dict.fromkeys([m for m in messages if not _ASIDE.match(m)] or messages)) or text
     for pattern, words in _REWORDED:
         message = pattern.sub(words, message)
-    return f"{'.'.join(keys)}{class_name}: {message}" if keys else message
+    return f"{'.'.join(dict.fromkeys(keys))}{class_name}: {message}" if keys else message

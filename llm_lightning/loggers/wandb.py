@@ -74,6 +74,7 @@ class WandbRun(WandbLogger):
         self._config: dict[str, Any] = {}
         self._ready = False
         self._failed = False
+        self._newest: tuple[int | None, dict[str, Any]] = (None, {})
 
     @property
     @rank_zero_experiment
@@ -102,7 +103,9 @@ class WandbRun(WandbLogger):
     @override
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         self._ready = True
-        if not self._failed:
+        newest = (step, dict(metrics))
+        if not self._failed and newest != self._newest:  # a checkpoint's step is logged before it and after it
+            self._newest = newest
             self._guarded(super().log_metrics, metrics, step)
 
     def _guarded(self, log: Any, *args: Any) -> None:

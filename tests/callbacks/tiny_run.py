@@ -18,7 +18,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from tiny_llama import ShardedTinyModule, TinyData, TinyModule, tiny_trainer
 
-from callbacks import GracefulStop, ModelFolder, RandomState, Samples, Throughput
+from callbacks import (
+    EarlyStopping,
+    GracefulStop,
+    ModelFolder,
+    NotFinite,
+    RandomState,
+    RunCheckpoint,
+    Samples,
+    Throughput,
+)
 
 
 class Record(Callback):
@@ -102,6 +111,17 @@ def ever_better_folders() -> list[Callback]:
 
 def short_samples() -> list[Callback]:
     return [Samples(max_new_tokens=4), Throughput()]
+
+
+class LogOnRanks(Callback):
+    """Logs a metric that is NaN on the second rank from the third step on."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        pl_module.log("train/odd", float("nan") if trainer.global_rank and trainer.global_step > 2 else 1.0)
+
+
+def stops_by_what_one_rank_sees() -> list[Callback]:
+    return [LogOnRanks(), EarlyStopping([NotFinite("train/odd", patience=4)]), RunCheckpoint()]
 
 
 @contextmanager

@@ -187,3 +187,36 @@ def test_preview(module, monkeypatch):
     assert "\033[32m0<|im_end|>\033[0m" in list(data.preview(1))[1]
     piece = data.make_prompts(data._train).documents[0]
     assert marked(piece, data.tokenizer, colours=False) == lines[1]
+
+
+OPENINGS = {
+    "smollm2": "<|im_start|>assistant\n",
+    "qwen3": "<|im_start|>assistant\n",
+    "llama3": "<|start_header_id|>assistant<|end_header_id|>\n\n",
+}
+
+
+@pytest.mark.parametrize("family", OPENINGS)
+@pytest.mark.parametrize("settings", [{"reasoning": "mask"}, {"reasoning": "train"}, {"turns": "all"}], ids=str)
+def test_a_prompt_ends_where_the_assistants_turn_begins(module, tmp_path, family, settings):
+    """The thoughts before the last reply are the model's own to find, whether they are learned or not."""
+    talks = [
+        [
+            {"role": "user", "content": f"{i}? {SPANISH[: i % 60]}"},
+            {"role": "assistant", "content": "Dos.", "reasoning": "Pienso."},
+            {"role": "user", "content": "¿Más?"},
+            {"role": "assistant", "content": f"Cuatro {EMOJI}", "reasoning": f"Pienso otra vez. {EMOJI}"},
+        ][: 4 if i % 2 else 2]
+        for i in range(12)
+    ]
+    chat_tokenizer(family).save_pretrained(tmp_path / family)
+    records = [{"messages": talk} for talk in talks]
+    data = ready(
+        module(records, tokenizer=str(tmp_path / family), val_share=0.9, batch_size=64, seq_len=1024, **settings)
+    )
+    (batch,) = data.predict_dataloader()
+    rows = zip(batch["prompt_ids"], batch["attention_mask"], strict=True)
+    prompts = [data.tokenizer.decode(ids[mask.bool()]) for ids, mask in rows]
+    assert len(prompts) >= 10 and all(prompt.endswith(OPENINGS[family]) for prompt in prompts), prompts
+    assert all("otra vez" not in prompt and "Cuatro" not in prompt for prompt in prompts)
+    assert any("Dos." in prompt and "¿Más?" in prompt for prompt in prompts)

@@ -23,7 +23,7 @@ STAGES = {
 NEEDS = {"peft/qlora.yaml": "bitsandbytes"} | dict.fromkeys(
     ["compress.yaml", "quickstart/compress.yaml", "quantize.yaml"], "torchao"
 )
-OVERLAYS = {"logger": "pretrain.yaml", "peft": "sft.yaml"}
+OVERLAYS = {"callbacks": "pretrain.yaml", "logger": "pretrain.yaml", "peft": "sft.yaml"}
 EVERY_FILE = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
 
 

@@ -10,10 +10,9 @@ import pytest
 import torch
 import wandb
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from callbacks import WandbRunId
+from callbacks import RunCheckpoint, WandbRunId
 from llm_lightning.loggers import WandbRun
 
 KEY = "0123456789abcdef" * 2 + "01234567"
@@ -57,7 +56,7 @@ class Line(LightningModule):
 
 
 def fit(root: Path, logger: WandbRun, max_steps: int = 4, resumed_from: Path | None = None) -> Trainer:
-    saving = ModelCheckpoint(root, every_n_train_steps=max_steps, filename="{step}")
+    saving = RunCheckpoint(every_n_steps=max_steps, dirpath=root)
     trainer = Trainer(
         default_root_dir=root, accelerator="cpu", logger=logger, max_epochs=-1, max_steps=max_steps,
         val_check_interval=2, check_val_every_n_epoch=None, limit_val_batches=1, num_sanity_val_steps=0,

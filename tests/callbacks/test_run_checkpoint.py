@@ -1,0 +1,40 @@
+import csv
+from typing import Any
+
+import pytest
+from lightning.pytorch.callbacks import Checkpoint
+from tiny_llama import TinyData, TinyModule, tiny_trainer
+
+from callbacks import RunCheckpoint
+from llm_lightning.loggers.metrics_file import MetricsFile
+
+
+class Fails(Checkpoint):
+    """At the moment that is the worst for a checkpoint: when it is written, and Lightning has not logged its step."""
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 3:
+            raise RuntimeError("killed")
+
+
+def test_no_step_before_a_checkpoint_is_missing_in_the_metrics(tmp_path):
+    metrics = MetricsFile(tmp_path)
+    trainer = tiny_trainer(tmp_path, logger=metrics, callbacks=[RunCheckpoint(3), Fails()], enable_checkpointing=True)
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer.fit(TinyModule(), TinyData())
+    assert (tmp_path / "checkpoints" / "step=3.ckpt").is_file()
+    with metrics.path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["1", "2", "3"]
+    assert all(float(row["train/loss"]) > 0 for row in rows)
+
+
+def test_logging_a_checkpoints_step_twice_leaves_one_row(tmp_path):
+    def steps(name: str, every_n_steps: int) -> list[str]:
+        metrics = MetricsFile(tmp_path / name)
+        checkpoint = RunCheckpoint(every_n_steps, dirpath=tmp_path / name)
+        settings = {"logger": metrics, "callbacks": [checkpoint], "enable_checkpointing": True, "max_steps": 6}
+        tiny_trainer(tmp_path / name, **settings).fit(TinyModule(), TinyData())
+        return [row.split(",")[0] for row in metrics.path.read_text().splitlines()]
+
+    assert steps("often", 1) == steps("seldom", 6)
