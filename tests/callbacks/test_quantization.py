@@ -156,6 +156,21 @@ def test_the_budget_keeps_the_smallest_that_holds_and_refuses_the_others(tmp_pat
     assert "int1: refused, perplexity +" in output and "Kept: int8, in" in output
 
 
+@pytest.mark.slow
+def test_learned_rounding_is_nearer_to_the_original_than_the_nearest_level(tmp_path):
+    needs("int4")
+    callback = Quantization(
+        ["int4", "int4-rtn"],
+        max_megabytes=1e3,
+        num_batches=2,
+        calibration=Calibration(8),
+        options={"int4": {"iters": 60}},
+    )
+    fit(tmp_path, callback, max_steps=80, num_rows=8)
+    figures = json.loads((tmp_path / "quantization.json").read_text())["schemes"]
+    assert figures["int4"]["kl"] < 0.8 * figures["int4-rtn"]["kl"]
+
+
 def test_where_none_holds_the_original_stays_and_nothing_else(tmp_path, capsys):
     needs("int1")
     (tmp_path / "model" / "quantized").mkdir(parents=True)  # of an earlier run
