@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks.step_clock import StepClock
-from benchmarks.tally import Tally
+from benchmarks.tally import PairTally, Tally
 
 
 class StepTimer(Callback):
@@ -29,9 +29,17 @@ class StepTimer(Callback):
 class PassTimer(Callback):
     """Times one pass over the data, and counts what its steps trained on; see `StepClock` for the arguments."""
 
+    tally: Any
+
     def __init__(self, result: str, warmup: int) -> None:
         self.clock = StepClock(result, warmup, steps=None)
-        self.tally = Tally()
+        self.tally = self.make_tally()
+
+    def make_tally(self) -> Any:
+        return Tally()
+
+    def add(self, batch: Any, loss: Any) -> None:
+        self.tally.add(batch, loss, self.clock.is_timing)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.clock.device = trainer.strategy.root_device.type
@@ -40,8 +48,18 @@ class PassTimer(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.tally.add(batch, trainer.callback_metrics["train/loss"], self.clock.is_timing)
+        self.add(batch, trainer.callback_metrics["train/loss"])
         self.clock.tick()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.clock.report(**self.tally.as_dict())
+
+
+class PairTimer(PassTimer):
+    """The same over pairs of answers."""
+
+    def make_tally(self) -> PairTally:
+        return PairTally()
+
+    def add(self, batch: Any, loss: Any) -> None:
+        self.tally.add(len(batch["ties"]), loss, self.clock.is_timing)

@@ -75,3 +75,29 @@ class Tally:
             "trained_in_all": trained_in_all,
             "records_in_all": records_in_all,
         }
+
+
+class PairTally:
+    """The same for pairs of answers."""
+
+    def __init__(self) -> None:
+        self._timed = [0, torch.zeros((), dtype=torch.float64)]
+        self._pairs_in_all = 0
+
+    def add(self, num_pairs: int, loss: Tensor, timed: bool) -> None:
+        """Count a step; `loss` is its mean over the pairs, in nats."""
+        self._pairs_in_all += num_pairs
+        if timed:
+            pairs, total = self._timed
+            self._timed = [pairs + num_pairs, total + num_pairs * loss.detach().double().cpu()]
+
+    def as_dict(self) -> dict[str, float]:
+        """Of the timed steps: `pairs`, and `loss`, the mean over them; of the whole pass: `pairs_in_all`.
+
+        Raises:
+            RuntimeError: no step was timed.
+        """
+        pairs, total = self._timed
+        if not pairs:
+            raise RuntimeError("no step was timed")
+        return {"pairs": float(pairs), "loss": float(total) / pairs, "pairs_in_all": float(self._pairs_in_all)}

@@ -15,6 +15,7 @@ from benchmarks.sft_workload import LORA, SFTJob
 from benchmarks.step_clock import StepClock
 from benchmarks.tally import Tally
 from benchmarks.trainer_ticker import Ticker
+from benchmarks.trl_settings import shared
 
 TUNED = {"gradient_checkpointing": False}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -44,24 +45,9 @@ class CountingTrainer(SFTTrainer):
 
 def arguments(job: SFTJob) -> SFTConfig:
     """Everything that all its settings share, and then the setting."""
-    settings = {
-        "output_dir": job.scratch,
-        "num_train_epochs": 1,
+    settings = shared(job) | {
         "per_device_train_batch_size": job.rows if job.setting == "packing" else job.batch_size,
-        "max_length": job.seq_len,
         "completion_only_loss": True,
-        "model_init_kwargs": {"dtype": "float32"},
-        "optim": "adamw_torch_fused",
-        "learning_rate": job.optimizer["lr"],
-        "adam_beta1": job.optimizer["betas"][0],
-        "adam_beta2": job.optimizer["betas"][1],
-        "adam_epsilon": job.optimizer["eps"],
-        "weight_decay": job.optimizer["weight_decay"],
-        "max_grad_norm": job.max_norm,
-        "lr_scheduler_type": "constant",
-        "use_cpu": job.device == "cpu",
-        "save_strategy": "no",
-        "report_to": "none",
     }
     if job.setting != "default":
         settings["bf16"] = job.precision == "bf16-mixed"

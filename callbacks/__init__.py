@@ -9,6 +9,7 @@ from callbacks.predictions import Predictions
 from callbacks.progress import TrainingProgress
 from callbacks.quantization import Quantization
 from callbacks.random_state import RandomState
+from callbacks.reliability import Reliability
 from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.samples import Samples
 from callbacks.stop_conditions import Budget, Divergence, NoImprovement, NotFinite, StopCondition, Target
@@ -29,6 +30,7 @@ __all__ = [
     "Predictions",
     "Quantization",
     "RandomState",
+    "Reliability",
     "RunCheckpoint",
     "RunSummary",
     "Samples",

@@ -1,6 +1,7 @@
 """What `predict` makes of each prompt, one JSON object a line."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +15,70 @@ class Predictions(BasePredictionWriter):
 
     Each further rank writes a file of its own, `predictions.rank1.jsonl` and so on. The files of an earlier
     `predict` are replaced.
+
+    A LightningModule with a `prediction_key()` can go on where it was stopped: its predictions are
+    `{"index": number, "row": dict}`, in any order, and lie in `predictions.jsonl.part` until all are there, under the
+    key that names what they were made of. What an earlier run with the same key made goes to the module's `finished`, a
+    set of indices. At the end the rows are written in the order of their indices.
     """
 
     def __init__(self) -> None:
         super().__init__(write_interval="batch")
         self.path = Path()
+        self.part: Path | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         rank = "" if trainer.is_global_zero else f".rank{trainer.global_rank}"
         self.path = Path(trainer.default_root_dir) / f"predictions{rank}.jsonl"
-        if stage == "predict":
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        if stage != "predict":
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        resumes = callable(getattr(pl_module, "prediction_key", None))
+        self.part = self.path.with_suffix(".jsonl.part") if resumes else None
+        if self.part is None:
             self.path.write_text("")
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if self.part is None:
+            return
+        head = (json.dumps({"key": pl_module.prediction_key()}) + "\n").encode()
+        earlier = self.part.read_bytes() if self.part.exists() else b""
+        kept = earlier[: earlier.rfind(b"\n") + 1] if earlier.startswith(head) else head
+        self.part.write_bytes(kept)
+        pl_module.finished = {json.loads(line)["index"] for line in kept.splitlines()[1:]}
+        if pl_module.finished:
+            pl_module.print(f"Going on behind {len(pl_module.finished):,} that an earlier run made ({self.part}).")
 
     @override
     def write_on_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, prediction: list[dict[str, Any]], *_: Any
     ) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with (self.part or self.path).open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in prediction)
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.part is not None:
+            unfinished = self.path.with_suffix(".jsonl.tmp")
+            with unfinished.open("wb") as file:
+                file.writelines(_in_order(self.part))
+            unfinished.replace(self.path)
+            self.part.unlink()
         pl_module.print(f"Predictions: {self.path}")
+
+
+def _in_order(part: Path) -> Iterator[bytes]:
+    """The rows by their indices; only where each one lies is held in memory."""
+    places = []
+    with part.open("rb") as file:
+        file.readline()
+        while True:
+            offset = file.tell()
+            if not (line := file.readline()):
+                break
+            places.append((json.loads(line)["index"], offset))
+        for _, offset in sorted(places):
+            file.seek(offset)
+            yield json.dumps(json.loads(file.readline())["row"], ensure_ascii=False).encode() + b"\n"

@@ -72,7 +72,8 @@ class RunCheckpoint(Checkpoint):
         path = folder / f"step={trainer.global_step}.ckpt"
         if path == self._newest:
             return path
-        _log_step(trainer)
+        if trainer.training:  # behind a validation it is done
+            _log_step(trainer)
         trainer.save_checkpoint(path, weights_only=False)
         self._newest = path
         if trainer.is_global_zero:

@@ -71,6 +71,8 @@ class Samples(Callback):
         if not is_validating_fit(trainer):
             return
         network: Any = pl_module.model
+        if not network.can_generate():
+            return
         if not (trainer.is_global_zero or is_sharded(network)):
             return
         try:

@@ -61,6 +61,8 @@ class RunSummary(Callback):
             ("tokens", _number(metrics, "tokens")),
             ("train loss", _number(metrics, "train/loss")),
             ("val loss", self._validation(metrics)),
+            ("accuracy", _number(self._best, "val/accuracy")),
+            ("calibration", _number(self._best, "val/ece")),
             ("perplexity", _number(self._best, "val/perplexity")),
             ("bits per byte", _number(self._best, "val/bits_per_byte")),
             ("speed", _speed(metrics)),

@@ -1,6 +1,7 @@
 """What becomes of records that cannot be learned from: the first one stops the run, or all are counted."""
 
-from typing import Literal
+from collections import Counter
+from typing import Literal, NamedTuple
 
 from datamodules.errors import DataError
 from datamodules.formats import FORMATS
@@ -9,8 +10,14 @@ from datamodules.units import Bad, Place, Unit
 OnBadRecord = Literal["stop", "skip"]
 
 
+class LeftOut(NamedTuple):
+    """Stands where a record is in order and has nothing to learn from; in words that go after "3 pairs"."""
+
+    reason: str
+
+
 class BadRecords:
-    """Notes the bad records of a unit.
+    """Notes the bad records of a unit, and those that are left out.
 
     Args:
         on_bad_record: `stop` raises at the first one, `skip` counts them.
@@ -18,6 +25,7 @@ class BadRecords:
     Attributes:
         count: how many there were so far.
         first: where the first one is, and what is wrong with it.
+        left_out: how many records were left out, by the reason.
     """
 
     def __init__(self, unit: Unit, on_bad_record: OnBadRecord = "stop") -> None:
@@ -25,6 +33,7 @@ class BadRecords:
         self.on_bad_record = on_bad_record
         self.count = 0
         self.first = ""
+        self.left_out: Counter[str] = Counter()
 
     def note(self, place: Place, bad: Bad) -> None:
         """Count one.

@@ -10,11 +10,11 @@ document of its own, which ends with it.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from datamodules.errors import DataError
 from datamodules.records import Conversation, Reasoning
@@ -22,6 +22,8 @@ from datamodules.units import Bad
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+T = TypeVar("T")
 
 FOLDER = Path(__file__).parent / "templates"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.jinja")))
@@ -99,18 +101,14 @@ class ChatTemplate:
         wanted = [i for i, trainable in enumerate(conversation.trainable) if trainable]
         if not wanted:
             return Bad("no turn is to be learned")
-        from jinja2 import TemplateError
+        return self._guarded(lambda: self._learnable(conversation, wanted))
 
-        try:
-            whole = self._text(conversation, len(conversation.messages))
-            if self.turns == "all":
-                prompt = self._prompt(conversation, wanted[-1])
-                return [Rendered(whole, [(0, len(whole))], len(prompt))]
-            return self._documents(conversation, whole, wanted[-1:] if self.turns == "last" else wanted)
-        except TemplateError as error:
-            return Bad(f"the chat template refuses it: {error}")
-        except (TypeError, KeyError, AttributeError) as error:  # an expression of the template on unexpected values
-            return Bad(f"the chat template cannot write it: {error}")
+    def write(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str | Bad:
+        """A conversation as the template writes it, to its end."""
+        if forged := self._forged(messages):
+            return forged
+        conversation = Conversation(messages, [False] * len(messages), tools)
+        return self._guarded(lambda: self._text(conversation, len(messages)))
 
     def end_of_turn(self) -> str:
         """The special token that ends a reply, with `turns` other than `all`.
@@ -131,6 +129,23 @@ class ChatTemplate:
         found = self._closing(text[start:end])
         assert found is not None
         return found
+
+    def _guarded(self, rendering: Callable[[], T]) -> T | Bad:
+        from jinja2 import TemplateError
+
+        try:
+            return rendering()
+        except TemplateError as error:
+            return Bad(f"the chat template refuses it: {error}")
+        except (TypeError, KeyError, AttributeError) as error:  # an expression of the template on unexpected values
+            return Bad(f"the chat template cannot write it: {error}")
+
+    def _learnable(self, conversation: Conversation, wanted: Sequence[int]) -> list[Rendered] | Bad:
+        whole = self._text(conversation, len(conversation.messages))
+        if self.turns == "all":
+            prompt = self._prompt(conversation, wanted[-1])
+            return [Rendered(whole, [(0, len(whole))], len(prompt))]
+        return self._documents(conversation, whole, wanted[-1:] if self.turns == "last" else wanted)
 
     def _documents(self, conversation: Conversation, whole: str, wanted: Sequence[int]) -> list[Rendered] | Bad:
         together, documents = Rendered(whole, []), []

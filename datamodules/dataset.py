@@ -21,10 +21,14 @@ class TokenSpans:
         self.shards = list(shards)
         self.bases = [0, *accumulate(shard.facts["num_tokens"] for shard in shards)]
 
+    def locate(self, start: int) -> tuple[Shard, int]:
+        """The shard that a token lies in, and its place there."""
+        number = bisect_right(self.bases, start) - 1
+        return self.shards[number], start - self.bases[number]
+
     def read(self, start: int, length: int) -> Piece:
         """A span; it lies in one shard, as documents do."""
-        number = bisect_right(self.bases, start) - 1
-        shard, begin = self.shards[number], start - self.bases[number]
+        shard, begin = self.locate(start)
         trained = None if shard.trained is None else shard.trained[begin : begin + length]
         return Piece(shard.tokens[begin : begin + length], trained)
 
@@ -47,13 +51,16 @@ class PackedRows(Dataset[Row]):
         return self.bases[-1]
 
     def __getitem__(self, row: int) -> Row:
+        return [tokens.read(start, length) for tokens, start, length in self.pieces(row)]
+
+    def pieces(self, row: int) -> list[tuple[TokenSpans, int, int]]:
+        """What stands in a row: tokens to read from, start and length of each piece."""
         if row < 0:
             return []
         source = bisect_right(self.bases, row) - 1
         begin = row - self.bases[source]
         first, end = self.rows[source][begin : begin + 2].tolist()
-        spans = self.spans[source][first:end].tolist()
-        return [self.tokens[source].read(start, length) for start, length in spans]
+        return [(self.tokens[source], start, length) for start, length in self.spans[source][first:end].tolist()]
 
 
 class Documents(Dataset[Piece]):
@@ -68,10 +75,17 @@ class Documents(Dataset[Piece]):
         return self.bases[-1]
 
     def __getitem__(self, document: int) -> Piece:
+        tokens, start, length, prompt = self._find(document)
+        return tokens.read(start, length)._replace(prompt=prompt)
+
+    def place(self, document: int) -> tuple[TokenSpans, int, int]:
+        """Where a document is: tokens to read from, its start and its length."""
+        return self._find(document)[:3]
+
+    def _find(self, document: int) -> tuple[TokenSpans, int, int, int]:
         source = bisect_right(self.bases, document) - 1
         begin = document - self.bases[source]
-        start, length, prompt = self.spans[source][begin : begin + 1].tolist()[0]
-        return self.tokens[source].read(start, length)._replace(prompt=prompt)
+        return (self.tokens[source], *self.spans[source][begin : begin + 1].tolist()[0])
 
 
 class Prompts(Dataset[np.ndarray]):

@@ -1,6 +1,7 @@
 """What became of the text, in numbers and in words."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
 from datamodules.rows import RowIndex
 from datamodules.shards import Shard
@@ -18,6 +19,19 @@ def facts_of(sources: Sequence[tuple[RowIndex, Sequence[Shard]]], seq_len: int) 
         "too_long_share": total["num_too_long"] / max(1, total["num_documents"]),
         "bytes_per_token": total["num_bytes"] / max(1, total["num_document_tokens"]),
     }
+
+
+def left_out(shards: Iterable[Shard]) -> Counter[str]:
+    """How many records have nothing to learn from, by the reason."""
+    total: Counter[str] = Counter()
+    for shard in {shard.path: shard for shard in shards}.values():
+        total.update(shard.facts["left_out"])
+    return total
+
+
+def left_out_in_words(shards: Iterable[Shard]) -> Iterator[str]:
+    """A line for each reason."""
+    return (f"left out: {count:,} {reason}" for reason, count in sorted(left_out(shards).items()))
 
 
 def skipped_in_words(shards: Iterable[Shard]) -> str | None:

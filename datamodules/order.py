@@ -19,7 +19,7 @@ def _round_keys(*key: int) -> np.ndarray:
     return np.frombuffer(digest, "<u8")
 
 
-def _mix(values: np.ndarray, key: np.uint64) -> np.ndarray:
+def mix(values: np.ndarray, key: np.uint64 | np.ndarray) -> np.ndarray:
     """A hash of 64-bit values (SplitMix64's finalizer, Steele et al. 2014)."""
     values = (values + key) * np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -47,7 +47,7 @@ def permute(positions: np.ndarray, size: int, *key: int) -> np.ndarray:
     while walking.any():
         left, right = values[walking] >> half, values[walking] & low
         for round_key in keys:
-            left, right = right, left ^ (_mix(right, round_key) & low)
+            left, right = right, left ^ (mix(right, round_key) & low)
         values[walking] = (left << half) | right
         walking = values >= np.uint64(size)
     return values.astype(np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,7 +14,7 @@ from datamodules.cache import cache_root, key_of
 from datamodules.collate import PackedCollator, PromptCollator
 from datamodules.dataset import Documents, PackedRows, Prompts
 from datamodules.errors import DataError
-from datamodules.facts import facts_of, skipped_in_words
+from datamodules.facts import facts_of, left_out_in_words, skipped_in_words
 from datamodules.loader import EvaluationLoader, ResumableLoader
 from datamodules.order import SequentialOrder, ShuffledOrder
 from datamodules.preview import preview
@@ -117,6 +117,14 @@ class PackedDataModule(LightningDataModule):
         """What `predict` goes on from."""
         raise NotImplementedError
 
+    def make_rows(self, sources: Packed) -> PackedRows:
+        """The rows to read."""
+        return PackedRows(sources)
+
+    def make_collator(self) -> Callable[[Sequence[Any]], dict[str, Any]]:
+        """What makes a batch of rows."""
+        return PackedCollator(self.seq_len, self._pad_token_id, self.document_mask)
+
     def in_words(self, facts: dict[str, float]) -> str:
         """One of `statistics` as a line to read."""
         raise NotImplementedError
@@ -192,7 +200,7 @@ class PackedDataModule(LightningDataModule):
     def _pack(self, train_shards: list[list[Shard]], val_shards: list[list[Shard]]) -> None:
         share = self.default_val_share if self.val_share is None else self.val_share
         share = 0.0 if self.val_path is not None else share
-        train, val = split_documents([shard for shards in train_shards for shard in shards], share)
+        train, val = self.split([shard for shards in train_shards for shard in shards], share)
         if self.val_path is None:
             val_shards = train_shards if share else []
         else:
@@ -201,6 +209,10 @@ class PackedDataModule(LightningDataModule):
         self._val = [(self._rows(shards, val), shards) for shards in val_shards]
         for source, (index, shards) in zip(self._train_sources(), self._train, strict=True):
             self._check_not_empty(source, index.facts, shards)
+
+    def split(self, shards: list[Shard], share: float) -> tuple[Selection, Selection]:
+        """What trains and what validates."""
+        return split_documents(shards, share)
 
     def _rows(self, shards: list[Shard], selection: Selection) -> RowIndex:
         return pack_rows(shards, selection, self.seq_len, cache_root(self.cache_dir), self.too_long)
@@ -227,12 +239,14 @@ class PackedDataModule(LightningDataModule):
         for name, facts in self.statistics.items():
             rank_zero_info(f"  {name}: {self.in_words(facts)}")
         shards = [shard for part in parts.values() for _, shards in part for shard in shards]
+        for line in left_out_in_words(shards):
+            rank_zero_info(f"  {line}")
         if skipped := skipped_in_words(shards):
             rank_zero_warn(skipped)
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled batches without end, from where the checkpoint left off: `input_ids`, `labels`, `position_ids`."""
-        rows = PackedRows(self._train)
+        rows = self.make_rows(self._train)
         per_batch = self.batch_size * self._data_ranks()["num_ranks"]
         order = ShuffledOrder(rows.num_rows, self._weights(), self.seed)
         if self.trainer is not None and (limit := self.trainer.overfit_batches):  # type: ignore[attr-defined]
@@ -252,7 +266,7 @@ class PackedDataModule(LightningDataModule):
         """The validation rows in a fixed order, equally many batches on each rank (blank rows fill the last)."""
         if not self._val:
             return []
-        rows = PackedRows(self._val)
+        rows = self.make_rows(self._val)
         multiple = self.batch_size * self._data_ranks()["num_ranks"]
         return self._loader(EvaluationLoader, rows, SequentialOrder(len(rows), multiple))
 
@@ -275,9 +289,10 @@ class PackedDataModule(LightningDataModule):
         return preview(Documents(self._train), self.tokenizer, num_records)
 
     def _loader(self, kind: type, rows: PackedRows, order: ShuffledOrder | SequentialOrder, position: int = 0) -> Any:
-        collate = PackedCollator(self.seq_len, self._pad_token_id, self.document_mask)
         ranks = self._data_ranks()
-        return kind(rows, order, collate, self.batch_size, **ranks, num_workers=self.num_workers, position=position)
+        return kind(
+            rows, order, self.make_collator(), self.batch_size, **ranks, num_workers=self.num_workers, position=position
+        )
 
     @property
     def _pad_token_id(self) -> int:

@@ -1,4 +1,4 @@
-"""The shapes that instruction data comes in, and how a set's shape is told from its first records."""
+"""The shapes that conversations and preferences come in, and how a set's shape is told from its first records."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,23 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "prompt-completion": ("system", "prompt", "reasoning", "completion", "tools"),
     "question-answer": ("system", "question", "reasoning", "answer", "tools"),
 }
-OPTIONAL = {"system", "history", "input", "reasoning", "tools"}
+# The same of two answers to one question, of which one is preferred. Where the question has no column of its own, the
+# answers are whole conversations, which begin with it.
+_OF_PAIRS = ("margin", "chosen_score", "rejected_score", "tools")
+_OF_LABELLED = ("output_1", "output_2", "label", "score_1", "score_2", "margin", "tools")
+PREFERENCE_SHAPES: dict[str, tuple[str, ...]] = {
+    "prompt-pair": ("system", "prompt", "chosen", "rejected", *_OF_PAIRS),
+    "sharegpt-pair": ("system", "conversations", "chosen", "rejected", *_OF_PAIRS),
+    "messages-pair": ("system", "messages", "chosen", "rejected", *_OF_PAIRS),
+    "question-pair": ("system", "question", "response_j", "response_k", *_OF_PAIRS),
+    "labelled-prompt": ("system", "prompt", *_OF_LABELLED),
+    "labelled-instruction": ("system", "instruction", "input", *_OF_LABELLED),
+    "whole-pair": ("system", "chosen", "rejected", *_OF_PAIRS),
+}
+OPTIONAL = {
+    "system", "history", "input", "reasoning", "tools",
+    "margin", "chosen_score", "rejected_score", "score_1", "score_2",
+}  # fmt: skip
 # The column names that a field usually has; the first one that is filled is read.
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "input": ("input", "context"),
@@ -26,6 +42,13 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "answer": ("answer", "response"),
     "system": ("system", "system_prompt"),
     "reasoning": ("reasoning", "reasoning_content", "thinking"),
+    "chosen_score": ("chosen_score", "score_chosen", "chosen_rating", "chosen-rating"),
+    "rejected_score": ("rejected_score", "score_rejected", "rejected_rating", "rejected-rating"),
+    "response_j": ("response_j", "chosen"),
+    "response_k": ("response_k", "rejected"),
+    "output_1": ("output_1", "response_1", "answer_1", "response_a"),
+    "output_2": ("output_2", "response_2", "answer_2", "response_b"),
+    "label": ("label", "preference", "winner", "choice"),
 }
 
 
@@ -34,7 +57,7 @@ class Shape:
     """What a set's records look like. Plain values, so that it can be sent.
 
     Attributes:
-        name: `messages`, `sharegpt`, `alpaca`, `prompt-completion` or `question-answer`.
+        name: one of `SHAPES` or of `PREFERENCE_SHAPES`.
         columns: the columns that are read.
         unread: the columns that are not.
     """
@@ -44,7 +67,12 @@ class Shape:
     unread: tuple[str, ...] = ()
 
 
-def detect_shape(records: Sequence[Record], columns: Mapping[str, str] | None, where: str) -> Shape:
+def detect_shape(
+    records: Sequence[Record],
+    columns: Mapping[str, str] | None,
+    where: str,
+    shapes: Mapping[str, tuple[str, ...]] = SHAPES,
+) -> Shape:
     """The first of the known shapes whose required columns some record fills.
 
     Where no record fills them it is enough that they are there: each record's own fault is then told in its place.
@@ -54,6 +82,7 @@ def detect_shape(records: Sequence[Record], columns: Mapping[str, str] | None, w
         columns: the set's own column names by field, such as {question: frage, answer: antwort}. Only shapes that
             have all these fields are considered.
         where: the set, for messages.
+        shapes: the fields of each known shape, in the order in which they are tried.
 
     Raises:
         DataError: there are no records, they are of no known shape, or `columns` names a field or a column that does
@@ -63,24 +92,24 @@ def detect_shape(records: Sequence[Record], columns: Mapping[str, str] | None, w
     found = list(dict.fromkeys(str(name) for record in records for name in record))
     if not found:
         raise DataError(f"{where!r} holds no record that could be read, so that its shape is unknown")
-    candidates = _candidates(columns, found, where)
+    candidates = _candidates(columns, found, where, shapes)
     for test in (_fills, _has):
         for name in candidates:
-            if any(all(test(record, field, columns) for field in _required(name)) for record in records):
-                read = (column_of(record, field, columns) for field in SHAPES[name] for record in records)
+            if any(all(test(record, field, columns) for field in _required(shapes[name])) for record in records):
+                read = (column_of(record, field, columns) for field in shapes[name] for record in records)
                 names = tuple(dict.fromkeys(column for column in read if column is not None))
                 return Shape(name, names, tuple(column for column in found if column not in names))
     raise DataError(
-        f"columns: {where!r} has the columns {_listed(found)}, which make none of the known shapes: {_known()}. "
+        f"columns: {where!r} has the columns {_listed(found)}, which make none of the known shapes: {_known(shapes)}. "
         "Say which column is which, for example columns={question: frage, answer: antwort}"
     )
 
 
-def shape_in_words(shape: Shape) -> str:
+def shape_in_words(shape: Shape, shapes: Iterable[str] = SHAPES) -> str:
     """What was detected and why, for a log: `alpaca (columns instruction, output; not read: id), the first of ...`."""
     unread = f"; not read: {_listed(shape.unread)}" if shape.unread else ""
     columns = f"columns {_listed(shape.columns)}{unread}"
-    return f"{shape.name} ({columns}), the first that fits of the shapes {', '.join(SHAPES)}"
+    return f"{shape.name} ({columns}), the first that fits of the shapes {', '.join(shapes)}"
 
 
 def column_of(record: Record, field: str, columns: Mapping[str, str] | None) -> str | None:
@@ -100,8 +129,10 @@ def is_empty(value: Any) -> bool:
     return value is None or value == [] or value == {}
 
 
-def _candidates(columns: Mapping[str, str], found: list[str], where: str) -> list[str]:
-    fields = sorted({field for fields in SHAPES.values() for field in fields})
+def _candidates(
+    columns: Mapping[str, str], found: list[str], where: str, shapes: Mapping[str, tuple[str, ...]]
+) -> list[str]:
+    fields = sorted({field for fields in shapes.values() for field in fields})
     for field, column in columns.items():
         if field not in fields:
             raise DataError(f"columns: {field!r} is not a field that is known; known are: {', '.join(fields)}")
@@ -109,14 +140,14 @@ def _candidates(columns: Mapping[str, str], found: list[str], where: str) -> lis
             raise DataError(
                 f"columns: {where!r} has no column {column!r} (named for {field!r}); it has: {_listed(found)}"
             )
-    candidates = [name for name, fields in SHAPES.items() if columns.keys() <= set(fields)]
+    candidates = [name for name, fields in shapes.items() if columns.keys() <= set(fields)]
     if not candidates:
-        raise DataError(f"columns: no shape has all the fields {', '.join(columns)}; the shapes are: {_known()}")
+        raise DataError(f"columns: no shape has all the fields {', '.join(columns)}; the shapes are: {_known(shapes)}")
     return candidates
 
 
-def _required(shape: str) -> list[str]:
-    return [field for field in SHAPES[shape] if field not in OPTIONAL]
+def _required(fields: Iterable[str]) -> list[str]:
+    return [field for field in fields if field not in OPTIONAL]
 
 
 def _has(record: Record, field: str, columns: Mapping[str, str]) -> bool:
@@ -128,8 +159,8 @@ def _fills(record: Record, field: str, columns: Mapping[str, str]) -> bool:
     return column is not None and not is_empty(record[column])
 
 
-def _known() -> str:
-    return ", ".join(f"{name} ({' and '.join(_required(name))})" for name in SHAPES)
+def _known(shapes: Mapping[str, tuple[str, ...]]) -> str:
+    return ", ".join(f"{name} ({' and '.join(_required(fields))})" for name, fields in shapes.items())
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -1,21 +1,31 @@
-"""Sources of conversations: which shape their records have."""
+"""Sources of conversations or of pairs of them: which shape their records have."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.bad_records import BadRecords, OnBadRecord
-from datamodules.chat_encoder import ChatEncoder
 from datamodules.errors import DataError
 from datamodules.formats import FORMATS, records
-from datamodules.records import detect_shape, shape_in_words
+from datamodules.record_shapes import SHAPES, detect_shape, shape_in_words
 from datamodules.sources import Source, first_units, resolve
 from datamodules.units import Bad, Record, Unit
 
 RECORDS_PEEKED = 16
+
+Shapes: TypeAlias = Mapping[str, tuple[str, ...]]
+
+
+class Writer(Protocol):
+    """Writes records down as text, as an encoder does before it tokenizes."""
+
+    def written(self, unit: Unit, bad: BadRecords) -> Iterator[Any]:
+        """One item a record that can be used; the others are noted."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -30,27 +40,32 @@ class RecordSource(Source):
     columns: dict[str, str] | None = None
 
 
-def record_units(source: RecordSource, root: Path, look_again: bool = True) -> list[Unit]:
+def record_units(source: RecordSource, root: Path, look_again: bool = True, shapes: Shapes = SHAPES) -> list[Unit]:
     """As `resolve`, each unit told how to read its records; what was found is printed.
+
+    Args:
+        shapes: those that the records may have, as for `detect_shape`.
 
     Raises:
         DataError: nothing is there, it is empty, or the records have no known shape.
     """
-    return _with_shape(resolve(source, root, look_again), source, announce=look_again)
+    return _with_shape(resolve(source, root, look_again), source, shapes, announce=look_again)
 
 
-def peek_records(source: RecordSource, root: Path, on_bad_record: OnBadRecord, encoder: ChatEncoder) -> None:
+def peek_records(
+    source: RecordSource, root: Path, on_bad_record: OnBadRecord, encoder: Writer, shapes: Shapes = SHAPES
+) -> None:
     """Reads and writes down the first records of a source's first files, without looking at the rest.
 
     Raises:
         DataError: as `record_units`; or a bad record, with `on_bad_record="stop"`.
     """
-    for unit in _with_shape(first_units(source, root), source):
+    for unit in _with_shape(first_units(source, root), source, shapes):
         for _ in islice(encoder.written(unit, BadRecords(unit, on_bad_record)), RECORDS_PEEKED):
             pass
 
 
-def _with_shape(units: list[Unit], source: RecordSource, announce: bool = False) -> list[Unit]:
+def _with_shape(units: list[Unit], source: RecordSource, shapes: Shapes, announce: bool = False) -> list[Unit]:
     if not units:
         return units
     if not FORMATS[units[0].format].columns:
@@ -61,9 +76,9 @@ def _with_shape(units: list[Unit], source: RecordSource, announce: bool = False)
     if not first:
         raise DataError(f"path: {source.path!r} holds no record that can be read")
     columns = dict(source.columns) if source.columns else None
-    shape = detect_shape(first, columns, source.path)
+    shape = detect_shape(first, columns, source.path, shapes)
     if announce:
-        rank_zero_info(f"{source.path}: {shape_in_words(shape)}")
+        rank_zero_info(f"{source.path}: {shape_in_words(shape, shapes)}")
     return [replace(unit, column="", shape=shape.name, columns=columns) for unit in units]
 
 

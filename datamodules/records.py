@@ -29,13 +29,15 @@ class Conversation:
     tools: list[dict[str, Any]] | None = None
 
 
-class _Turn(NamedTuple):
+class Turn(NamedTuple):
+    """A turn as a record holds it: where it stands there, what it is, and whether it may be learned."""
+
     where: str
     said: Any
     learned: bool = True
 
 
-class _Fields:
+class Fields:
     """A record, asked for its fields."""
 
     def __init__(self, record: Record, columns: Mapping[str, str] | None) -> None:
@@ -43,6 +45,7 @@ class _Fields:
         self.columns = columns
 
     def column(self, field: str) -> str:
+        """The name of the field's column; raises `UnfitError` where there is none."""
         column = column_of(self.record, field, self.columns)
         if column is None:
             name = (self.columns or {}).get(field) or " or ".join(USUAL_NAMES.get(field, (field,)))
@@ -55,17 +58,20 @@ class _Fields:
         return None if column is None or is_empty(self.record[column]) else self.record[column]
 
     def optional_text(self, field: str) -> str:
+        """The field's text; empty where it is absent."""
         value = self.optional(field)
         return "" if value is None else text_of(value, f"column {self.column(field)!r}")
 
     def text(self, field: str) -> str:
+        """The field's text; raises `UnfitError` where there is none."""
         column = self.column(field)
         text = text_of(self.record[column], f"column {column!r}")
         if not text.strip():
             raise UnfitError(f"column {column!r} is empty")
         return text
 
-    def turns(self, field: str, learned: bool = True) -> Iterator[_Turn]:
+    def turns(self, field: str, learned: bool = True) -> Iterator[Turn]:
+        """The turns in a list; raises `UnfitError` where the field holds none."""
         column = self.column(field)
         turns = self.record[column]
         if isinstance(turns, str):
@@ -74,7 +80,7 @@ class _Fields:
             raise UnfitError(f"column {column!r} holds {kind_of(turns)}, not a list of turns")
         if not turns:
             raise UnfitError(f"column {column!r} has no turns")
-        return (_Turn(f"turn {number} of {column}", turn, learned) for number, turn in enumerate(turns, 1))
+        return (Turn(f"turn {number} of {column}", turn, learned) for number, turn in enumerate(turns, 1))
 
 
 def conversation_of(
@@ -94,14 +100,14 @@ def conversation_of(
             answer. `drop` leaves it out. `train` and `mask` both keep it in <think> tags.
     """
     try:
-        return _conversation(_Fields(record, columns), shape, reasoning)
+        return _conversation(Fields(record, columns), shape, reasoning)
     except UnfitError as unfit:
         return Bad(str(unfit))
     except RecursionError:
         return Bad("JSON nested too deeply")
 
 
-def _conversation(fields: _Fields, shape: str, reasoning: Reasoning) -> Conversation:
+def _conversation(fields: Fields, shape: str, reasoning: Reasoning) -> Conversation:
     messages: list[dict[str, Any]] = []
     trainable: list[bool] = []
     for turn in READERS[shape](fields):
@@ -121,28 +127,28 @@ def _conversation(fields: _Fields, shape: str, reasoning: Reasoning) -> Conversa
     return Conversation(messages, trainable, tools_of(fields.optional("tools")))
 
 
-def _alpaca(fields: _Fields) -> Iterator[_Turn]:
+def _alpaca(fields: Fields) -> Iterator[Turn]:
     history = parsed(fields.optional("history") or [], "history")
     if not isinstance(history, list):
         raise UnfitError(f"history holds {kind_of(history)}, not a list of pairs")
     for number, pair in enumerate(history, 1):
         if not isinstance(pair, list) or len(pair) != 2:
             raise UnfitError(f"history: its entry {number} is not a pair of a question and its answer")
-        yield _Turn(f"history, pair {number}", {"role": "user", "content": pair[0]})
-        yield _Turn(f"history, pair {number}", {"role": "assistant", "content": pair[1]})
+        yield Turn(f"history, pair {number}", {"role": "user", "content": pair[0]})
+        yield Turn(f"history, pair {number}", {"role": "assistant", "content": pair[1]})
     # Self-instruct sets have tasks that are all in their input.
     question = [fields.optional_text("instruction"), fields.optional_text("input")]
     if not any(question):
         raise UnfitError(f"column {fields.column('instruction')!r} is empty")
-    yield _Turn("instruction", {"role": "user", "content": "\n".join(filter(None, question))})
+    yield Turn("instruction", {"role": "user", "content": "\n".join(filter(None, question))})
     yield _answer(fields, "output")
 
 
-def _prompt_completion(fields: _Fields) -> Iterator[_Turn]:
+def _prompt_completion(fields: Fields) -> Iterator[Turn]:
     if isinstance(fields.optional("prompt"), list):
         yield from fields.turns("prompt", learned=False)
     else:
-        yield _Turn("prompt", {"role": "user", "content": fields.text("prompt")})
+        yield Turn("prompt", {"role": "user", "content": fields.text("prompt")})
     if not isinstance(fields.optional("completion"), list):
         yield _answer(fields, "completion")
     elif fields.optional("reasoning") is None:
@@ -151,17 +157,17 @@ def _prompt_completion(fields: _Fields) -> Iterator[_Turn]:
         raise UnfitError("a reasoning beside a completion of several turns; put it into the turn that it belongs to")
 
 
-def _question_answer(fields: _Fields) -> Iterator[_Turn]:
-    yield _Turn("question", {"role": "user", "content": fields.text("question")})
+def _question_answer(fields: Fields) -> Iterator[Turn]:
+    yield Turn("question", {"role": "user", "content": fields.text("question")})
     yield _answer(fields, "answer")
 
 
-def _answer(fields: _Fields, field: str) -> _Turn:
+def _answer(fields: Fields, field: str) -> Turn:
     said = {"role": "assistant", "content": fields.text(field), "reasoning": fields.optional("reasoning")}
-    return _Turn(f"column {fields.column(field)!r}", said)
+    return Turn(f"column {fields.column(field)!r}", said)
 
 
-READERS: dict[str, Callable[[_Fields], Iterator[_Turn]]] = {
+READERS: dict[str, Callable[[Fields], Iterator[Turn]]] = {
     "messages": lambda fields: fields.turns("messages"),
     "sharegpt": lambda fields: fields.turns("conversations"),
     "alpaca": _alpaca,

@@ -32,16 +32,23 @@ WHOLE = np.dtype([*SPAN.descr, ("prompt", "<i8")])
 
 @dataclass(frozen=True)
 class Selection:
-    """The documents whose text hash lies in `low <= hash <= high`; none where `low > high`."""
+    """The documents whose text hash lies in `low <= hash <= high`; none where `low > high`.
+
+    Args:
+        low, high: the bounds.
+        exceptions: hashes that are on the other side.
+    """
 
     low: int = 0
     high: int = 2**64 - 1
+    exceptions: tuple[int, ...] = ()
 
     def mask(self, hashes: np.ndarray) -> np.ndarray:
         """(N,) bool for (N,) uint64."""
         if self.low > self.high:
             return np.zeros(len(hashes), bool)
-        return (hashes >= np.uint64(self.low)) & (hashes <= np.uint64(self.high))
+        inside = (hashes >= np.uint64(self.low)) & (hashes <= np.uint64(self.high))
+        return inside ^ np.isin(hashes, np.array(self.exceptions, np.uint64)) if self.exceptions else inside
 
 
 def split_documents(shards: Sequence[Shard], share: float) -> tuple[Selection, Selection]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class Document(NamedTuple):
         num_bytes: UTF-8 bytes of its text.
         hash: 64 bits; documents of equal hash fall on the same side of a split.
         prompt: tokens before its last reply; 0 where it has none.
+        details: what else the encoder knows of it, as many bytes for every document.
     """
 
     ids: np.ndarray
@@ -45,6 +47,7 @@ class Document(NamedTuple):
     num_bytes: int
     hash: int
     prompt: int = 0
+    details: bytes = b""
 
     @property
     def num_trained(self) -> int:
@@ -77,7 +80,7 @@ class Encoder(Protocol):
 @dataclass(frozen=True)
 class Shard:
     """A unit's tokens in the cache: `PATH.tokens`, `PATH.trained` (which of them are learned; not there where all are),
-    `PATH.documents`, and `PATH.json`, which is written last.
+    `PATH.documents`, `PATH.details` (where the encoder has some), and `PATH.json`, which is written last.
     """
 
     path: str
@@ -100,7 +103,9 @@ class Shard:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """`num_documents`, `num_tokens`, `num_bytes` (UTF-8), `num_bad` and `first_bad` (records), `dtype`."""
+        """`num_documents`, `num_tokens`, `num_bytes` (UTF-8), `num_bad` and `first_bad` (records), `left_out` (records,
+        by the reason), `dtype`.
+        """
         return json.loads(Path(f"{self.path}.json").read_text())
 
     @cached_property
@@ -117,6 +122,15 @@ class Shard:
     def documents(self) -> np.ndarray:
         """All documents, as `DOCUMENT`, in memory: some MB at the most, as units are bounded."""
         return np.fromfile(f"{self.path}.documents", DOCUMENT)
+
+    def document_at(self, start: int) -> int:
+        """The number of the document that begins with this token, found by halving: none of them are held."""
+        ends = FileArray(f"{self.path}.documents", DOCUMENT)
+        return bisect_right(range(len(ends)), start, key=lambda number: int(ends[number : number + 1]["end"][0]))
+
+    def details(self, dtype: np.dtype) -> FileArray:
+        """What the encoder noted of each document."""
+        return FileArray(f"{self.path}.details", dtype)
 
 
 def text_hash(data: bytes) -> int:
@@ -143,6 +157,7 @@ def write_shard(unit: Unit, shard: Shard, encoder: Encoder, on_bad_record: OnBad
                 files.add(document)
             files.flush()
         facts = files.facts | {"num_bad": bad.count, "first_bad": bad.first, "dtype": encoder.dtype.str}
+        facts["left_out"] = dict(bad.left_out)
         with atomic_file(Path(f"{shard.path}.json")) as path:
             path.write_text(json.dumps(facts))
 
@@ -155,6 +170,7 @@ class _Files:
         self.stack = stack
         self.tokens, self.documents = self._open("tokens"), self._open("documents")
         self.trained: BinaryIO | None = None
+        self.details: BinaryIO | None = None
         self.facts = dict.fromkeys(("num_documents", "num_tokens", "num_bytes"), 0)
         self.pending: list[tuple[int, ...]] = []
 
@@ -170,6 +186,10 @@ class _Files:
             if self.trained is None:
                 self.trained = self._open("trained")
             self.trained.write(document.trained.tobytes())
+        if document.details:
+            if self.details is None:
+                self.details = self._open("details")
+            self.details.write(document.details)
         self.facts["num_documents"] += 1
         self.facts["num_tokens"] += len(document.ids)
         self.facts["num_bytes"] += document.num_bytes

@@ -13,7 +13,7 @@ commands:
   fit        train, or go on with a run that was stopped
   validate   loss of a model on the validation documents
   test       loss of a model on the test documents
-  predict    let a model write
+  predict    let a model write, or a reward model score
   preview    show the training data as the model will see it
   merge      add an adapter to the weights of its network
 

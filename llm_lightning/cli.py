@@ -18,20 +18,23 @@ from lightning.pytorch.trainer.connectors.accelerator_connector import _Accelera
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import callbacks
-from datamodules import DataError, InstructionDataModule, TextDataModule
+from datamodules import DataError, InstructionDataModule, PreferenceDataModule, TextDataModule
 from llm_lightning.checkpointing import AtomicCheckpointIO, callback_states, newest_checkpoint, step_of
 from llm_lightning.environment import with_environment
 from llm_lightning.errors import UserError
 from llm_lightning.loggers.metrics_file import MetricsFile
 from llm_lightning.messages import readable
-from llm_lightning.modules import CausalPretraining, SupervisedFinetuning
+from llm_lightning.modules import CausalPretraining, RewardModeling, SupervisedFinetuning
 from llm_lightning.modules.base import LanguageModule
 from llm_lightning.precision import default_precision, use_fast_float32
 from llm_lightning.run_folder import RunConfig, move_aside, saved_precision
 from llm_lightning.short_names import prefer_in_yaml
 
 # jsonargparse finds a class by its short name once it is imported: --model CausalPretraining.
-SHORT_NAMES = (CausalPretraining, SupervisedFinetuning, TextDataModule, InstructionDataModule)
+SHORT_NAMES = (
+    CausalPretraining, SupervisedFinetuning, RewardModeling,
+    TextDataModule, InstructionDataModule, PreferenceDataModule,
+)  # fmt: skip
 prefer_in_yaml({name: getattr(callbacks, name) for name in callbacks.__all__})
 
 USER_ERRORS = (UserError, DataError, callbacks.CallbackError, ArgumentError, MisconfigurationException, OSError)
@@ -47,7 +50,7 @@ DESCRIPTIONS = {
     "fit": "Train, or go on with a run that was stopped.",
     "validate": "Loss of a model on the validation documents.",
     "test": "Loss of a model on the test documents.",
-    "predict": "Let a model write.",
+    "predict": "Let a model write, or a reward model score.",
     "preview": "Show the training data as the model will see it.",
 }
 
@@ -232,7 +235,7 @@ class TrainingCLI(LightningCLI):
         self.trainer.test(**self._with_weights(kwargs))
 
     def predict(self, **kwargs: Any) -> None:
-        """Write what the model makes of each prompt to predictions.jsonl."""
+        """Write what the model makes of each prompt, or the rewards of conversations, to predictions.jsonl."""
         kwargs = self._with_weights(kwargs)
         kwargs["return_predictions"] = False
         self.trainer.predict(**kwargs)
@@ -286,6 +289,7 @@ def default_callbacks(next_command: str) -> list[Callback]:
         callbacks.WandbRunId(),
         callbacks.ModelFolder(),
         callbacks.Curves(),
+        callbacks.Reliability(),
         callbacks.RunSummary(next_command),
         callbacks.RunCheckpoint(),
         callbacks.GracefulStop(),

@@ -12,7 +12,7 @@ from llm_lightning.errors import UserError
 from llm_lightning.messages import readable
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
-from llm_lightning.models.merging import base_of, check_mergeable, is_adapter
+from llm_lightning.models.merging import base_of, check_mergeable, is_adapter, task_of
 
 USAGE = """\
 usage: llm-lightning merge ADAPTER_FOLDER OUTPUT_FOLDER
@@ -57,7 +57,7 @@ def merge_folder(adapter: Path, output: Path) -> None:
         raise UserError(f"{output} is not empty: name a new folder.")
     check_mergeable(adapter)
     dtype = str(AutoConfig.from_pretrained(base_of(adapter)).dtype or torch.float32).removeprefix("torch.")
-    network = Backbone(path=str(adapter), dtype=dtype).build()  # type: ignore[arg-type]
+    network = Backbone(path=str(adapter), dtype=dtype).build(task=task_of(adapter))  # type: ignore[arg-type]
     save_model_folder(network, _tokenizer(adapter), output)
 
 

@@ -12,6 +12,9 @@ WARNINGS = (
     r".*You have overridden `on_before_batch_transfer`.*",
     r".*is not supported by the model summary.*",
     r".*You defined a `validation_step` but have no `val_dataloader`.*",
+    r".*will save all targets and predictions in the buffer.*",
+    r".*was called before the ``update`` method.*",
+    r"The variance of predictions or target is close to zero.*",
     r"`loftq_config` specified but will be ignored.*",
     r"Position ids are not supported for parameter efficient tuning.*",
 )

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from datamodules.cache import atomic_file, key_of
-from datamodules.corpora import python_docs, python_pairs
+from datamodules.corpora import python_docs, python_pairs, python_preferences
 
 CORPORA: dict[str, Callable[[], Iterator[dict[str, str]]]] = {
     "python_docs": python_docs.records,
     "python_pairs": python_pairs.records,
+    "python_preferences": python_preferences.records,
 }
 
 

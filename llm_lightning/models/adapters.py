@@ -18,6 +18,7 @@ from llm_lightning.errors import UserError
 from llm_lightning.models import adalora, residual
 from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.bottleneck import BottleneckConfig, add_bottlenecks, save_bottleneck
+from llm_lightning.models.tasks import LANGUAGE, Task
 from llm_lightning.models.virtual_tokens import IN_ATTENTION, IN_EMBEDDINGS, prompt_config
 
 SAMPLES = 64
@@ -30,6 +31,7 @@ class Adapter:
     Args:
         network: whole, before anything shards it; it is changed in place and frozen but for the adapter.
         config: of the method; it is copied.
+        task: what the network is for.
 
     Attributes:
         model: what takes the network's place: a `PeftModel`, or the network itself where bottlenecks are on it.
@@ -40,10 +42,10 @@ class Adapter:
         UserError: the method does not fit the network or its settings.
     """
 
-    def __init__(self, network: PreTrainedModel, config: PeftConfig) -> None:
+    def __init__(self, network: PreTrainedModel, config: PeftConfig, task: Task = LANGUAGE) -> None:
         base = {id(tensor) for _, tensor in _tensors(network)}
         self.base = fingerprint(network)
-        self.model: Any = put_on(network, copy.deepcopy(config))
+        self.model: Any = put_on(network, copy.deepcopy(config), task)
         self.names = {name for name, tensor in _tensors(self.model) if tensor.requires_grad or id(tensor) not in base}
         self.initial = residual.initial_weights(self.model)
 
@@ -111,7 +113,7 @@ class Adapter:
             self.model.save_pretrained(str(folder), save_embedding_layers=False, **options)
 
 
-def put_on(network: PreTrainedModel, config: PeftConfig) -> Any:
+def put_on(network: PreTrainedModel, config: PeftConfig, task: Task = LANGUAGE) -> Any:
     """The network with an adapter of its own on it, all else frozen; adapter weights are float32 on any base.
 
     LLaMA-Adapter is the exception: peft mixes its weights with the network's own, so they have the network's dtype.
@@ -120,9 +122,12 @@ def put_on(network: PreTrainedModel, config: PeftConfig) -> Any:
         UserError: the method does not fit the network or its settings.
     """
     if isinstance(config, BottleneckConfig):
+        if task.head is not None:
+            raise UserError(f"model.peft=BottleneckConfig has no place for the head of a {task.name}: use LoRA.")
         add_bottlenecks(network, config)
         return network
-    config.task_type = config.task_type or TaskType.CAUSAL_LM
+    # A head that starts anew is trained and saved with the adapter: peft sees to that by the task.
+    config.task_type = TaskType(task.peft_type)
     name = type(config).__name__
     _check_method(network, config, name)
     residual.check(network, config)

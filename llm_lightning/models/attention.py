@@ -12,9 +12,9 @@ through the network's keyword arguments; the network never waits for the device 
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch._dynamo
@@ -36,15 +36,25 @@ LONG_DOCUMENT = 512
 class Documents:
     """Where the documents of a packed batch lie.
 
+    A document may begin with a prompt that stands only once in its row, in front of another document: two answers to
+    one question then share the question, and each sees it as its own beginning.
+
     Args:
-        spans: (N, 3) int64 on the CPU: row, start, end of each document.
-        cu_seqlens: (N + 1,) int32 on the batch's device: ends of the documents in the flattened (B * T) batch.
-        longest: tokens of the longest document.
+        spans: (N, 5) int64 on the CPU: row, start, end of each document, and start and end of the prompt that it
+            shares with an earlier document of its row, where it has one (else both are 0).
+        cu_seqlens: (N + 1,) int32 on the batch's device: ends of the documents, shared prompts included, one after the
+            other.
+        longest: tokens of the longest document, its shared prompt included.
+        source: (K,) int64 on the batch's device, which tokens of the flattened (B * T) batch these K are; None where
+            they are the batch itself, since no prompt is shared.
+        kept: (B * T,) int64 on the batch's device, where the batch's tokens are among those of `source`.
     """
 
     spans: Tensor
     cu_seqlens: Tensor
     longest: int
+    source: Tensor | None = None
+    kept: Tensor | None = None
 
     @classmethod
     def of(cls, position_ids: Tensor) -> "Documents":
@@ -54,16 +64,36 @@ class Documents:
         is_start[:, 0] = True
         row, start = is_start.nonzero(as_tuple=True)
         flat = row * num_tokens + start
-        cu_seqlens = torch.cat([flat, flat.new_tensor([num_rows * num_tokens])])
-        lengths = cu_seqlens.diff()
-        spans = torch.stack([row, start, start + lengths], 1)
+        lengths = torch.cat([flat, flat.new_tensor([num_rows * num_tokens])]).diff()
+        none = torch.zeros_like(row)
+        return cls.of_spans(torch.stack([row, start, start + lengths, none, none], 1), num_tokens)
+
+    @classmethod
+    def of_spans(cls, spans: Tensor, num_tokens: int) -> "Documents":
+        """From the spans of a batch, in order and without gaps, whose rows have `num_tokens` tokens."""
         # Their number differs from batch to batch: a compiled graph must not be made for each.
         torch._dynamo.maybe_mark_dynamic(spans, 0)
-        return cls(spans, cu_seqlens.int(), int(lengths.max()))
+        row, start, end, prompt_start, prompt_end = spans.unbind(1)
+        shared, own = prompt_end - prompt_start, end - start
+        lengths = shared + own
+        cu_seqlens = F.pad(lengths.cumsum(0), (1, 0))
+        documents = cls(spans, cu_seqlens.int(), int(lengths.max()))
+        if not shared.any():
+            return documents
+        document = torch.arange(len(spans)).repeat_interleave(lengths)
+        within = torch.arange(len(document)) - cu_seqlens[document]
+        is_own = within >= shared[document]
+        first = torch.where(is_own, (start - shared)[document], prompt_start[document])
+        source = row[document] * num_tokens + first + within
+        return replace(documents, source=source, kept=is_own.nonzero().squeeze(1))
 
     def to(self, device: torch.device) -> "Documents":
         """On the batch's device, without waiting for it; the spans stay on the CPU."""
-        return Documents(self.spans, self.cu_seqlens.to(device, non_blocking=True), self.longest)
+        names = ("cu_seqlens", "source", "kept")
+        moved: Any = {
+            name: None if (x := getattr(self, name)) is None else x.to(device, non_blocking=True) for name in names
+        }
+        return replace(self, **moved)
 
 
 def document_attention(
@@ -138,11 +168,12 @@ def _cpu_attention(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, sca
     """Causal attention of each span of (B, heads, T, D); also the log-sum-exps (B, heads, T) for the backward pass."""
     out, lse = _empty_outputs(query)
     dtype = _fast_dtype(query.dtype)
-    for row, start, end in _merge_rows(spans, *query.shape[::2]):
-        part = [x[row, :, start:end].to(dtype) for x in (query, key, value)]
-        with _products_of(end - start):
+    for span in _merge_rows(spans, *query.shape[::2]):
+        part = [span.of(x).to(dtype) for x in (query, key, value)]
+        with _products_of(span.length):
             o, s = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*part, 0.0, True, scale=scale)
-        out[row, :, start:end], lse[row, :, start:end] = o, s
+        span.write(out, o)
+        span.write(lse, s)
     return out, lse
 
 
@@ -153,12 +184,15 @@ def _cpu_attention_backward(
     grads = [_like_tokens_first(x) for x in (query, key, value)]
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     dtype = _fast_dtype(query.dtype)
-    for row, start, end in _merge_rows(spans, *query.shape[::2]):
-        part = [x[row, :, start:end].to(dtype) for x in (grad, query, key, value, out)]
-        with _products_of(end - start):
-            pieces = backward(*part, lse[row, :, start:end], 0.0, True, scale=scale)
+    for span in _merge_rows(spans, *query.shape[::2]):
+        part = [span.of(x).to(dtype) for x in (grad, query, key, value, out)]
+        # What a shared prompt itself puts out is the first document's affair.
+        part[0][:, :, : span.shared] = 0
+        with _products_of(span.length):
+            pieces = backward(*part, span.of(lse), 0.0, True, scale=scale)
         for whole, piece in zip(grads, pieces, strict=True):
-            whole[row, :, start:end] = piece
+            span.write(whole, piece)
+            whole[span.rows, :, span.prompt] += piece[:, :, : span.shared]
     return grads[0], grads[1], grads[2]
 
 
@@ -191,11 +225,39 @@ def _products_of(num_tokens: int) -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-def _merge_rows(spans: Tensor, num_rows: int, num_tokens: int) -> list[tuple[slice, int, int]]:
-    """Spans as (rows, start, end); rows that are one document each go in one call."""
+class _Span(NamedTuple):
+    """Where a document lies in (B, heads, T, ...), with the prompt that it shares."""
+
+    rows: slice
+    own: slice
+    prompt: slice
+
+    @property
+    def shared(self) -> int:
+        return self.prompt.stop - self.prompt.start
+
+    @property
+    def length(self) -> int:
+        return self.own.stop - self.own.start + self.shared
+
+    def of(self, x: Tensor) -> Tensor:
+        """The whole document, shared prompt first."""
+        own = x[self.rows, :, self.own]
+        return torch.cat([x[self.rows, :, self.prompt], own], 2) if self.shared else own
+
+    def write(self, x: Tensor, document: Tensor) -> None:
+        """Put the document's own tokens into their place."""
+        x[self.rows, :, self.own] = document[:, :, self.shared :]
+
+
+def _merge_rows(spans: Tensor, num_rows: int, num_tokens: int) -> list[_Span]:
+    """The documents; rows that are one document each go in one call."""
     if len(spans) == num_rows:
-        return [(slice(None), 0, num_tokens)]
-    return [(slice(row, row + 1), start, end) for row, start, end in spans.tolist()]
+        return [_Span(slice(None), slice(0, num_tokens), slice(0, 0))]
+    return [
+        _Span(slice(row, row + 1), slice(start, end), slice(first, last))
+        for row, start, end, first, last in spans.tolist()
+    ]
 
 
 def _like_tokens_first(x: Tensor) -> Tensor:
@@ -247,9 +309,13 @@ def _varlen_attention(
         options["enable_gqa"] = q.shape[1] != k.shape[1]
     else:  # torch 2.11
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    if documents.source is not None:
+        q, k, v = (x.index_select(0, documents.source) for x in (q, k, v))
     ends, longest = documents.cu_seqlens, documents.longest
     out = varlen_attn(q, k, v, ends, ends, longest, longest, **options)
     assert isinstance(out, Tensor)  # a tuple only where log-sum-exps are asked for
+    if documents.kept is not None:
+        out = out.index_select(0, documents.kept)
     return out.view(B, T, heads, D)
 
 
@@ -258,15 +324,15 @@ def _span_attention(
 ) -> Tensor:
     """SDPA a document: any device, precision, dropout and window."""
     outputs = []
-    for row, start, end in spans.tolist():
-        q, k, v = (x[row : row + 1, :, start:end] for x in (query, key, value))
+    for span in _merge_rows(spans, -1, 0):
+        q, k, v = (span.of(x) for x in (query, key, value))
         mask = None
-        if window is not None and window < end - start:
-            ones = torch.ones(end - start, end - start, dtype=torch.bool, device=query.device)
+        if window is not None and window < span.length:
+            ones = torch.ones(span.length, span.length, dtype=torch.bool, device=query.device)
             mask = ones.tril() & ~ones.tril(-window)
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=True
         )
-        outputs.append(out.squeeze(0))
+        outputs.append(out.squeeze(0)[:, span.shared :])
     B, heads, T, D = query.shape
     return torch.cat(outputs, dim=1).view(heads, B, T, D).permute(1, 2, 0, 3)

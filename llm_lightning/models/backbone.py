@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 import torch
 from filelock import FileLock
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.attention import ATTENTION, register_attention
-from llm_lightning.models.merging import base_of, check_mergeable, is_adapter, merge
+from llm_lightning.models.merging import base_of, check_mergeable, is_adapter, merge, task_of
+from llm_lightning.models.tasks import LANGUAGE, Task, with_fresh_head
 
 VOCAB_MULTIPLE = 64
 """A from-scratch vocabulary is rounded up to this: matrix products run slower on odd widths."""
@@ -84,22 +85,24 @@ class Backbone:
             self._set_dropout(config)
         return config
 
-    def build(self, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedModel:
+    def build(self, tokenizer: PreTrainedTokenizerBase | None = None, task: Task = LANGUAGE) -> PreTrainedModel:
         """The network, on the default device (Lightning makes that the rank's own), in training mode.
 
         Args:
             tokenizer: decides the vocabulary and the special tokens of a network from scratch, and has to fit one
                 that is read.
+            task: which head it has. One that the weights lack starts anew.
 
         Raises:
-            UserError: the tokenizer has more tokens than the network has embeddings.
+            UserError: the tokenizer has more tokens than the network has embeddings, or there is no such head for this
+                architecture.
         """
         register_attention()
-        config = self.read_config()
+        config = task.configure(self.read_config())
         if tokenizer is not None:
             self._fit_vocabulary(config, tokenizer)
         dtype = torch.get_default_dtype() if self.dtype is None else getattr(torch, self.dtype)
-        model = self._network(config, dtype)
+        model = self._network(config, dtype, task)
         model.config.use_cache = False
         model.train()
         if self.activation_checkpointing:
@@ -109,13 +112,15 @@ class Backbone:
                 layer.compile()
         return model
 
-    def _network(self, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    def _network(self, config: PreTrainedConfig, dtype: torch.dtype, task: Task) -> PreTrainedModel:
         if self.path is None:
-            return self._from_scratch(config, dtype)
+            return self._from_scratch(config, dtype, task)
         if not is_adapter(self.path):
-            return self._pretrained(config, dtype)
+            return self._pretrained(config, dtype, task)
         folder = Path(self.path).expanduser()
-        return merge(self._base(dtype="float32").build(), folder, dtype)
+        trained_for = task_of(folder)
+        merged = merge(self._base(dtype="float32").build(task=trained_for), folder, dtype)
+        return merged if trained_for == task else with_fresh_head(merged, task)
 
     def _base(self, **changes: Any) -> "Backbone":
         """The network of the adapter that `path` names."""
@@ -123,17 +128,19 @@ class Backbone:
         options = {"activation_checkpointing": False, "compile": False} | changes
         return replace(self, path=base_of(Path(self.path).expanduser()), **options)
 
-    def _from_scratch(self, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-        return AutoModelForCausalLM.from_config(
+    def _from_scratch(self, config: PreTrainedConfig, dtype: torch.dtype, task: Task) -> PreTrainedModel:
+        model = task.from_config(
             config, dtype=dtype, attn_implementation=self.attention, trust_remote_code=self.trust_remote_code
         )
+        task.start_head(model)
+        return model
 
-    def _pretrained(self, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    def _pretrained(self, config: PreTrainedConfig, dtype: torch.dtype, task: Task) -> PreTrainedModel:
         source, options = self._source()
         if "gguf_file" in options:
             source, options = str(_converted_gguf(Path(source) / options["gguf_file"])), {}
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model = task.from_pretrained(
                 source,
                 config=config,
                 dtype=dtype,
@@ -226,7 +233,7 @@ def _converted_gguf(path: Path) -> Path:
         if not folder.exists():
             print(f"Converting {path.name} once, into {folder}")
             # Without `dequantize`, what was loaded could not be saved again.
-            model = AutoModelForCausalLM.from_pretrained(
+            model = LANGUAGE.auto_class.from_pretrained(
                 path.parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
             )
             unfinished = folder.with_suffix(f".tmp-{os.getpid()}")

@@ -10,6 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llm_lightning.errors import UserError
+from llm_lightning.models.normalization import read_normalization
+from llm_lightning.models.tasks import LANGUAGE, TASKS, Task
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -39,6 +41,11 @@ def base_of(folder: Path) -> str:
             f"is now into base_model_name_or_path of {folder / ADAPTER_CONFIG}."
         )
     return str(base)
+
+
+def task_of(folder: Path) -> Task:
+    """What the adapter in `folder` was trained for."""
+    return TASKS.get(_read_config(folder).get("task_type") or "", LANGUAGE)
 
 
 def check_mergeable(folder: Path) -> None:
@@ -86,6 +93,7 @@ def merge(network: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrai
             model: Any = PeftModel.from_pretrained(network, str(folder), torch_device=str(network.device))
             _untie(network)
             merged = model.merge_and_unload(safe_merge=True)
+            read_normalization(folder, merged.config)
     except (ValueError, RuntimeError, AttributeError, UserWarning) as error:
         raise UserError(f"The adapter in {folder} cannot be merged: {str(error).splitlines()[0]}") from error
     for parameter in merged.parameters():
@@ -100,6 +108,8 @@ def _untie(network: PreTrainedModel) -> None:
     from peft.utils import AuxiliaryTrainingWrapper
 
     head, embeddings = network.get_output_embeddings(), network.get_input_embeddings()
+    if head is None:
+        return
     if not any(isinstance(x, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for x in (head, embeddings)):
         return
     own_head, own_embeddings = _untouched(head), _untouched(embeddings)

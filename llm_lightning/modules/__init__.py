@@ -1,6 +1,7 @@
 """LightningModules, one objective a file."""
 
 from llm_lightning.modules.pretraining import CausalPretraining
+from llm_lightning.modules.reward import RewardModeling
 from llm_lightning.modules.sft import SupervisedFinetuning
 
-__all__ = ["CausalPretraining", "SupervisedFinetuning"]
+__all__ = ["CausalPretraining", "RewardModeling", "SupervisedFinetuning"]

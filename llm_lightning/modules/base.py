@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import AutoModelForCausalLM
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llm_lightning.errors import UserError
@@ -25,6 +24,7 @@ from llm_lightning.models.description import describe
 from llm_lightning.models.export import save_model_folder
 from llm_lightning.models.heads import prepare_batch
 from llm_lightning.models.merging import is_adapter
+from llm_lightning.models.tasks import LANGUAGE, Task
 from llm_lightning.modules.schedule import Schedule
 
 STATE_KEY = "llm_lightning"
@@ -54,8 +54,9 @@ class LanguageModule(LightningModule):
     """A LightningModule around one network, `self.model`.
 
     A subclass's `training_step` returns a *sum* of losses and reports it with `count`; before the optimizer step the
-    gradients are divided once, by the trained tokens of all micro-batches and all ranks. Lightning's own division by
-    the number of micro-batches, which weighs a token by the length of its neighbours, is undone.
+    gradients are divided once, by the trained tokens (or what else `divisor` names) of all micro-batches and all ranks.
+    Lightning's own division by the number of micro-batches, which weighs a token by the length of its neighbours, is
+    undone.
 
     Args:
         backbone: the network.
@@ -68,6 +69,9 @@ class LanguageModule(LightningModule):
     """
 
     tokenizer: Any = None
+    task: Task = LANGUAGE
+    divisor = "tokens"
+    """Of the sums given to `count`, the one that the step's loss is divided by."""
 
     def __init__(
         self,
@@ -126,7 +130,7 @@ class LanguageModule(LightningModule):
                 "MERGED`, and give model.backbone.path=MERGED."
             )
         with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(
+            network = self.task.from_config(
                 self.backbone.read_config(), trust_remote_code=self.backbone.trust_remote_code
             )
         check_targets(network, self.peft)
@@ -139,9 +143,9 @@ class LanguageModule(LightningModule):
     def configure_model(self) -> None:
         """Build the network on the rank's own device, with its adapter."""
         if self.model is None:
-            self.model = self.backbone.build(self.tokenizer)
+            self.model = self.backbone.build(self.tokenizer, self.task)
         if self.peft is not None and self.adapter is None:
-            self.adapter = Adapter(self.model, self.peft)
+            self.adapter = Adapter(self.model, self.peft, self.task)
             self.model = self.adapter.model
             self.strict_loading = False  # the frozen weights are in no checkpoint
 
@@ -164,7 +168,9 @@ class LanguageModule(LightningModule):
         return prepare_batch(batch) if "labels" in batch else batch
 
     def count(self, **sums: Tensor) -> None:
-        """Add a micro-batch's sums (0-d tensors) to those of the optimizer step; `tokens` is the divisor."""
+        """Add a micro-batch's sums (0-d tensors) to those of the optimizer step: at least `loss`, whose gradient it is,
+        `tokens`, and the divisor.
+        """
         for name, value in sums.items():
             value = value.detach().float()
             self._totals[name] = self._totals[name] + value if name in self._totals else value
@@ -189,9 +195,9 @@ class LanguageModule(LightningModule):
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         totals = self._reduce_totals(norm)
         # Strategies average gradients over ranks, and Lightning divides losses by the micro-batches of a step.
-        divisor = max(totals["tokens"], 1.0) / (self.trainer.world_size * self.trainer.accumulate_grad_batches)
+        divisor = max(totals[self.divisor], 1.0) / (self.trainer.world_size * self.trainer.accumulate_grad_batches)
         totals["grad_norm"] = norm_value = totals.pop("norm") / divisor
-        if not (math.isfinite(norm_value) and math.isfinite(totals["nll"])):
+        if not (math.isfinite(norm_value) and math.isfinite(totals["loss"])):
             self._skip_step(optimizer)
             return
         self._skipped_in_a_row = 0
@@ -236,6 +242,35 @@ class LanguageModule(LightningModule):
         """Log what only grows; `tokens` is the x-axis of all other metrics."""
         self.log("train/skipped_steps", float(self.skipped_steps))
         self.log("tokens", torch.tensor(self.tokens_seen, dtype=torch.float64))  # float32 counts to 17 million only
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what the whole set came to."""
+        self.log_evaluation("val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation."""
+        self.log_evaluation("test")
+
+    def log_evaluation(self, name: str) -> None:
+        """Log the metrics of all batches since the last time, over all ranks, and start anew.
+
+        Args:
+            name: of the set, the beginning of the metrics' names.
+        """
+        metrics = self.evaluation_metrics(name)
+        if not metrics:
+            return
+        self.log(f"{name}/loss", metrics.pop("loss"), prog_bar=True)
+        self.log_dict({f"{name}/{key}": value for key, value in metrics.items()})
+        self.log("tokens", torch.tensor(self.tokens_seen, dtype=torch.float64))
+
+    def evaluation_metrics(self, name: str) -> dict[str, float]:
+        """Metrics of all batches that `validation_step` saw since the last call; has at least `loss`, or is empty."""
+        raise NotImplementedError
 
     def step_metrics(self, totals: dict[str, float]) -> dict[str, float]:
         """What to log of a step, from its sums over all ranks and `grad_norm`; has at least `train/loss`."""

@@ -36,7 +36,9 @@ class CausalPretraining(LanguageModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Summed loss over the micro-batch's trained tokens; see `LanguageModule` for its divisor."""
         loss, nll, correct = language_loss(self.model, batch, self.z_loss)
-        self.count(nll=nll, correct=correct, tokens=self._num_tokens(batch), bytes=self._num_bytes(batch["targets"]))
+        self.count(
+            loss=loss, nll=nll, correct=correct, tokens=self._num_tokens(batch), bytes=self._num_bytes(batch["targets"])
+        )
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -46,18 +48,6 @@ class CausalPretraining(LanguageModule):
         self.evaluation["correct"].update(correct)
         self.evaluation["tokens"].update(self._num_tokens(batch))
         self.evaluation["bytes"].update(self._num_bytes(batch["targets"]))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the whole set's loss."""
-        self._log_evaluation("val")
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """As in validation."""
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """As in validation."""
-        self._log_evaluation("test")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, str]]:
         """Continue each prompt: `prompt_ids` (B, T), left-padded, with their `attention_mask`."""
@@ -75,18 +65,15 @@ class CausalPretraining(LanguageModule):
 
     def step_metrics(self, totals: dict[str, float]) -> dict[str, float]:
         """Loss, perplexity, token accuracy and bits per byte of the step, over all ranks, and its gradient norm."""
-        return _language_metrics("train", totals) | {"train/grad_norm": totals["grad_norm"]}
+        metrics = _language_metrics(totals) | {"grad_norm": totals["grad_norm"]}
+        return {f"train/{name}": value for name, value in metrics.items()}
 
-    def _log_evaluation(self, name: str) -> None:
+    def evaluation_metrics(self, name: str) -> dict[str, float]:
+        """Loss, perplexity, token accuracy and bits per byte of the whole set."""
         sums = {key: float(metric.compute()) for key, metric in self.evaluation.items()}
         for metric in self.evaluation.values():
             metric.reset()
-        if not sums["tokens"]:
-            return
-        metrics = _language_metrics(name, sums)
-        self.log(f"{name}/loss", metrics.pop(f"{name}/loss"), prog_bar=True)
-        self.log_dict(metrics)
-        self.log("tokens", torch.tensor(self.tokens_seen, dtype=torch.float64))
+        return _language_metrics(sums) if sums["tokens"] else {}
 
     def _num_tokens(self, batch: dict[str, Any]) -> Tensor:
         return torch.tensor(float(len(batch["targets"])), device=self.device)
@@ -100,15 +87,15 @@ class CausalPretraining(LanguageModule):
         return self._token_bytes[targets].sum()
 
 
-def _language_metrics(name: str, sums: dict[str, float]) -> dict[str, float]:
+def _language_metrics(sums: dict[str, float]) -> dict[str, float]:
     num_tokens = max(sums["tokens"], 1)
     loss = sums["nll"] / num_tokens
     metrics = {
-        f"{name}/loss": loss,
-        f"{name}/perplexity": math.exp(min(loss, 700.0)),
-        f"{name}/accuracy": sums["correct"] / num_tokens,
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "accuracy": sums["correct"] / num_tokens,
     }
     if sums["bytes"]:
         # Independent of the tokenizer, so that models with different vocabularies compare.
-        metrics[f"{name}/bits_per_byte"] = sums["nll"] / math.log(2) / sums["bytes"]
+        metrics["bits_per_byte"] = sums["nll"] / math.log(2) / sums["bytes"]
     return metrics

@@ -1,4 +1,4 @@
-"""The whole chain of the quickstart, small: each stage begins with the folder that the one before it left."""
+"""The whole chain of the quickstart, small: each stage begins with a folder that one before it left."""
 
 import json
 import os
@@ -22,6 +22,7 @@ STAGES = {
         "--model.backbone.config.num_attention_heads=4", "--model.backbone.config.num_key_value_heads=2",
     ],
     "sft": ["--data.path=pairs.jsonl"],
+    "reward": ["--data.path=preferences.jsonl"],
     "compress": ["--data.path=pairs.jsonl"],
 }  # fmt: skip
 
@@ -34,6 +35,8 @@ def chain(tmp_path_factory, texts, cache):
     (folder / "texts.jsonl").write_text(texts)
     pairs = [{"question": f"What is {i} plus {i}?", "answer": f"It is {2 * i}."} for i in range(80)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    preferences = [{"prompt": pair["question"], "chosen": pair["answer"], "rejected": "No."} for pair in pairs]
+    (folder / "preferences.jsonl").write_text("".join(json.dumps(each) + "\n" for each in preferences))
 
     def run(stage, *more):
         return main(["fit", "--config", str(QUICKSTART / f"{stage}.yaml"), *SMALL, *STAGES[stage], *more])

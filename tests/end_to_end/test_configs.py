@@ -11,11 +11,14 @@ from llm_lightning.__main__ import main
 CONFIGS = Path(__file__).parents[2] / "configs"
 TEXTS = ["--data.path=texts.jsonl", "--data.vocab_size=300", "--data.seq_len=64", "--data.batch_size=1"]
 PAIRS = ["--model.backbone.path=network", "--data.path=pairs.jsonl", "--data.seq_len=64", "--data.batch_size=1"]
+PREFERENCES = [*PAIRS[:1], "--data.path=preferences.jsonl", *PAIRS[2:]]
 STAGES = {
     "pretrain.yaml": [*TEXTS, "--model.backbone.config.num_hidden_layers=1"],
     "quickstart/pretrain.yaml": TEXTS,
     "sft.yaml": PAIRS,
+    "reward.yaml": PREFERENCES,
     "quickstart/sft.yaml": PAIRS,
+    "quickstart/reward.yaml": PREFERENCES,
     "quickstart/compress.yaml": PAIRS,
     "compress.yaml": PAIRS,
     "quantize.yaml": ["--model.backbone.path=network", *TEXTS[:1], *TEXTS[2:]],
@@ -34,6 +37,8 @@ def small(tmp_path, cache, network, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     pairs = [{"prompt": f"What is {i}?", "completion": f"A number, {i}."} for i in range(40)]
     Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    preferences = [{"prompt": f"{i} {'abcde'[i % 5] * 30}", "chosen": "yes", "rejected": "no"} for i in range(40)]
+    Path("preferences.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in preferences))
     Path("texts.jsonl").write_text("".join(json.dumps({"text": str(pair)}) + "\n" for pair in pairs))
     Path("network").symlink_to(network)
 

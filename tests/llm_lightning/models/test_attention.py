@@ -43,6 +43,57 @@ def test_output_and_gradients_equal_the_dense_mask(position_ids, window):
         torch.testing.assert_close(a, b)
 
 
+# The second document of row 0 begins with the first 7 tokens of the first one, and so does the third of row 2 with 4 of
+# its second one.
+SHARED = torch.tensor(
+    [[0, 0, 10, 0, 0], [0, 10, 16, 0, 7], [0, 16, 24, 0, 0], [1, 0, 24, 0, 0], [2, 0, 5, 0, 0], [2, 5, 15, 0, 0],
+     [2, 15, 24, 5, 9]]
+)  # fmt: skip
+
+
+def dense_by_document(query, key, value, spans, window=None):
+    """softmax(QK/sqrt(D)) V of each document written out whole, as if nothing were shared."""
+    out = torch.zeros_like(query)
+    for row, start, end, first, last in spans.tolist():
+        places = [*range(first, last), *range(start, end)]
+        n, shared = len(places), last - first
+        q, k, v = (x[row][:, places].repeat_interleave(HEADS // x.shape[1], 0) for x in (query, key, value))
+        allowed = torch.ones(n, n, dtype=torch.bool).tril()
+        if window:
+            allowed &= ~torch.ones(n, n, dtype=torch.bool).tril(-window)
+        scores = (q @ k.transpose(1, 2) * D**-0.5).masked_fill(~allowed, -torch.inf)
+        own = (scores.softmax(-1) @ v)[:, shared:]
+        out[row, :, start:end] = own
+    return out.transpose(1, 2)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_answers_that_share_a_prompt_see_it_as_their_own(window):
+    x = inputs()
+    out, _ = document_attention(None, *x, None, documents=Documents.of_spans(SHARED, T), sliding_window=window)
+    expected = dense_by_document(*x, SHARED, window)
+    g = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
+    torch.testing.assert_close(out, expected)
+    for a, b in zip(torch.autograd.grad(out, x, g), torch.autograd.grad(expected, x, g), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_same_for_kernels_that_take_documents_one_after_the_other(monkeypatch):
+    """The way to CUDA's kernel, which takes every document whole: here a plain loop stands in for that one call."""
+
+    def varlen_attn(q, k, v, ends, *_, scale, **__):
+        spans = zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)
+        parts = [[x[a:b].transpose(0, 1) for x in (q, k, v)] for a, b in spans]
+        attend = torch.nn.functional.scaled_dot_product_attention
+        return torch.cat([attend(*part, is_causal=True, scale=scale).transpose(0, 1) for part in parts])
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    x = inputs()
+    documents = Documents.of_spans(SHARED, T)
+    out = attention._varlen_attention(*x, documents, D**-0.5, None)
+    torch.testing.assert_close(out, dense_by_document(*x, SHARED))
+
+
 @pytest.fixture
 def by_onednn():
     before = torch.get_float32_matmul_precision()
@@ -61,7 +112,8 @@ def test_documents_of_every_length_take_no_new_memory(by_onednn):
     for _ in range(12):
         cuts = torch.randperm(1023, generator=g)[:15].sort().values + 1
         starts, ends = torch.cat([cuts.new_zeros(1), cuts]), torch.cat([cuts, cuts.new_tensor([1024])])
-        out, _ = attention._cpu_attention(q, k, v, torch.stack([torch.zeros_like(starts), starts, ends], 1), 0.2)
+        none = torch.zeros_like(starts)
+        out, _ = attention._cpu_attention(q, k, v, torch.stack([none, starts, ends, none, none], 1), 0.2)
         out.sum().backward()
         used.append(psutil.Process().memory_info().rss / 2**20)
     assert used[-1] - used[2] < 30, used
@@ -110,11 +162,12 @@ def test_a_new_number_of_documents_does_not_recompile():
 
 def test_documents_of_a_batch():
     documents = Documents.of(positions())
-    assert documents.spans.tolist() == [
+    assert documents.spans[:, :3].tolist() == [
         [0, 0, 10], [0, 10, 11], [0, 11, 24], [1, 0, 24], [2, 0, 5], [2, 5, 10], [2, 10, 24],
     ]  # fmt: skip
     assert documents.cu_seqlens.tolist() == [0, 10, 11, 24, 48, 53, 58, 72]
     assert documents.longest == 24
+    assert not documents.spans[:, 3:].any() and documents.source is None and documents.kept is None
 
 
 def test_attention_with_extras_is_refused():

@@ -1,0 +1,111 @@
+"""What DataModules of conversations share: columns, the tokenizer with its chat template, and where to read."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datamodules.chat_template import ChatTemplate, find_template
+from datamodules.errors import DataError
+from datamodules.packed import PackedDataModule
+from datamodules.record_shapes import SHAPES
+from datamodules.record_source import RecordSource, Shapes, Writer, peek_records, record_units
+from datamodules.tokenizer import load_tokenizer
+from datamodules.units import Unit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+DEFAULT_SEQ_LEN = 2048
+
+
+class ChatDataModule(PackedDataModule):
+    """Learns from conversations, which a chat template writes down.
+
+    A subclass says what it makes of a record (`encoder`).
+
+    Args:
+        path: what to read; several paths are read as one, every row once an epoch.
+        sources: the same with weights and options for each; excludes `path`.
+        columns: how columns are called that have other names, such as `{question: frage, answer: antwort}`.
+        template: a chat template by name (`chatml`, `llama3`, `mistral`) or file. None: the tokenizer's own; where it
+            has none but the tokens of ChatML, `chatml`. It is saved with the model.
+        seq_len: T, tokens of a row.
+        kwargs: see `PackedDataModule`.
+    """
+
+    shapes: Shapes = SHAPES
+
+    def __init__(
+        self,
+        path: str | list[str] | None = None,
+        sources: list[RecordSource] | None = None,
+        columns: dict[str, str] | None = None,
+        template: str | None = None,
+        seq_len: int = DEFAULT_SEQ_LEN,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(path, seq_len=seq_len, **kwargs)
+        self.sources = sources
+        self.columns = columns
+        self.template = template
+
+    def check_settings(self) -> None:
+        """As every DataModule over packed rows, and what only conversations have."""
+        super().check_settings()
+        if self.sources is not None and self.columns is not None:
+            raise DataError("columns: with sources, name them in the source that they belong to")
+        self.check_tokenizer()
+
+    def check_tokenizer(self) -> None:
+        """Raises `DataError` where there is none, or it has no chat template that can be learned from."""
+        if self.tokenizer_name is None:
+            raise DataError("tokenizer: none is named; give --tokenizer, or --model.backbone.path with one in it")
+        _ = self.encoder
+
+    @property
+    def encoder(self) -> Any:
+        """What writes records down (a `Writer`) and makes documents of them (an `Encoder`)."""
+        raise NotImplementedError
+
+    def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        """Sets what else goes with the chat template."""
+
+    def source_of(self, path: str) -> RecordSource:
+        """A path, read with `columns`."""
+        return RecordSource(path, columns=self.columns)
+
+    def peek(self, source: RecordSource, root: Path) -> None:
+        """Reads and writes down the first records."""
+        writer: Writer = self.encoder
+        peek_records(source, root, self.on_bad_record, writer, self.shapes)
+
+    def find_units(self, source: RecordSource, root: Path, look_again: bool) -> list[Unit]:
+        """All there is to read, with the shape of the records."""
+        return record_units(source, root, look_again, self.shapes)
+
+    def make_tokenizer(self, units: list[Unit], root: Path) -> PreTrainedTokenizerFast:
+        """The one that is named, with the chat template."""
+        return self.chat_tokenizer
+
+    def make_encoder(self, tokenizer: PreTrainedTokenizerFast) -> Any:
+        """See `encoder`."""
+        return self.encoder
+
+    @cached_property
+    def chat_tokenizer(self) -> PreTrainedTokenizerFast:
+        """The named tokenizer, with the chat template."""
+        assert self.tokenizer_name is not None
+        tokenizer = load_tokenizer(self.tokenizer_name)
+        tokenizer.chat_template = find_template(tokenizer, self.template)
+        self.prepare_tokenizer(tokenizer)
+        return tokenizer
+
+
+def template_of(tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
+    """The tokenizer's own template, with what it may name and what a text must not spell."""
+    assert isinstance(tokenizer.chat_template, str)
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    names = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    return ChatTemplate(tokenizer.chat_template, names, sorted(special | set(tokenizer.all_special_tokens)))

@@ -1,0 +1,188 @@
+"""From pairs of conversations to token ids: what both have in common once, then the rest of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from datamodules.bad_records import BadRecords, LeftOut
+from datamodules.batches import bounded_batches
+from datamodules.chat_template import ChatTemplate
+from datamodules.formats import records
+from datamodules.near_duplicates import NUM_BANDS, normalized, signature
+from datamodules.preference_records import IDENTICAL, Preference, preference_of
+from datamodules.shards import Document, text_hash, token_dtype
+from datamodules.units import Bad, Unit
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Cut = Literal["drop", "left", "right"]
+Parts: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # shared tokens, and each answer's own
+
+# What is known of a pair beside its tokens: how many both answers share and how many are the chosen one's own, and by
+# how much and with which scores it was preferred; NaN where there are no scores.
+PAIR = np.dtype(
+    [
+        ("shared", "<u4"), ("chosen", "<u4"), ("is_tie", "?"), ("margin", "<f4"),
+        ("chosen_score", "<f4"), ("rejected_score", "<f4"), ("bands", "<u8", (NUM_BANDS,)),
+    ]
+)  # fmt: skip
+
+EQUAL = LeftOut("that are the same once they are cut to the length of a row")
+TOO_LONG = LeftOut("of two answers that are longer than a row without their prompt")
+
+
+class Written(NamedTuple):
+    """A pair as the template writes it."""
+
+    preference: Preference
+    chosen: str
+    rejected: str
+
+
+class PairEncoder:
+    """Turns preferences into documents of three parts: shared tokens, the chosen answer's own, the rejected one's own.
+
+    Args:
+        tokenizer: a copy of its own.
+        longest: tokens of a row.
+        too_long: what becomes of a pair that fits no row: `drop` leaves that to the packing, `left` cuts off the
+            beginning of the prompt, `right` the ends of the answers.
+        least_shared: prompts with fewer tokens in common stand before each answer.
+        labels: see `preference_of`.
+        score_margins: whether the difference of the scores is the margin.
+        template: fields of a `ChatTemplate`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        longest: int,
+        too_long: Cut,
+        least_shared: int,
+        labels: dict[str, str],
+        score_margins: bool,
+        template: dict[str, Any],
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.longest = longest
+        self.too_long = too_long
+        self.least_shared = least_shared
+        self.labels = labels
+        self.score_margins = score_margins
+        self.template = ChatTemplate(**template)
+
+    @cached_property
+    def dtype(self) -> np.dtype:
+        """Of token ids on disk."""
+        return token_dtype(self.tokenizer)
+
+    def settings(self) -> dict[str, Any]:
+        """What another process needs to make the same encoder around the same tokenizer; JSON."""
+        # Without cutting, the same tokens serve rows of any length.
+        longest = 0 if self.too_long == "drop" else self.longest
+        return {
+            "longest": longest, "too_long": self.too_long, "least_shared": self.least_shared, "labels": self.labels,
+            "score_margins": self.score_margins, "template": asdict(self.template),
+        }  # fmt: skip
+
+    def documents(self, unit: Unit, bad: BadRecords) -> Iterator[Document]:
+        """The unit's pairs, streaming; what says nothing is left out and counted."""
+        for batch in bounded_batches(self.written(unit, bad), lambda one: len(one.chosen) + len(one.rejected)):
+            texts = [text for one in batch for text in (one.chosen, one.rejected)]
+            encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            ids = [np.array(encoding.ids, self.dtype) for encoding in encodings]
+            for one, chosen, rejected in zip(batch, ids[::2], ids[1::2], strict=True):
+                document = self._document(one, chosen, rejected)
+                if isinstance(document, LeftOut):
+                    bad.left_out[document.reason] += 1
+                else:
+                    yield document
+
+    def written(self, unit: Unit, bad: BadRecords) -> Iterator[Written]:
+        """The unit's pairs as the template writes them."""
+        for place, record in records(unit):
+            preference = self._preference(record, unit)
+            written = preference if not isinstance(preference, Preference) else self._write(preference)
+            if isinstance(written, Bad):
+                bad.note(place, written)
+            elif isinstance(written, LeftOut):
+                bad.left_out[written.reason] += 1
+            else:
+                yield written
+
+    def _preference(self, record: Any, unit: Unit) -> Preference | Bad | LeftOut:
+        return record if isinstance(record, Bad) else preference_of(record, unit.shape, unit.columns, self.labels)
+
+    def _write(self, preference: Preference) -> Written | Bad:
+        texts = [self.template.write(messages, preference.tools) for messages in _answers(preference)]
+        bad = next((text for text in texts if isinstance(text, Bad)), None)
+        return bad or Written(preference, *(str(text) for text in texts))
+
+    def _document(self, one: Written, chosen: np.ndarray, rejected: np.ndarray) -> Document | LeftOut:
+        if np.array_equal(chosen, rejected):
+            return IDENTICAL
+        shared = common_prefix(chosen, rejected)
+        if shared < self.least_shared:
+            shared = 0
+        whole = (chosen[:shared], chosen[shared:], rejected[shared:])
+        fits = self.too_long == "drop" or sum(map(len, whole)) <= self.longest
+        parts = whole if fits else self._cut(whole, common_prefix(chosen, rejected))
+        if isinstance(parts, LeftOut):
+            return parts
+        preference = one.preference
+        details = np.zeros((), PAIR)
+        details["shared"], details["chosen"], details["is_tie"] = len(parts[0]), len(parts[1]), preference.is_tie
+        details["chosen_score"], details["rejected_score"] = preference.scores
+        details["margin"] = self._margin(preference)
+        details["bands"] = signature("\n".join(message.get("content") or "" for message in preference.prompt))
+        num_bytes = len(one.chosen.encode()) + len(one.rejected.encode())
+        hash = text_hash(normalized(_opening(preference)).encode())
+        return Document(np.concatenate(parts), None, num_bytes, hash, details=details.tobytes())
+
+    def _margin(self, preference: Preference) -> float:
+        if not self.score_margins:
+            return preference.margin
+        chosen, rejected = preference.scores
+        return 0.0 if np.isnan(chosen - rejected) else chosen - rejected
+
+    def _cut(self, parts: Parts, num_common: int) -> Parts | LeftOut:
+        """The parts cut to the length of a row; both answers begin with `num_common` equal tokens."""
+        shared, chosen, rejected = parts
+        excess = len(shared) + len(chosen) + len(rejected) - self.longest
+        if self.too_long == "left":
+            if len(shared):
+                cut = (shared[excess:], chosen, rejected)
+            else:
+                each = -(-excess // 2)
+                cut = (shared, chosen[each:], rejected[each:])
+                excess = each
+            return cut if excess <= num_common else TOO_LONG
+        room = self.longest - len(shared)
+        # The longer answer is cut first, down to the other's length.
+        fair = max(room // 2, room - min(len(chosen), len(rejected)))
+        chosen, rejected = chosen[: max(0, fair)], rejected[: max(0, fair)]
+        return EQUAL if np.array_equal(chosen, rejected) else (shared, chosen, rejected)
+
+
+def common_prefix(one: np.ndarray, other: np.ndarray) -> int:
+    """How many tokens two sequences begin with in common, at least one of each left over."""
+    length = min(len(one), len(other))
+    differ = np.flatnonzero(one[:length] != other[:length])
+    return int(differ[0]) if len(differ) else length - 1
+
+
+def _answers(preference: Preference) -> Iterator[list[dict[str, Any]]]:
+    yield preference.chosen
+    yield preference.rejected
+
+
+def _opening(preference: Preference) -> str:
+    """What the first user says: pairs about one question fall on the same side of a split."""
+    said = (message.get("content") or "" for message in preference.prompt if message["role"] == "user")
+    return next(said, None) or str(preference.prompt)

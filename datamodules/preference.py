@@ -1,0 +1,208 @@
+"""Preferences for reward modelling: pairs of answers to packed rows, in which both answers see their prompt once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from datamodules.cache import cache_root
+from datamodules.chat import ChatDataModule, template_of
+from datamodules.errors import DataError
+from datamodules.loader import EvaluationLoader
+from datamodules.near_duplicates import resembling
+from datamodules.order import SequentialOrder
+from datamodules.packed import Packed
+from datamodules.pad_token import pad_apart
+from datamodules.pair_encoder import PAIR, Cut, PairEncoder
+from datamodules.pair_preview import preview_pairs
+from datamodules.pairs import PairCollator, PairRows, Pairs
+from datamodules.preference_records import FIRST, SECOND, TIE
+from datamodules.record_shapes import PREFERENCE_SHAPES
+from datamodules.rows import Selection, TooLong, split_documents
+from datamodules.scoring import Conversations
+from datamodules.shards import Shard
+from datamodules.tokenizer import bare
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+LEAST_SHARED = 8
+"""Tokens that have to be common before a prompt is computed once for both answers (benchmarks/shared_prompts.py)."""
+
+NEVER = 2**31
+REFERENCE_ROWS = 64
+
+
+class PreferenceDataModule(ChatDataModule):
+    """Learns from pairs of answers: finds out how the records hold them, writes both conversations down by the chat
+    template, and packs the pairs into full rows without padding between them.
+
+    A record has `chosen` and `rejected` behind a `prompt`, `messages`, ShareGPT's `conversations` or a `question`; or
+    they are whole conversations that begin alike (messages, or Anthropic's `Human:` and `Assistant:`); or it has
+    `response_j` and `response_k`, or `output_1` and `output_2` with a `label`, which may be a tie. A `margin` and the
+    answers' scores are read where they are there. Pairs with an empty answer, or of two equal answers, say nothing:
+    they are left out and counted. By default 0.05 of the pairs validate, and no prompt there resembles one of
+    training's.
+
+    Args:
+        too_long: what becomes of a pair longer than a row: `drop` leaves it out, `left` cuts off the beginning of the
+            prompt, `right` the ends of the answers. Pairs that cutting makes equal are left out and counted.
+        share_prompts: compute what both answers begin with once for both, where it is long enough to pay. Needs the
+            default `model.backbone.attention`.
+        labels: what the values of a `label` mean that are not 1, 2 or `tie`, such as `{"0": first, "1": second}`.
+        score_margins: take the difference of the answers' scores as the margin.
+        predict_path: conversations to score, for `predict`; `path` is then not needed. The shapes are those of
+            `InstructionDataModule`.
+        args, kwargs: see `ChatDataModule`.
+    """
+
+    default_val_share = 0.05
+    too_long: TooLong = "drop"  # of the packing: cutting is the encoder's affair, which knows the parts of a pair
+    shapes = PREFERENCE_SHAPES
+
+    def __init__(
+        self,
+        *args: Any,
+        too_long: Cut = "drop",
+        share_prompts: bool = True,
+        labels: dict[str, Literal["first", "second", "tie"]] | None = None,
+        score_margins: bool = False,
+        predict_path: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.cut = too_long
+        self.share_prompts = share_prompts
+        self.labels = labels
+        self.score_margins = score_margins
+        self.predict_path = predict_path
+
+    @property
+    def _only_predicts(self) -> bool:
+        return self.predict_path is not None and self.path is None and self.sources is None
+
+    def check(self) -> None:
+        """As every DataModule over packed rows; without pairs, only what is to be scored."""
+        if self.predict_path is not None:
+            self.check_tokenizer()
+            self._conversations().check()
+        if not self._only_predicts:
+            super().check()
+
+    def check_settings(self) -> None:
+        """As every DataModule of conversations, and the words for labels."""
+        super().check_settings()
+        if not self.document_mask:
+            raise DataError("document_mask: pairs must not see each other; leave it out")
+        for label, meaning in (self.labels or {}).items():
+            if meaning not in (FIRST, SECOND, TIE):
+                raise DataError(f"labels: {label!r} can mean {FIRST}, {SECOND} or {TIE}, not {meaning!r}")
+
+    def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        """transformers reads a reward at the last token that is not padding, so padding must be no text's end."""
+        tokenizer.pad_token = pad_apart(tokenizer)
+
+    @cached_property
+    def encoder(self) -> PairEncoder:
+        """Pairs by the chat template."""
+        least_shared = LEAST_SHARED if self.share_prompts else NEVER
+        return PairEncoder(
+            bare(self.chat_tokenizer),
+            longest=self.seq_len,
+            too_long=self.cut,
+            least_shared=least_shared,
+            labels=dict(self.labels or {}),
+            score_margins=self.score_margins,
+            template=vars(template_of(self.chat_tokenizer)),
+        )
+
+    def split(self, shards: list[Shard], share: float) -> tuple[Selection, Selection]:
+        """By the hash of the opening question; of what validates, pairs whose prompt resembles one of training's go
+        back to training.
+        """
+        train, val = split_documents(shards, share)
+        if not share:
+            return train, val
+        hashes = np.concatenate([shard.documents()["hash"] for shard in shards])
+        filled = [shard for shard in shards if shard.facts["num_documents"]]
+        held_out = val.mask(hashes)
+        near = resembling(
+            lambda band: np.concatenate([shard.details(PAIR)[:]["bands"][:, band] for shard in filled]), held_out
+        )
+        if near.any():
+            rank_zero_info(
+                f"{near.sum():,} of {held_out.sum():,} validation pairs go to training: its prompts resemble theirs"
+            )
+        if (near == held_out).all():
+            raise DataError(
+                "val_share: no pair is left to validate on, as each one's prompt resembles one of training's; raise it,"
+                " name a val_path, or set val_share=0"
+            )
+        exceptions = tuple(np.unique(hashes[near]).tolist())
+        return Selection(train.low, train.high, exceptions), Selection(val.low, val.high, exceptions)
+
+    def prepare_data(self) -> None:
+        """Builds what the cache lacks."""
+        if self._only_predicts:
+            self.check()
+        else:
+            super().prepare_data()
+
+    def setup(self, stage: str) -> None:
+        """Opens the tokenizer and the rows."""
+        if self._only_predicts:
+            self.tokenizer = self.chat_tokenizer
+        else:
+            super().setup(stage)
+
+    def make_rows(self, sources: Packed) -> PairRows:
+        """Rows of pairs."""
+        return PairRows(sources)
+
+    def make_collator(self) -> PairCollator:
+        """What makes a batch of them."""
+        return PairCollator(self.seq_len, self._pad_token_id)
+
+    def reference_dataloader(self) -> EvaluationLoader | list:
+        """The pairs that rewards are normalized on: those of validation, else the first rows of training."""
+        if self._val:
+            return self.val_dataloader()
+        rows = self.make_rows(self._train)
+        multiple = self.batch_size * self._data_ranks()["num_ranks"]
+        return self._loader(EvaluationLoader, rows, SequentialOrder(min(len(rows), REFERENCE_ROWS), multiple))
+
+    def predict_dataloader(self) -> Conversations:  # type: ignore[override]
+        """Rows of conversations to score, of about equal length in each batch."""
+        if self.predict_path is None:
+            raise DataError("predict_path: name the conversations to score")
+        return self._conversations()
+
+    def _conversations(self) -> Conversations:
+        assert self.predict_path is not None
+        return Conversations(
+            self.source_of(self.predict_path),
+            self.chat_tokenizer,
+            self.seq_len,
+            self.batch_size,
+            self.on_bad_record,
+            cache_root(self.cache_dir),
+            **self._data_ranks(),
+        )
+
+    def preview(self, num_records: int) -> Iterator[str]:
+        """Lines to print: the first training pairs as the model will see them, and the statistics of all."""
+        assert self.tokenizer is not None
+        return preview_pairs(Pairs(self._train), self.tokenizer, num_records)
+
+    def in_words(self, facts: dict[str, float]) -> str:
+        """What there is to learn, and what packing did to it."""
+        too_long = f"{facts['num_dropped']:,} longer than a row left out (too_long={self.cut})"
+        return (
+            f"{facts['num_documents']:,} pairs, {facts['num_tokens']:,} tokens in {facts['num_rows']:,} rows of"
+            f" {self.seq_len:,}; {facts['padded_share']:.2%} padded;"
+            f" {too_long if facts['num_dropped'] else 'none longer than a row'}"
+        )

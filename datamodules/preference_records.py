@@ -1,0 +1,218 @@
+"""A record of preference data as two conversations, of which one is preferred, whatever the shape it is written in."""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from datamodules.bad_records import LeftOut
+from datamodules.records import Fields, Turn
+from datamodules.turns import UnfitError, kind_of, message_of, text_of, tools_of
+from datamodules.units import Bad, Record
+
+Message = dict[str, Any]
+
+EMPTY, IDENTICAL = LeftOut("with an empty answer"), LeftOut("of two answers that are the same")
+
+# How Anthropic's sets write conversations down; what stands before the first mark is nobody's.
+TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
+SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+
+FIRST, SECOND, TIE = "first", "second", "tie"
+# What a label of a pair usually says. 0 is left out: it is the first answer to some and a tie to others.
+LABELS = {
+    "1": FIRST, "2": SECOND, "first": FIRST, "second": SECOND, "a": FIRST, "b": SECOND, "model_a": FIRST,
+    "model_b": SECOND, "output_1": FIRST, "output_2": SECOND, "tie": TIE, "draw": TIE, "equal": TIE, "both": TIE,
+    "tie (bothbad)": TIE, "0.5": TIE, "1.5": TIE,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two conversations that begin alike and end with different answers.
+
+    Attributes:
+        chosen, rejected: messages as chat templates take them, the assistant's last.
+        tools: JSON schemas.
+        is_tie: neither answer is better.
+        margin: by how much the chosen one is, in the data's own measure; 0 where it does not say.
+        scores: of the chosen and of the rejected answer; NaN where there are none.
+    """
+
+    chosen: list[Message]
+    rejected: list[Message]
+    tools: list[dict[str, Any]] | None = None
+    is_tie: bool = False
+    margin: float = 0.0
+    scores: tuple[float, float] = (math.nan, math.nan)
+
+    @property
+    def prompt(self) -> list[Message]:
+        """What stands before the chosen answer."""
+        return self.chosen[:-1]
+
+
+def preference_of(
+    record: Record, shape: str, columns: Mapping[str, str] | None, labels: Mapping[str, str] | None = None
+) -> Preference | Bad | LeftOut:
+    """The record as a preference, or what is wrong with it, or why it says nothing.
+
+    Args:
+        shape: one of `PREFERENCE_SHAPES`, as `detect_shape` found it.
+        columns: the set's own column names by field.
+        labels: what values of a `label` mean that are not among the usual ones: `first`, `second` or `tie`.
+    """
+    try:
+        return _preference(Fields(record, columns), shape, LABELS | dict(labels or {}))
+    except UnfitError as unfit:
+        return Bad(str(unfit))
+    except RecursionError:
+        return Bad("JSON nested too deeply")
+
+
+def _preference(fields: Fields, shape: str, labels: Mapping[str, str]) -> Preference | LeftOut:
+    names, scores, verdict = ("chosen", "rejected"), ("chosen_score", "rejected_score"), FIRST
+    if shape == "question-pair":
+        names = ("response_j", "response_k")
+    elif shape.startswith("labelled"):
+        names, scores, verdict = ("output_1", "output_2"), ("score_1", "score_2"), _verdict(fields, labels)
+    if verdict == SECOND:
+        names, scores = names[::-1], scores[::-1]
+    prompt = [] if shape == "whole-pair" else list(PROMPTS[shape](fields))
+    chosen, rejected = (_conversation(fields, prompt, name) for name in names)
+    if chosen is None or rejected is None:
+        return EMPTY
+    if chosen == rejected:
+        return IDENTICAL
+    return Preference(
+        chosen,
+        rejected,
+        tools_of(fields.optional("tools")),
+        verdict == TIE,
+        _number(fields, "margin", 0.0),
+        (_number(fields, scores[0], math.nan), _number(fields, scores[1], math.nan)),
+    )
+
+
+def _conversation(fields: Fields, prompt: list[Turn], name: str) -> list[Message] | None:
+    """The messages with one of the answers; None where the answer is empty."""
+    turns = _with_answer(fields, prompt, name)
+    last = turns[-1].said
+    if _is_blank(last):
+        return None
+    messages = [_message(turn) for turn in turns]
+    if messages[-1]["role"] != "assistant":
+        raise UnfitError(f"column {fields.column(name)!r} does not end with the assistant's turn")
+    if len(messages) == 1:
+        raise UnfitError(
+            f"column {fields.column(name)!r} has no prompt: it is neither a transcript (\\n\\nHuman: ... "
+            "\\n\\nAssistant: ...) nor a list of messages, and no column holds one"
+        )
+    system = fields.optional_text("system")
+    if system and all(message["role"] not in ("system", "developer") for message in messages):
+        messages.insert(0, {"role": "system", "content": system})
+    return messages
+
+
+def _with_answer(fields: Fields, prompt: list[Turn], name: str) -> list[Turn]:
+    column = fields.column(name)
+    answer = fields.record[column]
+    if isinstance(answer, str):
+        transcript = list(_transcript(text_of(answer, f"column {column!r}"), column))
+        # Without a prompt of its own the text has to be one; behind a prompt it may repeat it.
+        if transcript and (not prompt or len(transcript) > 1):
+            return transcript
+        return [*prompt, Turn(f"column {column!r}", {"role": "assistant", "content": answer})]
+    if isinstance(answer, dict):
+        return [*prompt, Turn(f"column {column!r}", answer)]
+    if answer is None:
+        return [*prompt, Turn(f"column {column!r}", {"role": "assistant", "content": ""})]
+    turns = list(fields.turns(name))
+    # Some sets have a prompt, and behind it answers that are the whole conversation.
+    is_whole = _message(turns[0])["role"] != "assistant" if not _is_blank(turns[0].said) else False
+    return turns if is_whole else [*prompt, *turns]
+
+
+def _message(turn: Turn) -> Message:
+    try:
+        return message_of(turn.said, "train")[0]
+    except UnfitError as unfit:
+        raise UnfitError(f"{turn.where}: {unfit}") from unfit
+
+
+def _is_blank(said: Any) -> bool:
+    """Whether an answer says nothing: no text, and no call of a tool."""
+    if not isinstance(said, dict):
+        return False
+    content = said.get("content", said.get("value"))
+    is_blank = content is None or (isinstance(content, str) and not content.strip())
+    return is_blank and not (said.get("tool_calls") or said.get("function_call"))
+
+
+def _transcript(text: str, column: str) -> Iterator[Turn]:
+    """The turns of a text in Anthropic's form; nothing where it is none."""
+    before, *parts = TRANSCRIPT.split(text if text.startswith("\n\n") else f"\n\n{text}")
+    if before.strip():
+        return
+    for number, (speaker, said) in enumerate(zip(parts[::2], parts[1::2], strict=True), 1):
+        yield Turn(f"turn {number} of {column}", {"role": SPEAKERS[speaker], "content": said.strip()})
+
+
+def _prompt(fields: Fields) -> Iterator[Turn]:
+    if isinstance(fields.optional("prompt"), list):
+        yield from fields.turns("prompt")
+        return
+    text, column = fields.text("prompt"), fields.column("prompt")
+    turns = list(_transcript(text, column))
+    if not turns:
+        yield Turn("prompt", {"role": "user", "content": text})
+    # A transcript ends where the answer is to begin.
+    yield from turns[:-1] if turns and _is_blank(turns[-1].said) else turns
+
+
+def _question(fields: Fields) -> Iterator[Turn]:
+    yield Turn("question", {"role": "user", "content": fields.text("question")})
+
+
+def _instruction(fields: Fields) -> Iterator[Turn]:
+    text = "\n".join(filter(None, [fields.text("instruction"), fields.optional_text("input")]))
+    yield Turn("instruction", {"role": "user", "content": text})
+
+
+PROMPTS: dict[str, Callable[[Fields], Iterator[Turn]]] = {
+    "prompt-pair": _prompt,
+    "sharegpt-pair": lambda fields: fields.turns("conversations"),
+    "messages-pair": lambda fields: fields.turns("messages"),
+    "question-pair": _question,
+    "labelled-prompt": _prompt,
+    "labelled-instruction": _instruction,
+}
+
+
+def _verdict(fields: Fields, labels: Mapping[str, str]) -> str:
+    column = fields.column("label")
+    value = fields.record[column]
+    said = f"{value:g}" if isinstance(value, float) else str(value).strip()
+    verdict = labels.get(said, labels.get(said.lower()))
+    if verdict is None:
+        raise UnfitError(
+            f"column {column!r} says {said[:40]!r}, which could mean several things; say which, for example "
+            "labels={'0': first, '1': second, '0.5': tie}"
+        )
+    return verdict
+
+
+def _number(fields: Fields, name: str, default: float) -> float:
+    value = fields.optional(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise UnfitError(f"column {fields.column(name)!r} holds {kind_of(value)}, not a number")
+    try:
+        number = float(value)
+    except ValueError as error:
+        raise UnfitError(f"column {fields.column(name)!r} holds {str(value)[:40]!r}, not a number") from error
+    if not math.isfinite(number):
+        raise UnfitError(f"column {fields.column(name)!r} holds {value}, not a finite number")
+    return number

@@ -1,0 +1,152 @@
+"""Conversations to score, streamed from a file in batches of about equal length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from datamodules.bad_records import BadRecords, OnBadRecord
+from datamodules.cache import key_of
+from datamodules.chat import template_of
+from datamodules.formats import records
+from datamodules.packing import best_fit
+from datamodules.pairs import Layout
+from datamodules.record_source import RecordSource, record_units
+from datamodules.records import conversation_of
+from datamodules.sources import first_units
+from datamodules.tokenizer import backend_state, bare
+from datamodules.units import Bad, Record, Unit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+WINDOW = 4096
+"""Records that are sorted by length at once; more would wait longer for the first line and hold more in memory."""
+
+
+class _Talk(NamedTuple):
+    number: int
+    record: Record
+    ids: np.ndarray
+
+
+class _Unfit(NamedTuple):
+    number: int
+    record: Record
+    reason: str
+
+
+class Conversations:
+    """Batches of packed rows of conversations, longest first in each window of records.
+
+    Which conversations share a batch depends on the file alone, so that a run can go on where it was stopped.
+
+    Args:
+        source: what to read.
+        tokenizer: with its chat template.
+        seq_len: T, tokens of a row.
+        batch_size: rows of a batch.
+        on_bad_record: `stop`, or `skip`: a record that cannot be scored gets no reward and says why.
+        root: the cache's folder.
+        rank, num_ranks: this process's place among those that score different windows.
+    """
+
+    def __init__(
+        self,
+        source: RecordSource,
+        tokenizer: PreTrainedTokenizerFast,
+        seq_len: int,
+        batch_size: int,
+        on_bad_record: OnBadRecord,
+        root: Path,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
+        self.source = source
+        self.tokenizer = bare(tokenizer)
+        self.template = template_of(tokenizer)
+        self.pad_token_id = tokenizer.pad_token_id
+        self.seq_len = seq_len
+        self.batch_size = batch_size
+        self.on_bad_record = on_bad_record
+        self.root = root
+        self.rank, self.num_ranks = rank, num_ranks
+
+    def check(self) -> None:
+        """Looks at the first records; raises `DataError` where there are none of a known shape."""
+        first_units(self.source, self.root)
+        record_units(self.source, self.root, look_again=False)
+
+    @property
+    def key(self) -> str:
+        """Names what is scored and how it is written down."""
+        units = [[unit.digest, unit.start, unit.stop, unit.shape, unit.columns] for unit in self._units()]
+        layout = [self.seq_len, self.batch_size, self.rank, self.num_ranks, WINDOW, self.on_bad_record]
+        return key_of(units, layout, backend_state(self.tokenizer), self.template.jinja)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        items = self._items()
+        number = 0
+        while window := list(islice(items, WINDOW)):
+            if number % self.num_ranks == self.rank:
+                yield from self._batches(window)
+            number += 1
+
+    def _units(self) -> list[Unit]:
+        return record_units(self.source, self.root, look_again=False)
+
+    def _items(self) -> Iterator[_Talk | _Unfit]:
+        index = 0
+        for unit in self._units():
+            bad = BadRecords(unit, self.on_bad_record)
+            for place, record in records(replace(unit, column="")):
+                text = self._text(record, unit)
+                if isinstance(text, Bad):
+                    bad.note(place, text)
+                    yield _Unfit(index, {} if isinstance(record, Bad) else record, text.reason)
+                else:
+                    assert not isinstance(record, Bad)
+                    ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+                    yield self._fitting(index, record, np.array(ids, np.int64))
+                index += 1
+
+    def _text(self, record: Record | Bad, unit: Unit) -> str | Bad:
+        if isinstance(record, Bad):
+            return record
+        conversation = conversation_of(record, unit.shape, unit.columns, "train")
+        return (
+            conversation
+            if isinstance(conversation, Bad)
+            else self.template.write(conversation.messages, conversation.tools)
+        )
+
+    def _fitting(self, index: int, record: Record, ids: np.ndarray) -> _Talk | _Unfit:
+        if len(ids) <= self.seq_len:
+            return _Talk(index, record, ids)
+        return _Unfit(index, record, f"{len(ids):,} tokens are more than a row has (data.seq_len={self.seq_len:,})")
+
+    def _batches(self, window: list[_Talk | _Unfit]) -> Iterator[dict[str, Any]]:
+        talks = [item for item in window if isinstance(item, _Talk)]
+        talks.sort(key=lambda talk: (-len(talk.ids), talk.number))
+        row_of, num_rows = best_fit(np.array([len(talk.ids) for talk in talks], np.int64), self.seq_len)
+        rows: list[list[_Talk]] = [[] for _ in range(num_rows)]
+        for talk, row in zip(talks, row_of.tolist(), strict=True):
+            rows[row].append(talk)
+        for start in range(0, num_rows, self.batch_size):
+            yield self._batch(rows[start : start + self.batch_size])
+        unfit = [item for item in window if isinstance(item, _Unfit)]
+        if unfit:
+            yield {"unfit": [(item.number, item.record, item.reason) for item in unfit]}
+
+    def _batch(self, rows: list[list[_Talk]]) -> dict[str, Any]:
+        layout = Layout(len(rows), self.seq_len, self.pad_token_id)
+        ends = [layout.add(row, talk.ids) for row, talks in enumerate(rows) for talk in talks]
+        talks = [talk for row in rows for talk in row]
+        own = {"records": [talk.record for talk in talks], "indices": [talk.number for talk in talks]}
+        return layout.batch() | {"ends": torch.tensor(ends)} | own

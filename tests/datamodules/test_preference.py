@@ -1,0 +1,254 @@
+"""PreferenceDataModule: every pair once, laid out as the template writes it, and nothing of it on both sides."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from datamodules import DataError, PreferenceDataModule, text_formats, tokenization
+from datamodules.near_duplicates import signature
+from datamodules.pairs import Pairs
+
+from .chat_tokenizers import chat_tokenizer
+from .conftest import EMOJI, SPANISH
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+CHATML = "<|im_start|>{}\n{}<|im_end|>\n"
+
+
+def records(count):
+    return [
+        {
+            "prompt": f"{i * 7919} {SPANISH[i : i + 12]}? " * 4,
+            "chosen": f"{i} {EMOJI[: i % 20]}",
+            "rejected": f"{i} {'no ' * (i % 9)}.",
+        }
+        for i in range(count)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def module(tmp_path, cache):
+    chat_tokenizer("smollm2").save_pretrained(tmp_path / "tokenizer")
+
+    def make(data=None, **settings):
+        path = tmp_path / "data.jsonl"
+        path.write_text("".join(json.dumps(r) + "\n" for r in (records(60) if data is None else data)))
+        defaults = {
+            "path": str(path), "tokenizer": str(tmp_path / "tokenizer"), "seq_len": 512, "batch_size": 1,
+            "val_share": 0.0, "template": "chatml", "cache_dir": str(cache),
+        }  # fmt: skip
+        return PreferenceDataModule(**defaults | settings)
+
+    return make
+
+
+def ready(data):
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def texts(data, loader):
+    """(chosen, rejected) of each pair of an epoch, put together again from what the model is given."""
+    found = []
+    for batch in loader:
+        T = batch["input_ids"].shape[1]
+        ids, positions = batch["input_ids"].flatten(), batch["position_ids"].flatten()
+        by_end = {
+            row * T + end - 1: (row, start, end, first, last)
+            for row, start, end, first, last in batch["spans"].tolist()
+        }
+        for ends in zip(batch["chosen_ends"].tolist(), batch["rejected_ends"].tolist(), strict=True):
+            pair = []
+            for end in ends:
+                row, start, stop, first, last = by_end[end]
+                places = [*range(row * T + first, row * T + last), *range(row * T + start, row * T + stop)]
+                assert positions[places].tolist() == list(range(len(places)))
+                pair.append(data.tokenizer.decode(ids[places]))
+            found.append(tuple(pair))
+    return found
+
+
+def expected(record):
+    prompt = CHATML.format("user", record["prompt"])
+    return tuple(prompt + CHATML.format("assistant", record[name]) for name in ("chosen", "rejected"))
+
+
+@pytest.mark.parametrize("share_prompts", [True, False])
+def test_every_pair_is_served_once_an_epoch_as_the_template_writes_it(module, share_prompts):
+    data = ready(module(val_share=0.1, share_prompts=share_prompts))
+    train, val = texts(data, data.train_dataloader()), texts(data, data.val_dataloader())
+    assert sorted(train + val) == sorted(map(expected, records(60))) and len(val) == 6
+    assert any(b["spans"][:, 4].any() for b in data.train_dataloader()) == share_prompts
+
+
+def test_sharing_prompts_saves_their_tokens(module):
+    shared, whole = (ready(module(share_prompts=share)).statistics["train"]["num_tokens"] for share in (True, False))
+    assert shared < 0.7 * whole
+
+
+def test_processes_and_a_single_one_make_the_same_batches(module, monkeypatch, tmp_path):
+    monkeypatch.setattr(text_formats, "unit_bytes", lambda _: 4096)
+    batches = []
+    for cores in (1, 2):
+        monkeypatch.setattr(tokenization, "available_cores", lambda cores=cores: cores)
+        data = ready(module(cache_dir=str(tmp_path / f"cache-{cores}")))
+        assert len(data._train[0][1]) > 2
+        batches.append(list(data.train_dataloader()))
+    for one, two in zip(*batches, strict=True):
+        assert all(torch.equal(torch.nan_to_num(one[name]), torch.nan_to_num(two[name])) for name in one)
+
+
+def test_it_goes_on_where_a_checkpoint_was_taken(module):
+    straight = list(ready(module()).train_dataloader())
+    first = ready(module())
+    loader = iter(first.train_dataloader())
+    head = [next(loader) for _ in range(3)]
+    second = ready(module())
+    second.load_state_dict(first.state_dict())
+    rest = second.train_dataloader()
+    assert torch.equal(next(iter(rest))["input_ids"], straight[3]["input_ids"])
+    assert torch.equal(head[2]["input_ids"], straight[2]["input_ids"])
+
+
+def test_what_says_nothing_is_left_out_and_counted(module, capfd):
+    odd = [
+        {"prompt": "empty", "chosen": "", "rejected": "b"},
+        {"prompt": "same", "chosen": "b", "rejected": "b"},
+        {"prompt": "same", "chosen": "b", "rejected": "b "},
+    ]
+    data = ready(module(records(10) + odd, template=None))
+    assert data.statistics["train"]["num_documents"] == 11
+    chatml_trims = ready(module(records(10) + odd[:2]))
+    assert chatml_trims.statistics["train"]["num_documents"] == 10
+
+
+@pytest.mark.parametrize(
+    ("too_long", "kept", "reason"), [("drop", 1, ""), ("left", 3, ""), ("right", 2, "once they are cut")]
+)
+def test_too_long_pairs(module, too_long, kept, reason):
+    data = [
+        {"prompt": "short", "chosen": "yes", "rejected": "no"},
+        {"prompt": "word " * 200, "chosen": "yes", "rejected": "no"},
+        {
+            "prompt": "long answers that differ at their ends",
+            "chosen": "w " * 290 + "yes",
+            "rejected": "w " * 290 + "no",
+        },
+    ]
+    if too_long == "right":
+        data[1] = {"prompt": "ask", "chosen": "a " * 300, "rejected": "no"}
+        data[2]["rejected"] = "w " * 290 + "no"
+    made = module(data, seq_len=256, too_long=too_long)
+    facts = ready(made).statistics["train"]
+    assert facts["num_documents"] - facts["num_dropped"] == kept
+    for chosen, rejected in texts(made, made.train_dataloader()):
+        assert chosen != rejected and (too_long != "left" or chosen.endswith("<|im_end|>\n"))
+    left_out = dict(made._train[0][1][0].facts["left_out"])
+    assert any(reason in words for words in left_out) if reason else not left_out
+
+
+def test_near_duplicate_prompts_never_straddle_the_split(module):
+    base = [
+        "Tell me about the city of " + name for name in ("Paris", "Rome", "Lima", "Oslo", "Quito", "Cairo", "Tunis")
+    ]
+    data = [
+        {"prompt": f"{question}, its history, its people, its food and the weather that one meets there{end}",
+         "chosen": f"yes {i} {j}", "rejected": f"no {i} {j}"}
+        for i, question in enumerate(base) for j, end in enumerate([".", "?", " in May.", " in June.", "!!"])
+    ]  # fmt: skip
+    unlike = [{"prompt": f"{hash((i, 'x'))} {i * 7919}" * 6, "chosen": "a", "rejected": "b"} for i in range(80)]
+    made = ready(module(data + unlike, val_share=0.3))
+    train, val = texts(made, made.train_dataloader()), texts(made, made.val_dataloader())
+    assert len(train) + len(val) == 115 and 0 < len(val) < 35
+
+    def prompts(pairs):
+        return [signature(chosen.split("<|im_end|>")[0].removeprefix("<|im_start|>user\n")) for chosen, _ in pairs]
+
+    assert not any((a == b).any() for a in prompts(train) for b in prompts(val))
+
+
+BAD = {
+    "broken JSON": "{\n",
+    "spells the special token": json.dumps({"prompt": "<|im_start|>", "chosen": "b", "rejected": "c"}) + "\n",
+    "no column rejected": json.dumps({"prompt": "a", "chosen": "b"}) + "\n",
+    "not a number": json.dumps({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "x"}) + "\n",
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_a_bad_record_stops_by_file_and_line_or_is_counted(module, reason):
+    data = module()
+    path = Path(data.path)
+    path.write_text(path.read_text() + BAD[reason])
+    with pytest.raises(DataError, match=r"data\.jsonl:61: .*" + reason):
+        data.prepare_data()
+    data.on_bad_record = "skip"
+    with pytest.warns(UserWarning, match=r"1 bad records were skipped.*data\.jsonl:61"):
+        assert ready(data).statistics["train"]["num_documents"] == 60
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"tokenizer": None}, "tokenizer: none is named"),
+        ({"columns": {"prompt": "frage"}}, "frage"),
+        ({"seq_len": 8}, "seq_len: all 60 documents"),
+        ({"document_mask": False}, "document_mask: pairs must not see each other"),
+        ({"path": None}, "path and sources: give one"),
+    ],
+)
+def test_a_mistake_is_named(module, settings, words):
+    with pytest.raises(DataError, match=words):
+        module(**settings).prepare_data()
+
+
+def test_padding_never_looks_like_the_end_of_a_text(module, tmp_path):
+    data = ready(module(template=None))
+    assert data.tokenizer.pad_token == "<|im_start|>"  # its own was the end of a turn
+    assert "padding" not in str(data.tokenizer.eos_token)
+    assert data.tokenizer.eos_token_id != data.tokenizer.pad_token_id
+
+
+def test_margins_ties_and_scores_reach_the_batch(module):
+    data = [
+        {"prompt": "a", "output_1": "b", "output_2": "c", "label": 2, "score_1": 1, "score_2": 4, "margin": 2},
+        {"prompt": "d", "output_1": "e", "output_2": "f", "label": "tie"},
+    ]
+    (batch,) = list(ready(module(data)).train_dataloader())
+    tie = int(batch["ties"].nonzero())
+    assert (batch["margins"][1 - tie], batch["chosen_scores"][1 - tie], batch["rejected_scores"][1 - tie]) == (2, 4, 1)
+    assert batch["chosen_scores"][tie].isnan()
+    (batch,) = list(ready(module(data, score_margins=True)).train_dataloader())
+    assert batch["margins"].tolist() == ([3, 0] if tie else [0, 3])
+
+
+def test_preview(module, monkeypatch):
+    data = ready(module([*records(2), records(2)[1]]))
+    lines = list(data.preview(1))
+    assert "tokens in common" in lines[0] and lines[1].startswith("<|im_start|>user\n")
+    assert lines[2].startswith("⟦") and lines[3].startswith("⟪") and lines[2].endswith("<|im_end|>\n⟧")
+    assert any("pairs       3, 1 of them copies" in line for line in lines)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert list(data.preview(1))[2].startswith("\033[32m")
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared data sets are not here")
+@pytest.mark.parametrize(
+    ("file", "pairs"), [("hh_rlhf_harmless/test.jsonl.gz", 2308), ("llamafactory/dpo_en_demo.json", 300)]
+)
+def test_real_files(module, file, pairs):
+    data = ready(module(path=str(SHARED / file), seq_len=8192, val_share=0.05))
+    assert sum(facts["num_documents"] for facts in data.statistics.values()) == pairs
+    assert len(Pairs(data._train)) + len(Pairs(data._val)) == pairs
+    seen = sum(len(batch["ties"]) for loader in (data.train_dataloader(), data.val_dataloader()) for batch in loader)
+    assert seen == pairs - sum(facts["num_dropped"] for facts in data.statistics.values())
+
+
+def test_nothing_left_to_validate_on_is_said(module):
+    data = [{"prompt": "one and the same question" + "!" * i, "chosen": f"a {i}", "rejected": "b"} for i in range(30)]
+    data += [{"prompt": "one and the same questions", "chosen": f"c {i}", "rejected": "d"} for i in range(30)]
+    with pytest.raises(DataError, match="val_share"):
+        ready(module(data, val_share=0.1))
