@@ -8,6 +8,7 @@ from callbacks.model_folder import ModelFolder
 from callbacks.predictions import Predictions
 from callbacks.progress import TrainingProgress
 from callbacks.pruning import Pruning
+from callbacks.quantization import Quantization
 from callbacks.random_state import RandomState
 from callbacks.reliability import Reliability
 from callbacks.run_checkpoint import RunCheckpoint
@@ -29,6 +30,7 @@ __all__ = [
     "NotFinite",
     "Predictions",
     "Pruning",
+    "Quantization",
     "RandomState",
     "Reliability",
     "RunCheckpoint",

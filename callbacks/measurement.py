@@ -8,7 +8,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -35,10 +35,14 @@ class Quality:
     Args:
         loss: mean negative log-likelihood of a token, in nats.
         num_tokens: how many tokens that is the mean of.
+        kl: mean of KL(reference || network) of the distributions of a token, in nats; None without a reference.
+        top_token_agreement: share of the tokens where both find the same one the most likely; None without a reference.
     """
 
     loss: float
     num_tokens: int
+    kl: float | None = None
+    top_token_agreement: float | None = None
 
     @property
     def perplexity(self) -> float:
@@ -80,7 +84,7 @@ def validation_batches(trainer: Trainer, num_batches: int) -> list[dict[str, Ten
 
 
 @torch.no_grad()
-def measure_quality(network: Any, batches: Iterable[Batch]) -> Quality:
+def measure_quality(network: Any, batches: Iterable[Batch], reference: Any = None) -> Quality:
     """Loss and perplexity over all trained tokens of the batches, each token counted once.
 
     Documents of a packed row do not see each other. The logits of `CHUNK_TOKENS` tokens are in memory at once.
@@ -89,20 +93,35 @@ def measure_quality(network: Any, batches: Iterable[Batch]) -> Quality:
         network: Put in eval mode meanwhile.
         batches: `input_ids` (B, T), `labels` (B, T), not shifted, -100 where a token does not count, and where they are
             there `position_ids` (B, T), which start anew at each document of a packed row, and `attention_mask` (B, T).
+        reference: A network of the same vocabulary to compare the distributions with.
 
     Raises:
         CallbackError: There is no token to predict in the batches.
     """
-    nll, num_tokens = 0.0, 0
-    with as_measured(network):
+    sums, num_tokens = torch.zeros(3, dtype=torch.float64), 0
+    with as_measured(network), nullcontext() if reference is None else as_measured(reference):
         for batch in batches:
             states, targets = target_states(network, batch)
-            for h, y in zip(states.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True):
-                nll += float(F.cross_entropy(logits_of(network, h), y, reduction="sum"))
+            expected = None if reference is None else target_states(reference, batch)[0].split(CHUNK_TOKENS)
+            chunks = zip(states.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)
+            for i, (h, y) in enumerate(chunks):
+                logprobs = logits_of(network, h).log_softmax(-1)
+                sums[0] += F.nll_loss(logprobs, y, reduction="sum").cpu()
+                if expected is not None:
+                    sums[1:] += _divergence(logprobs, logits_of(reference, expected[i]).log_softmax(-1)).cpu()
             num_tokens += len(targets)
     if not num_tokens:
         raise CallbackError("There is no token to predict in the batches to measure on: all labels are -100.")
-    return Quality(nll / num_tokens, num_tokens)
+    loss, kl, agreement = (sums / num_tokens).tolist()
+    return Quality(loss, num_tokens) if reference is None else Quality(loss, num_tokens, kl, agreement)
+
+
+def _divergence(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """Summed over tokens, of (N, V) each: KL(reference || network), and how many top tokens are the same."""
+    ref_logprobs = ref_logprobs.to(logprobs.device)
+    kl = F.kl_div(logprobs, ref_logprobs, log_target=True, reduction="sum")
+    same = (logprobs.argmax(-1) == ref_logprobs.argmax(-1)).sum()
+    return torch.stack([kl, same.to(kl.dtype)])
 
 
 @torch.no_grad()

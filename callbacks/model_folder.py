@@ -123,7 +123,7 @@ class ModelFolder(Callback):
                 shutil.rmtree(fresh, ignore_errors=True)
                 warnings.warn(f"The disk is full: {place} was not written; free space and go on.", stacklevel=2)
             else:
-                _swap(fresh, place)
+                swap_in(fresh, place)
         trainer.strategy.barrier("ModelFolder")
         return not full
 
@@ -137,7 +137,7 @@ def _former(place: Path) -> Path:
     return place.with_name(f"{place.name}.former")
 
 
-def _swap(fresh: Path, place: Path) -> None:
+def swap_in(fresh: Path, place: Path) -> None:
     """Puts the finished folder in its place. Renaming a folder is atomic, and nothing else is done to `place`."""
     if place.exists():
         shutil.rmtree(_former(place), ignore_errors=True)

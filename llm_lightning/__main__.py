@@ -51,8 +51,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"llm-lightning: there is no command {given!r}; there are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     from llm_lightning.allocator import keep_freed_memory
+    from llm_lightning.quiet import quiet_libraries
 
     keep_freed_memory()
+    quiet_libraries()
     if words[0] == "merge":
         from llm_lightning.merge import run as merge
 

@@ -27,7 +27,6 @@ from llm_lightning.messages import readable
 from llm_lightning.modules import CausalPretraining, RewardModeling, SupervisedFinetuning
 from llm_lightning.modules.base import LanguageModule
 from llm_lightning.precision import default_precision, use_fast_float32
-from llm_lightning.quiet import quiet_libraries
 from llm_lightning.run_folder import RunConfig, move_aside, saved_precision
 from llm_lightning.short_names import prefer_in_yaml
 
@@ -304,7 +303,6 @@ def run(args: list[str], *, debug: bool = False) -> int:
         args: command and arguments.
         debug: raise instead.
     """
-    quiet_libraries()
     try:
         cli = TrainingCLI(with_environment(args, os.environ))
     except USER_ERRORS as error:

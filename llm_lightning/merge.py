@@ -13,7 +13,6 @@ from llm_lightning.messages import readable
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
 from llm_lightning.models.merging import base_of, check_mergeable, is_adapter, task_of
-from llm_lightning.quiet import quiet_libraries
 
 USAGE = """\
 usage: llm-lightning merge ADAPTER_FOLDER OUTPUT_FOLDER
@@ -33,7 +32,6 @@ def run(args: list[str], *, debug: bool = False) -> int:
     if "--help" in args or "-h" in args:
         print(USAGE, end="")
         return 0
-    quiet_libraries()
     try:
         if len(args) != 2:
             raise UserError(f"merge takes two folders, the adapter's and the output's; {len(args)} are given.")

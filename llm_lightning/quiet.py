@@ -18,7 +18,18 @@ WARNINGS = (
     r"`loftq_config` specified but will be ignored.*",
     r"Position ids are not supported for parameter efficient tuning.*",
 )
-MESSAGES = re.compile(r"💡|(GPU|TPU|HPU) available: |Seed set to|`Trainer\.\w+` stopped|Using .*Mixed Precision")
+MESSAGES = re.compile(
+    r"💡|(GPU|TPU|HPU) available: |Seed set to|`Trainer\.\w+` stopped|Using .*Mixed Precision"
+    # Kernels for other machines than this one, which torchao and bitsandbytes try as they are imported.
+    r"|Failed to load |is an Enum subclass"
+)
+LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+    "torchao",
+    "torch.utils._pytree",
+    "bitsandbytes.backends.cpu.ops",
+)
 
 
 class _Uninteresting(logging.Filter):
@@ -27,9 +38,9 @@ class _Uninteresting(logging.Filter):
 
 
 def quiet_libraries() -> None:
-    """To be called once, before the trainer is made."""
+    """To be called once, before the libraries are imported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+    for name in LOGGERS:
         logging.getLogger(name).addFilter(_Uninteresting())

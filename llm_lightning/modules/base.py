@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llm_lightning.errors import UserError
+from llm_lightning.merge import merge_folder
 from llm_lightning.models.adapters import Adapter, check_targets
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.description import describe
@@ -297,6 +298,14 @@ class LanguageModule(LightningModule):
         """Write the model folder that transformers loads, or peft for an adapter; every rank calls it."""
         is_global_zero = self.trainer.is_global_zero
         save_model_folder(self.model, self.tokenizer, folder, is_global_zero=is_global_zero, adapter=self.adapter)
+
+    def merge_adapter(self, adapter: Path, folder: Path) -> None:
+        """Write the whole network, with the adapter that `save_model` wrote to `adapter` merged into it, to `folder`.
+
+        Raises:
+            UserError: the adapter is none that can be merged.
+        """
+        merge_folder(adapter, folder)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the counters; of an adapted network keep the adapter alone."""

@@ -74,6 +74,27 @@ def test_padded_rows_give_the_loss_of_the_rows_alone(network, packed):
     assert measure_quality(network, [padded]).loss == pytest.approx(measure_quality(network, [row]).loss, rel=1e-5)
 
 
+def test_distributions_are_compared_with_those_of_a_reference(network, packed):
+    torch.manual_seed(1)
+    other = tiny_network()
+    with torch.no_grad():
+        other.lm_head.weight.copy_(network.lm_head.weight + 0.02 * torch.randn_like(network.lm_head.weight))
+        for parameter, of_network in zip(other.model.parameters(), network.model.parameters(), strict=True):
+            parameter.copy_(of_network)
+    quality = measure_quality(other, [packed], reference=network)
+    p, q = (copy.deepcopy(x).double().eval() for x in (network, other))
+    kl, same = [], []
+    for ids in packed["input_ids"].flatten().split(DOCUMENTS):
+        logp, logq = (x(input_ids=ids[None]).logits[0, 1:-1].log_softmax(-1) for x in (p, q))
+        kl.append((logp.exp() * (logp - logq)).sum(-1))
+        same.append(logp.argmax(-1) == logq.argmax(-1))
+    assert quality.kl == pytest.approx(torch.cat(kl).mean().item(), rel=1e-4)
+    assert quality.top_token_agreement == pytest.approx(torch.cat(same).double().mean().item())
+    assert 0 < quality.top_token_agreement < 1 and quality.kl > 1e-4
+    itself = measure_quality(network, [packed], reference=copy.deepcopy(network))
+    assert itself.kl == pytest.approx(0, abs=1e-6) and itself.top_token_agreement == 1
+
+
 def test_an_attention_that_needs_its_module_is_not_used_and_comes_back(network, packed):
     from llm_lightning.models.attention import ATTENTION, register_attention
 

@@ -13,7 +13,7 @@ from tiny_run import ever_better_folders, exit_codes, recorded, running, wait_un
 from transformers import AutoModelForCausalLM
 
 from callbacks import CallbackError, GracefulStop, ModelFolder
-from callbacks.model_folder import _recover, _swap
+from callbacks.model_folder import _recover, swap_in
 
 
 def weights(network):
@@ -126,7 +126,7 @@ def test_swapping_replaces_the_folder_and_leaves_nothing_beside_it(tmp_path):
     for name in ("first", "second"):
         (tmp_path / "fresh").mkdir()
         (tmp_path / "fresh" / name).touch()
-        _swap(tmp_path / "fresh", best)
+        swap_in(tmp_path / "fresh", best)
         assert [path.name for path in best.iterdir()] == [name]
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 

@@ -25,7 +25,13 @@ STAGES = {
     "reward.yaml": PREFERENCES,
     "quickstart/sft.yaml": PAIRS,
     "quickstart/reward.yaml": PREFERENCES,
+    "quickstart/compress.yaml": PAIRS,
+    "compress.yaml": PAIRS,
+    "quantize.yaml": ["--model.backbone.path=network", *TEXTS[:1], *TEXTS[2:]],
 }
+NEEDS = {"peft/qlora.yaml": "bitsandbytes"} | dict.fromkeys(
+    ["compress.yaml", "quickstart/compress.yaml", "quantize.yaml"], "torchao"
+)
 OVERLAYS = {"callbacks": "pretrain.yaml", "logger": "pretrain.yaml", "peft": "sft.yaml"}
 EVERY_FILE = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
 
@@ -45,8 +51,8 @@ def small(tmp_path, cache, network, monkeypatch):
 
 @pytest.mark.parametrize("name", EVERY_FILE)
 def test_it_runs(small, capfd, name):
-    if name == "peft/qlora.yaml" and importlib.util.find_spec("bitsandbytes") is None:
-        pytest.skip("bitsandbytes is not installed")
+    if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
+        pytest.skip(f"{NEEDS[name]} is not installed")
     stage = name if name in STAGES else OVERLAYS[name.split("/")[0]]
     files = dict.fromkeys([stage, name])
     code = main(

@@ -1,0 +1,102 @@
+"""What a quantized network may cost, and which of several is kept."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from callbacks.errors import CallbackError
+from callbacks.measurement import Quality, Speed
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A network and what was measured of it.
+
+    Args:
+        name: Of its scheme; `original` for the unquantized one.
+        quality: On the validation data.
+        speed: Of one text.
+        disk_bytes: Of its folder.
+        memory_bytes: Of its weights and buffers.
+        seconds: That quantizing took.
+    """
+
+    name: str
+    quality: Quality
+    speed: Speed
+    disk_bytes: int
+    memory_bytes: int
+    seconds: float = 0.0
+
+    def increase_over(self, original: "Measured") -> float:
+        """Relative increase of the perplexity."""
+        return math.exp(min(self.quality.loss - original.quality.loss, 700.0)) - 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "perplexity": self.quality.perplexity,
+            "loss": self.quality.loss,
+            "kl": self.quality.kl,
+            "top_token_agreement": self.quality.top_token_agreement,
+            "num_tokens": self.quality.num_tokens,
+            "disk_bytes": self.disk_bytes,
+            "memory_bytes": self.memory_bytes,
+            "prefill_tokens_per_s": self.speed.prefill_tokens_per_s,
+            "decode_tokens_per_s": self.speed.decode_tokens_per_s,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits of what is kept.
+
+    Args:
+        perplexity_increase: Relative, over the original's; None for no limit.
+        megabytes: Of the folder, in 10^6 bytes; None for no limit.
+    """
+
+    perplexity_increase: float | None
+    megabytes: float | None
+
+    @classmethod
+    def of(cls, perplexity_increase: float | str | None, megabytes: float | None) -> "Budget":
+        """From settings, where `2%` is 0.02.
+
+        Raises:
+            CallbackError: One is negative, or no number.
+        """
+        value = perplexity_increase
+        if isinstance(value, str):
+            try:
+                value = float(value.rstrip("% ")) / (100 if value.endswith("%") else 1)
+            except ValueError:
+                value = math.nan
+        if value is not None and not value >= 0:
+            raise CallbackError(
+                f"Quantization.max_perplexity_increase={perplexity_increase!r} is no share: give 0.02 or 2%."
+            )
+        if megabytes is not None and not megabytes > 0:
+            raise CallbackError(f"Quantization.max_megabytes={megabytes} is no size: give megabytes above 0.")
+        return cls(value, megabytes)
+
+    def refusal(self, measured: Measured, original: Measured) -> str:
+        """Why a network cannot be kept, in words; empty where it holds the limits."""
+        if not math.isfinite(measured.quality.loss):
+            return "its loss is not finite"
+        increase = measured.increase_over(original)
+        if self.perplexity_increase is not None and increase > self.perplexity_increase:
+            return f"perplexity {increase:+.1%}, over {self.perplexity_increase:.1%}"
+        size = measured.disk_bytes / 1e6
+        if self.megabytes is not None and size > self.megabytes:
+            return f"{size:,.1f} MB, over {self.megabytes:g}"
+        return ""
+
+    def choose(self, candidates: Sequence[Measured], original: Measured) -> Measured | None:
+        """The smallest on disk that holds the limits, or where only the size is limited the best; None if none does."""
+        holding = [each for each in candidates if not self.refusal(each, original)]
+        if self.perplexity_increase is None and self.megabytes is not None:
+            return min(holding, key=lambda each: each.quality.loss, default=None)
+        return min(holding, key=lambda each: (each.disk_bytes, each.quality.loss), default=None)

@@ -1,0 +1,97 @@
+"""What quantization did, as a table, a JSON file, a picture, and on W&B."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import WandbLogger
+
+from callbacks.measurement import text_table
+from callbacks.quantization.choice import Measured
+
+HEADER = (
+    "", "perplexity", "change", "KL", "same top token", "MB on disk", "MB in memory", "prefill tokens/s",
+    "decode tokens/s",
+)  # fmt: skip
+INK, ORIGINAL, KEPT, REFUSED = "#333333", "#7aa6d6", "#2a9d5c", "#d1495b"
+
+
+def table_rows(original: Measured, candidates: Sequence[Measured]) -> list[list[str]]:
+    """The cells of the table below `HEADER`, the original first."""
+    rows = []
+    for each in (original, *candidates):
+        quality, is_original = each.quality, each is original
+        rows.append(
+            [
+                each.name,
+                f"{quality.perplexity:,.2f}" if quality.perplexity < 1e6 else f"{quality.perplexity:.1e}",
+                "" if is_original else f"{each.increase_over(original):+.1%}",
+                "" if quality.kl is None else f"{quality.kl:.4f}",
+                "" if quality.top_token_agreement is None else f"{quality.top_token_agreement:.1%}",
+                f"{each.disk_bytes / 1e6:,.1f}",
+                f"{each.memory_bytes / 1e6:,.1f}",
+                f"{each.speed.prefill_tokens_per_s:,.0f}",
+                f"{each.speed.decode_tokens_per_s:,.1f}",
+            ]
+        )
+    return rows
+
+
+def as_text(original: Measured, candidates: Sequence[Measured], notes: Mapping[str, str]) -> str:
+    """The table, and below it a line for each scheme with something to say."""
+    lines = [text_table(HEADER, table_rows(original, candidates))]
+    lines += [f"{name}: {note}." for name, note in notes.items() if note]
+    return "\n".join(lines)
+
+
+def write_json(path: Path, report: Mapping[str, Any]) -> None:
+    """Replace the file by one rename."""
+    unfinished = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def draw(path: Path, original: Measured, candidates: Sequence[Measured], refused: Sequence[str]) -> None:
+    """Bytes on disk against perplexity, both logarithmic, a point for each network whose loss is finite."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.4), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set(xscale="log", yscale="log")
+    shown = [each for each in (original, *candidates) if math.isfinite(each.quality.loss)]
+    for each in shown:
+        color = ORIGINAL if each is original else REFUSED if each.name in refused else KEPT
+        x, y = each.disk_bytes / 1e6, each.quality.perplexity
+        axes.plot(x, y, "o", color=color, markersize=7)
+        axes.annotate(each.name, (x, y), textcoords="offset points", xytext=(7, 5), color=INK, fontsize=9)
+    axes.axhline(original.quality.perplexity, color=ORIGINAL, linewidth=0.8, linestyle=":")
+    axes.margins(0.15)
+    axes.set_xlabel("MB on disk")
+    axes.set_ylabel("perplexity")
+    axes.minorticks_off()
+    for axis, values in (
+        (axes.xaxis, [each.disk_bytes / 1e6 for each in shown]),
+        (axes.yaxis, [each.quality.perplexity for each in shown]),
+    ):
+        axis.set_ticks(sorted({float(f"{value:.2g}") for value in (min(values), max(values))}))
+        axis.set_major_formatter("{x:,g}")
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8, colors=INK, length=0)
+    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def log_to_wandb(trainer: Trainer, original: Measured, candidates: Sequence[Measured], picture: Path) -> None:
+    """The table and the picture, on each W&B logger."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            data = [[each.name, *each.as_dict().values()] for each in (original, *candidates)]
+            logger.log_table("quantization", columns=["scheme", *original.as_dict()], data=data)
+            logger.log_image("quantization/size_and_perplexity", [str(picture)])
