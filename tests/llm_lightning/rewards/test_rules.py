@@ -97,7 +97,8 @@ CASES = [
     ("startend:quotation", {}, '"quoted"', "bare"),
     ("change_case:english_lowercase", {}, "all small", "Not all"),
     ("change_case:english_capital", {}, "ALL BIG", "NOT all"),
-    ("change_case:capital_word_frequency", {"capital_frequency": 2, "capital_relation": "at least"}, "A BIG dog", "A dog"),
+    ("change_case:capital_word_frequency",
+     {"capital_frequency": 2, "capital_relation": "at least"}, "A BIG dog", "A dog"),
 ]  # fmt: skip
 
 
@@ -117,7 +118,7 @@ def test_shares_strictness_emptiness_and_unknown_instructions():
     assert InstructionsFollowed(strict=True)([""], ["no comma"], both) == [0]
     assert InstructionsFollowed()([""], [" "], both) == [0]
     unknown = {"instruction_id_list": [["language:response_language", "punctuation:no_comma"]], "kwargs": [[{}, {}]]}
-    with pytest.raises(UserError, match="no check for 'language:response_language'.*Leave the others out by `skip`"):
+    with pytest.raises(UserError, match=r"no check for 'language:response_language'.*Leave the others out by `skip`"):
         InstructionsFollowed()([""], ["x"], unknown)
     assert InstructionsFollowed(skip=["language:response_language"])([""], ["x"], unknown) == [1]
     with pytest.raises(UserError, match="needs the column 'kwargs'"):

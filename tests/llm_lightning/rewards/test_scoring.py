@@ -53,7 +53,7 @@ def test_what_is_not_finite_names_the_sample(value):
 def test_wrong_counts_and_types():
     with pytest.raises(RewardError, match="'mine' returned 2 numbers for 3 completions"):
         scored(lambda p, c, k: [0.0, 1.0])
-    with pytest.raises(RewardError, match="must return a list of numbers, not 1.0"):
+    with pytest.raises(RewardError, match=r"must return a list of numbers, not 1\.0"):
         scored(lambda p, c, k: 1.0)
     with pytest.raises(RewardError, match="must return a list of numbers, not None"):
         scored(lambda p, c, k: None)
@@ -95,7 +95,7 @@ def test_a_reward_model_scores_the_last_token_of_the_conversation(folder):
         written = "".join(
             f"<|im_start|>{m['role']}: {m['content']}<|im_end|>"
             for m in [*turns, {"role": "assistant", "content": text}]
-        )  # noqa: E501
+        )
         ids = reward.tokenizer(written)["input_ids"]
         with torch.no_grad():
             hidden = model.model(torch.tensor([ids[-64:]])).last_hidden_state
