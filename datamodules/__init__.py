@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from datamodules.errors import DataError as DataError
     from datamodules.instruction import InstructionDataModule as InstructionDataModule
     from datamodules.pretraining import TextDataModule as TextDataModule
+    from datamodules.prompts import PromptDataModule as PromptDataModule
     from datamodules.record_source import RecordSource as RecordSource
     from datamodules.text_source import TextSource as TextSource
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "DataError": "datamodules.errors",
     "InstructionDataModule": "datamodules.instruction",
+    "PromptDataModule": "datamodules.prompts",
     "RecordSource": "datamodules.record_source",
     "TextDataModule": "datamodules.pretraining",
     "TextSource": "datamodules.text_source",
