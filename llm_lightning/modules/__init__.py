@@ -1,6 +1,7 @@
 """LightningModules, one objective a file."""
 
+from llm_lightning.modules.ppo import PPO
 from llm_lightning.modules.pretraining import CausalPretraining
 from llm_lightning.modules.sft import SupervisedFinetuning
 
-__all__ = ["CausalPretraining", "SupervisedFinetuning"]
+__all__ = ["PPO", "CausalPretraining", "SupervisedFinetuning"]

@@ -67,6 +67,8 @@ class LanguageModule(LightningModule):
     """
 
     tokenizer: Any = None
+    monitor: tuple[str, str] = ("val/loss", "min")
+    """The metric by which the best weights are chosen, and its better end."""
 
     def __init__(
         self,
@@ -215,6 +217,9 @@ class LanguageModule(LightningModule):
     def _skip_step(self, optimizer: Optimizer) -> None:
         """Without gradients no torch optimizer changes anything, not even its moments."""
         optimizer.zero_grad(set_to_none=True)
+        self._note_skipped_step()
+
+    def _note_skipped_step(self) -> None:
         self.skipped_steps += 1
         self._skipped_in_a_row += 1
         self.log_counters()

@@ -113,9 +113,11 @@ class _Writing:
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         ends = lengths.cumsum(0)
         position_ids = torch.cat([torch.arange(len(prompt)) for prompt in prompts])[None]
-        inputs = {"input_ids": torch.cat(list(prompts))[None], "position_ids": position_ids}
-        inputs = {name: ids.to(self.device) for name, ids in inputs.items()}
-        inputs["documents"] = Documents.of(position_ids).to(self.device)
+        inputs: dict[str, Any] = {
+            "input_ids": torch.cat(list(prompts))[None].to(self.device),
+            "position_ids": position_ids.to(self.device),
+            "documents": Documents.of(position_ids).to(self.device),
+        }
         with self.slots.prompts((ends - lengths).to(self.device), lengths.to(self.device), self.num_samples):
             states = self.network.get_decoder()(**inputs, use_cache=False, slots=self.slots).last_hidden_state[0]
         first = torch.tensor(chosen, device=self.device)[:, None] * self.num_samples

@@ -43,7 +43,9 @@ def test_truncation_keeps_the_likeliest_and_their_proportions():
 
 @pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"top_p": 0.9}])
 def test_logprobs_are_of_the_whole_distribution_at_the_temperature(settings):
-    tokens, logprobs = draw(torch.tensor([LOGITS] * 9), torch.linspace(0, 0.99, 9), Sampling(temperature=0.7, **settings))
+    tokens, logprobs = draw(
+        torch.tensor([LOGITS] * 9), torch.linspace(0, 0.99, 9), Sampling(temperature=0.7, **settings)
+    )
     assert logprobs.exp().tolist() == pytest.approx([exact(0.7)[t] for t in tokens.tolist()], rel=1e-5)
 
 
@@ -80,6 +82,6 @@ def test_random_numbers_depend_on_their_key_alone():
     "settings", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}]
 )
 def test_settings_that_cannot_work_are_named(settings):
-    (name, value), = settings.items()
+    ((name, value),) = settings.items()
     with pytest.raises(UserError, match=rf"model\.sampling\.{name}={value} must be"):
         Sampling(**settings).check("model.sampling")
