@@ -7,6 +7,7 @@ from callbacks.model_folder import ModelFolder
 from callbacks.predictions import Predictions
 from callbacks.progress import TrainingProgress
 from callbacks.random_state import RandomState
+from callbacks.rollout_table import RolloutTable
 from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.samples import Samples
 from callbacks.summary import RunSummary
@@ -20,6 +21,7 @@ __all__ = [
     "ModelFolder",
     "Predictions",
     "RandomState",
+    "RolloutTable",
     "RunCheckpoint",
     "RunSummary",
     "Samples",

@@ -264,6 +264,7 @@ def default_callbacks(next_command: str, monitor: tuple[str, Any]) -> list[Callb
         callbacks.Throughput(),
         callbacks.TrainingProgress(),
         callbacks.Samples(),
+        callbacks.RolloutTable(),
         callbacks.Predictions(),
         callbacks.WandbRunId(),
         callbacks.ModelFolder(*monitor),

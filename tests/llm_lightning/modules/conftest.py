@@ -19,6 +19,7 @@ def policy_folder(tmp_path_factory):
     config = LlamaConfig(
         vocab_size=320, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True, attention_dropout=0.1,
+        initializer_range=0.1,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("policy")
     save_model_folder(Backbone(config=config).build(tokenizer), tokenizer, folder)

@@ -67,7 +67,7 @@ def fit(policy_folder, prompts_file, tmp_path):
         module.check(data)
         trainer = Trainer(
             accelerator="cpu", devices=1, precision=precision, max_steps=max_steps, callbacks=list(callbacks),
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, logger=False,
+            enable_checkpointing=bool(callbacks), enable_progress_bar=False, enable_model_summary=False, logger=False,
             limit_val_batches=val_batches, use_distributed_sampler=False, default_root_dir=tmp_path,
             num_sanity_val_steps=0,
         )  # fmt: skip
@@ -141,7 +141,7 @@ def test_advantages_come_from_the_reward_less_kl(fit):
         for i in range(8)
         for t in range(12)
         if e.mask[i, t]
-    ]  # noqa: E501
+    ]
     assert e.returns[e.mask].tolist() == pytest.approx(returns, abs=1e-4)
     flat = e.advantages[e.mask]
     assert float(flat.mean()) == pytest.approx(0, abs=1e-5)
@@ -178,13 +178,13 @@ def test_a_reward_never_lands_on_padding(fit):
     ],
 )
 def test_it_learns(fit, method, settings):
-    settings = {"kl": KLPenalty(0.02), "batch_size": 32} | settings
-    module = fit(25, advantages=method, **settings)
-    first, last = (sum(m["train/reward"] for m in part) / 5 for part in (module.history[:5], module.history[-5:]))
-    assert last > first + 0.25, (first, last)
+    settings = {"kl": KLPenalty(0.02), "batch_size": 32, "sampling": Sampling(6)} | settings
+    module = fit(16, advantages=method, **settings)
+    first, last = (sum(m["train/reward"] for m in part) / 3 for part in (module.history[:3], module.history[-3:]))
+    assert last > first + 0.12, (first, last)
     assert all(math.isfinite(value) for metrics in module.history for value in metrics.values())
     assert module.history[-1]["train/kl"] > 0.1
-    assert module.num_updates == module.trainer.global_step == 25
+    assert module.num_updates == module.trainer.global_step == 16
 
 
 def test_the_reference_does_not_move_and_is_in_no_checkpoint(fit):
@@ -202,7 +202,7 @@ def test_epochs_minibatches_and_their_early_end(fit):
     module = fit(1, epochs=3, num_minibatches=4)
     assert module.history[0]["train/num_optimizer_steps"] == 12
     assert module.trainer.global_step == 1
-    ended = fit(1, epochs=3, num_minibatches=4, max_update_kl=1e-6, lr=1e-2)
+    ended = fit(1, epochs=3, num_minibatches=4, max_update_kl=1e-6, lr=1e-2, batch_size=32)
     assert ended.history[0]["train/num_optimizer_steps"] == 1
 
 
