@@ -12,7 +12,9 @@ model:
     backbone: {path: NETWORK}
     rewards:
       vowels: {function: {class_path: my_rewards.Vowels}}
-      length: {function: {class_path: llm_lightning.rewards.Length, init_args: {target: 8, unit: characters}}, weight: 0.5}
+      length:
+        function: {class_path: llm_lightning.rewards.Length, init_args: {target: 8, unit: characters}}
+        weight: 0.5
       held_out: {function: my_rewards.digits, weight: 0}
     optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 3.0e-3, eps: 1.0e-5}}
     sampling: {max_new_tokens: 8}
