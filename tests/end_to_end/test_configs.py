@@ -11,11 +11,17 @@ from llm_lightning.__main__ import main
 CONFIGS = Path(__file__).parents[2] / "configs"
 TEXTS = ["--data.path=texts.jsonl", "--data.vocab_size=300", "--data.seq_len=64", "--data.batch_size=1"]
 PAIRS = ["--model.backbone.path=network", "--data.path=pairs.jsonl", "--data.seq_len=64", "--data.batch_size=1"]
+PROMPTS = ["--model.backbone.path=network", "--data.path=pairs.jsonl", "--data.max_prompt_tokens=64",
+           "--data.batch_size=4", "--model.sampling.max_new_tokens=8"]  # fmt: skip
+RULE = "--model.rewards={length: {function: {class_path: llm_lightning.rewards.Length, init_args: {target: 3}}}}"
 STAGES = {
     "pretrain.yaml": [*TEXTS, "--model.backbone.config.num_hidden_layers=1"],
     "quickstart/pretrain.yaml": TEXTS,
     "sft.yaml": PAIRS,
     "quickstart/sft.yaml": PAIRS,
+    "ppo.yaml": [*PROMPTS, RULE],
+    "grpo.yaml": [*PROMPTS, RULE],
+    "quickstart/ppo.yaml": PROMPTS,
 }
 OVERLAYS = {"logger": "pretrain.yaml", "peft": "sft.yaml"}
 EVERY_FILE = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
