@@ -38,11 +38,13 @@ class Prompt(NamedTuple):
         ids: (n,) token ids.
         said: the text or the messages, as the data has them.
         columns: the record's other columns.
+        number: of the prompt among all.
     """
 
     ids: np.ndarray
     said: Said
     columns: dict[str, Any]
+    number: int = -1
 
 
 @dataclass(frozen=True)

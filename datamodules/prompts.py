@@ -294,9 +294,10 @@ class Prompts(Dataset[Prompt]):
         return len(self.numbers)
 
     def __getitem__(self, number: int) -> Prompt:
-        row = self.table.slice(int(self.numbers[number]), 1)
+        place = int(self.numbers[number])
+        row = self.table.slice(place, 1)
         said, columns = json.loads(row["record"][0].as_py())
-        return Prompt(row["ids"].combine_chunks().flatten().to_numpy(), said, columns)
+        return Prompt(row["ids"].combine_chunks().flatten().to_numpy(), said, columns, place)
 
     def __getitems__(self, numbers: list[int]) -> list[Prompt]:
         return [self[number] for number in numbers if number >= 0]
@@ -306,8 +307,8 @@ class Prompts(Dataset[Prompt]):
 
 
 class PromptBatchCollator(PromptCollator):
-    """Makes a batch: `prompt_ids` and `attention_mask` (B, T), padded on the left, `prompts` (B texts or conversations)
-    and `columns` (lists of B values by name).
+    """Makes a batch of B prompts: `prompt_ids` and `attention_mask` (B, T), padded on the left, `prompts` (texts or
+    conversations), `numbers` (of the prompts among all) and `columns` (lists of values by name).
     """
 
     def __call__(self, prompts: Sequence[Any]) -> dict[str, Any]:
@@ -316,7 +317,7 @@ class PromptBatchCollator(PromptCollator):
             batch = super().__call__([prompt.ids for prompt in prompts])
         else:
             batch = {name: torch.zeros(0, 0, dtype=torch.int64) for name in ("prompt_ids", "attention_mask")}
-        said = {"prompts": [prompt.said for prompt in prompts]}
+        said = {"prompts": [prompt.said for prompt in prompts], "numbers": [prompt.number for prompt in prompts]}
         return batch | said | {"columns": merged([prompt.columns for prompt in prompts])}
 
 

@@ -46,7 +46,7 @@ def judge(
     Raises:
         RewardError: see `score`.
     """
-    texts = tokenizer.batch_decode([completion.tokens for completion in completions], skip_special_tokens=True)
+    texts = [tokenizer.decode(completion.tokens, skip_special_tokens=True) for completion in completions]
     num_samples = len(texts) // max(1, len(batch["prompts"]))
     prompts = [prompt for prompt in batch["prompts"] for _ in range(num_samples)]
     columns = {name: [v for v in values for _ in range(num_samples)] for name, values in batch["columns"].items()}

@@ -32,10 +32,10 @@ from llm_lightning.modules.ppo_settings import Advantages, CriticSettings, KLPen
 from llm_lightning.modules.reference import Reference, frozen_copy, switch_off_dropout
 from llm_lightning.objectives import policy
 from llm_lightning.rewards import Reward
-from llm_lightning.rollouts import Completion, RolloutEngine, Sampler, Sampling
+from llm_lightning.rollouts import Completion, Key, RolloutEngine, Sampler, Sampling
 
-VALIDATION = 1
-"""Ends the keys of random numbers for answers that are not trained on."""
+HELD_OUT = 2**32
+"""Begins the keys of random numbers for answers that are not trained on."""
 
 
 class PPO(LanguageModule):
@@ -178,7 +178,9 @@ class PPO(LanguageModule):
         """One rollout and its updates."""
         averages, phases = Averages(self.device), Phases(self.device)
         with phases("rollout"):
-            prompts, completions = self.rollout(batch, (self.seed, self.num_updates))
+            first = self.trainer.global_rank * len(batch["prompts"])
+            places = range(first, first + len(batch["prompts"]))
+            prompts, completions = self.rollout(batch, [(self.seed, self.num_updates, place) for place in places])
         with phases("reward"):
             experience = self.judge(batch, prompts, completions, averages)
         with phases("evaluate"):
@@ -193,20 +195,19 @@ class PPO(LanguageModule):
             metrics |= self.update(experience, averages)
         self.finish(metrics | averages.means(self._sum), phases, self.trainer.world_size * len(prompts))
 
-    def rollout(self, batch: dict[str, Any], key: tuple[int, ...]) -> tuple[list[Tensor], list[Completion]]:
+    def rollout(self, batch: dict[str, Any], keys: list[Key]) -> tuple[list[Tensor], list[Completion]]:
         """The policy's answers, and for each its prompt.
 
         Args:
             batch: from a `PromptDataModule`.
-            key: names the random numbers of all ranks' answers.
+            keys: of each prompt, from which those of its answers are made.
         """
         assert self.engine is not None
         ids, mask = batch["prompt_ids"].cpu(), batch["attention_mask"].cpu().bool()
         prompts = [row[real] for row, real in zip(ids, mask, strict=True)]
-        first = self.trainer.global_rank * len(prompts)
-        keys = [[(*key, first + i, sample) for sample in range(self.num_samples)] for i in range(len(prompts))]
-        completions = self.engine(self.model, prompts, keys)
-        return [prompt for prompt in prompts for _ in range(self.num_samples)], completions
+        samples = range(self.num_samples)
+        completions = self.engine(self.model, prompts, [[(*key, sample) for sample in samples] for key in keys])
+        return [prompt for prompt in prompts for _ in samples], completions
 
     def judge(
         self, batch: dict[str, Any], prompts: list[Tensor], completions: list[Completion], averages: Averages
@@ -308,7 +309,7 @@ class PPO(LanguageModule):
         """Reward the answers to held-out prompts, whose random numbers are the same at each validation."""
         if self._validation is None:
             self._validation = Averages(self.device)
-        _, completions = self.rollout(batch, (self.seed, batch_idx, VALIDATION))
+        _, completions = self.rollout(batch, [(HELD_OUT, self.seed, number) for number in batch["numbers"]])
         judge(self.rewards, batch, completions, self.tokenizer).add_to(self._validation, "val/reward", "val/reward")
         lengths = torch.tensor([float(len(completion.tokens)) for completion in completions])
         self._validation.add("val/completion_length", lengths)
@@ -330,7 +331,7 @@ class PPO(LanguageModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
         """Answer held-out prompts, with the rewards of each answer."""
-        _, completions = self.rollout(batch, (self.seed, batch_idx, VALIDATION))
+        _, completions = self.rollout(batch, [(HELD_OUT, self.seed, number) for number in batch["numbers"]])
         return judge(self.rewards, batch, completions, self.tokenizer).rows()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
