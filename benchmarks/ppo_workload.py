@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.workload import END, SHAPES, _train_tokenizer
+from benchmarks.workload import SHAPES, train_tokenizer
 
 PROMPT_TOKENS = (8, 96)
 """Lengths of prompts, evenly spread."""
@@ -73,12 +73,11 @@ class PPOJob:
     def figures(self, measured: dict[str, float]) -> dict[str, float]:
         """The metrics of one run."""
         samples = self.steps * self.num_answers
-        phases = {name: measured[name] for name in measured if name.endswith("_s") and name not in ("wall_s", "cpu_s")}
         return {
             "samples_per_s": samples / measured["wall_s"],
             "samples_per_cpu_s": samples / measured["cpu_s"],
             "peak_memory_mb": measured["peak_memory_mb"],
-        } | phases
+        }
 
 
 def write_models(folder: Path, model: str) -> tuple[Path, Path]:
@@ -89,7 +88,7 @@ def write_models(folder: Path, model: str) -> tuple[Path, Path]:
     from datamodules.corpora import python_docs
 
     settings = SHAPES[model, "cpu"].config
-    tokenizer = _train_tokenizer(list(python_docs.documents()), settings["vocab_size"])
+    tokenizer = train_tokenizer(list(python_docs.documents()), settings["vocab_size"])
     tokenizer.pad_token = tokenizer.eos_token
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     torch.manual_seed(0)
@@ -130,6 +129,3 @@ def write_prompts(path: Path, tokenizer: Any, count: int) -> list[list[int]]:
         prompts.append(tokenizer.decode(ids))
     path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     return [tokenizer(prompt)["input_ids"] for prompt in prompts]
-
-
-__all__ = ["END", "PPO_QUICK", "PPO_SHAPES", "PPOJob", "PPOShape", "write_models", "write_prompts"]
