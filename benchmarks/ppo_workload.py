@@ -106,7 +106,7 @@ def _give_an_end(policy: Any, eos: int) -> None:
     import torch
 
     weight = policy.get_input_embeddings().weight.data
-    weight[:, 0] = 0.2
+    weight[:, 0] = 1.0
     ids = torch.randint(weight.shape[0], (8, 64), generator=torch.Generator().manual_seed(1))
     low, high = 0.0, 50.0
     with torch.no_grad():

@@ -255,7 +255,7 @@ class PPO(LanguageModule):
         norms: list[float] = []
         for rows, num_tokens in zip(plan, self._sum(counts).tolist(), strict=True):
             update_kl = self._sum(self._accumulate(experience, rows, num_tokens, averages)) / num_tokens
-            if self.max_update_kl is not None and float(update_kl) > self.max_update_kl:
+            if norms and self.max_update_kl is not None and float(update_kl) > self.max_update_kl:
                 self.optimizers(use_pl_optimizer=False).zero_grad(set_to_none=True)  # type: ignore[union-attr]
                 break
             norms.append(self._optimizer_step(is_first=not norms))

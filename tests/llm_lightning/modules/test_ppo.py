@@ -171,10 +171,14 @@ def test_a_reward_never_lands_on_padding(fit):
     ("method", "settings"),
     [
         ("gae", {"lr": 3e-3}),
-        ("gae", {"lr": 3e-3, "critic": CriticSettings("network")}),
+        pytest.param("gae", {"lr": 3e-3, "critic": CriticSettings("network")}, marks=pytest.mark.slow),
         ("gae", {"lr": 2e-2, "peft": LORA}),
         ("grpo", {"lr": 3e-3, "num_samples": 4, "batch_size": 8}),
-        ("rloo", {"lr": 3e-3, "num_samples": 4, "batch_size": 8, "kl": KLPenalty(0.02, "k3", place="loss")}),
+        pytest.param(
+            "rloo",
+            {"lr": 3e-3, "num_samples": 4, "batch_size": 8, "kl": KLPenalty(0.02, "k3", place="loss")},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_it_learns(fit, method, settings):
