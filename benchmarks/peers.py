@@ -32,6 +32,16 @@ PEERS = {
         "accelerate==1.15.0",
         "numpy==2.4.6",
     ],
+    # The last release with PPO.
+    "trl-ppo": [
+        "torch==2.13.0",
+        "transformers==5.23.0",
+        "trl==1.12.0",
+        "peft==0.21.2",
+        "datasets==5.2.0",
+        "accelerate==1.15.0",
+        "numpy==2.4.6",
+    ],
 }
 
 

@@ -122,7 +122,7 @@ def prepare(folder: Path, shape: Shape) -> tuple[Path, Path]:
     from datamodules.corpora import python_docs
 
     texts = list(python_docs.documents())
-    tokenizer = _train_tokenizer(texts, shape.config["vocab_size"])
+    tokenizer = train_tokenizer(texts, shape.config["vocab_size"])
     tokenizer.save_pretrained(folder / "model")
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**shape.config))
@@ -134,7 +134,7 @@ def prepare(folder: Path, shape: Shape) -> tuple[Path, Path]:
     return folder / "model", folder / "rows.npy"
 
 
-def _train_tokenizer(texts: list[str], vocab_size: int) -> Any:
+def train_tokenizer(texts: list[str], vocab_size: int) -> Any:
     """A byte-level BPE for `transformers`; a corpus this small may fill less than a large vocabulary."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast

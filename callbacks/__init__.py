@@ -11,6 +11,7 @@ from callbacks.pruning import Pruning
 from callbacks.quantization import Quantization
 from callbacks.random_state import RandomState
 from callbacks.reliability import Reliability
+from callbacks.rollout_table import RolloutTable
 from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.samples import Samples
 from callbacks.stop_conditions import Budget, Divergence, NoImprovement, NotFinite, StopCondition, Target
@@ -33,6 +34,7 @@ __all__ = [
     "Quantization",
     "RandomState",
     "Reliability",
+    "RolloutTable",
     "RunCheckpoint",
     "RunSummary",
     "Samples",

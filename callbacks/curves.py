@@ -14,6 +14,8 @@ from callbacks.phase import is_rehearsal
 Curve = tuple[list[float], list[float]]
 
 PANELS = {
+    "KL to the reference": "train/kl",
+    "answer length": "train/completion_length",
     "learning rate": "train/lr",
     "gradient norm": "train/grad_norm",
     "tokens/s": "throughput/tokens_per_s",
@@ -52,7 +54,7 @@ def read_metrics(metrics_file: Path) -> list[dict[str, float]]:
 
 
 def draw_curves(metrics_file: Path, picture: Path) -> None:
-    """Draws losses against tokens, with learning rate, gradient norm and speed beside them.
+    """Draws losses (or rewards, where there are some) against tokens, and beside them what else tells how it goes.
 
     Args:
         metrics_file: CSV with `step`, optionally `tokens`, and the metrics that modules and callbacks log.
@@ -67,7 +69,7 @@ def draw_curves(metrics_file: Path, picture: Path) -> None:
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(max(len(panels), 1), 2, width_ratios=(2.4, 1))
     loss = figure.add_subplot(grid[:, 0] if panels else grid[:, :])
-    _draw_losses(loss, rows)
+    _draw_losses(loss, rows, "reward" if any("train/reward" in row for row in rows) else "loss")
     label = "tokens" if any("tokens" in row for row in rows) else "steps"
     loss.set_xlabel(label)
     for i, (title, (x, y)) in enumerate(panels.items()):
@@ -83,14 +85,14 @@ def draw_curves(metrics_file: Path, picture: Path) -> None:
     figure.savefig(picture, dpi=150)
 
 
-def _draw_losses(axes: Any, rows: list[dict[str, float]]) -> None:
-    x, y = _curve(rows, "train/loss")
+def _draw_losses(axes: Any, rows: list[dict[str, float]], name: str) -> None:
+    x, y = _curve(rows, f"train/{name}")
     axes.plot(x, y, color=TRAIN, linewidth=0.8, alpha=0.45)
     axes.plot(x, _smoothed(y), color=TRAIN, linewidth=1.6, label="train")
-    x_val, y_val = _curve(rows, "val/loss")
+    x_val, y_val = _curve(rows, f"val/{name}")
     axes.plot(x_val, y_val, color=VALIDATION, linewidth=1.6, marker="o", markersize=3.5, label="validation")
     if y_val:
-        best = min(range(len(y_val)), key=y_val.__getitem__)
+        best = (max if name == "reward" else min)(range(len(y_val)), key=y_val.__getitem__)
         axes.annotate(
             f"{y_val[best]:.3f}",
             (x_val[best], y_val[best]),
@@ -101,11 +103,12 @@ def _draw_losses(axes: Any, rows: list[dict[str, float]]) -> None:
             fontsize=9,
         )
     # The first steps from random weights would flatten all the rest.
-    settled = [loss for tokens, loss in zip(x + x_val, y + y_val, strict=True) if tokens > 0.03 * max(x + x_val)]
+    begin = 0.03 * max([*x, *x_val, 0.0]) if name == "loss" else -1
+    settled = [loss for tokens, loss in zip(x + x_val, y + y_val, strict=True) if tokens > begin]
     if settled:
         margin = 0.05 * (max(settled) - min(settled))
         axes.set_ylim(min(settled) - margin, max(settled) + margin)
-    axes.set_title("loss", fontsize=11, loc="left", color=INK)
+    axes.set_title(name, fontsize=11, loc="left", color=INK)
     axes.legend(frameon=False, fontsize=9)
     _style(axes)
 

@@ -135,7 +135,9 @@ class TrainingProgress(ProgressBar):
         self._close_inner()
 
     def _show(self, trainer: Trainer) -> None:
-        values = _format(trainer, {"loss": "train/loss", "tokens/s": "throughput/tokens_per_s"})
+        values = _format(
+            trainer, {"loss": "train/loss", "reward": "train/reward", "tokens/s": "throughput/tokens_per_s"}
+        )
         if self._bar is not None:
             self._bar.n = trainer.global_step
             self._bar.set_postfix_str(values)
@@ -145,7 +147,7 @@ class TrainingProgress(ProgressBar):
 
     def _report(self, trainer: Trainer) -> None:
         """Leaves a validation's result standing, above the bar or in the log."""
-        values = _format(trainer, {"val loss": "val/loss", "perplexity": "val/perplexity"})
+        values = _format(trainer, {"val loss": "val/loss", "val reward": "val/reward", "perplexity": "val/perplexity"})
         if values:
             self._line(f"step {trainer.global_step}, {values}")
 

@@ -118,10 +118,12 @@ class Throughput(Callback):
         first, last = self._marks[0], self._marks[-1]
         seconds = last.seconds - first.seconds
         tokens, pairs = last.tokens - first.tokens, last.pairs - first.pairs
+        pl_module.log("throughput/memory_mb", peak_memory_mb(self._device))
+        if not tokens:  # a module that writes its own data, and measures itself
+            return
         flops = tokens * self._flops.per_token + pairs * self._flops.per_pair
         pl_module.log("throughput/tokens_per_s", tokens / seconds)
         pl_module.log("throughput/mfu", flops / seconds / self._peak)
-        pl_module.log("throughput/memory_mb", peak_memory_mb(self._device))
 
     def _pause(self) -> None:
         """Stops the clock when the device has done its work; the next batch starts it again."""

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from datamodules.instruction import InstructionDataModule as InstructionDataModule
     from datamodules.preference import PreferenceDataModule as PreferenceDataModule
     from datamodules.pretraining import TextDataModule as TextDataModule
+    from datamodules.prompts import PromptDataModule as PromptDataModule
     from datamodules.record_source import RecordSource as RecordSource
     from datamodules.text_source import TextSource as TextSource
 
@@ -16,6 +17,7 @@ _PLACES = {
     "DataError": "datamodules.errors",
     "InstructionDataModule": "datamodules.instruction",
     "PreferenceDataModule": "datamodules.preference",
+    "PromptDataModule": "datamodules.prompts",
     "RecordSource": "datamodules.record_source",
     "TextDataModule": "datamodules.pretraining",
     "TextSource": "datamodules.text_source",

@@ -18,13 +18,19 @@ from lightning.pytorch.trainer.connectors.accelerator_connector import _Accelera
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import callbacks
-from datamodules import DataError, InstructionDataModule, PreferenceDataModule, TextDataModule
+from datamodules import (
+    DataError,
+    InstructionDataModule,
+    PreferenceDataModule,
+    PromptDataModule,
+    TextDataModule,
+)
 from llm_lightning.checkpointing import AtomicCheckpointIO, callback_states, newest_checkpoint, step_of
 from llm_lightning.environment import with_environment
 from llm_lightning.errors import UserError
 from llm_lightning.loggers.metrics_file import MetricsFile
 from llm_lightning.messages import readable
-from llm_lightning.modules import CausalPretraining, RewardModeling, SupervisedFinetuning
+from llm_lightning.modules import PPO, CausalPretraining, RewardModeling, SupervisedFinetuning
 from llm_lightning.modules.base import LanguageModule
 from llm_lightning.precision import default_precision, use_fast_float32
 from llm_lightning.run_folder import RunConfig, move_aside, saved_precision
@@ -32,8 +38,8 @@ from llm_lightning.short_names import prefer_in_yaml
 
 # jsonargparse finds a class by its short name once it is imported: --model CausalPretraining.
 SHORT_NAMES = (
-    CausalPretraining, SupervisedFinetuning, RewardModeling,
-    TextDataModule, InstructionDataModule, PreferenceDataModule,
+    CausalPretraining, SupervisedFinetuning, RewardModeling, PPO,
+    TextDataModule, InstructionDataModule, PreferenceDataModule, PromptDataModule,
 )  # fmt: skip
 prefer_in_yaml({name: getattr(callbacks, name) for name in callbacks.__all__})
 
@@ -164,11 +170,15 @@ class TrainingCLI(LightningCLI):
         config.logger = [*_as_list(config.logger), MetricsFile(root)]
         config.plugins = [*_as_list(config.plugins), AtomicCheckpointIO()]
         given = _as_list(config.callbacks)
-        defaults = [] if config.fast_dev_run else default_callbacks(self.next_command)
+        module: LanguageModule = self._get(self.config_init, "model")
+        defaults = [] if config.fast_dev_run else default_callbacks(self.next_command, module.monitor)
         config.callbacks = [*given, *(d for d in defaults if not any(isinstance(g, type(d)) for g in given))]
         # What every fit prints of its network says more than Lightning's table.
         config.enable_model_summary = bool(config.enable_model_summary)
         self._choose_precision(config, root)
+        if not module.automatic_optimization:
+            # Lightning clips only where it steps; the setting means the same for a module that steps by itself.
+            module.gradient_clip_val, config.gradient_clip_val = config.gradient_clip_val, None
         try:
             return super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -278,16 +288,17 @@ def _help(command: str) -> dict[str, str]:
     }
 
 
-def default_callbacks(next_command: str) -> list[Callback]:
+def default_callbacks(next_command: str, monitor: tuple[str, Any]) -> list[Callback]:
     """What every fit has; one of the same class in `trainer.callbacks` takes its place."""
     return [
         callbacks.RandomState(),
         callbacks.Throughput(),
         callbacks.TrainingProgress(),
         callbacks.Samples(),
+        callbacks.RolloutTable(),
         callbacks.Predictions(),
         callbacks.WandbRunId(),
-        callbacks.ModelFolder(),
+        callbacks.ModelFolder(*monitor),
         callbacks.Curves(),
         callbacks.Reliability(),
         callbacks.RunSummary(next_command),

@@ -1,7 +1,8 @@
 """LightningModules, one objective a file."""
 
+from llm_lightning.modules.ppo import PPO
 from llm_lightning.modules.pretraining import CausalPretraining
 from llm_lightning.modules.reward import RewardModeling
 from llm_lightning.modules.sft import SupervisedFinetuning
 
-__all__ = ["CausalPretraining", "RewardModeling", "SupervisedFinetuning"]
+__all__ = ["PPO", "CausalPretraining", "RewardModeling", "SupervisedFinetuning"]

@@ -72,6 +72,8 @@ class LanguageModule(LightningModule):
     task: Task = LANGUAGE
     divisor = "tokens"
     """Of the sums given to `count`, the one that the step's loss is divided by."""
+    monitor: tuple[str, str] = ("val/loss", "min")
+    """The metric by which the best weights are chosen, and its better end."""
 
     def __init__(
         self,
@@ -222,6 +224,9 @@ class LanguageModule(LightningModule):
     def _skip_step(self, optimizer: Optimizer) -> None:
         """Without gradients no torch optimizer changes anything, not even its moments."""
         optimizer.zero_grad(set_to_none=True)
+        self._note_skipped_step()
+
+    def _note_skipped_step(self) -> None:
         self.skipped_steps += 1
         self._skipped_in_a_row += 1
         self.log_counters()

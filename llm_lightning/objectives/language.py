@@ -211,3 +211,45 @@ def head_cross_entropy(
         chunk = checkpoint(chunk_loss, h, y, use_reentrant=False)
         loss, nll, correct = loss + chunk.loss, nll + chunk.nll, correct + chunk.correct
     return TokenLoss(loss, nll, correct)
+
+
+class TokenLogprobs(NamedTuple):
+    """Of each token, with gradient.
+
+    Args:
+        logprobs: (N,) float32, of the targets.
+        entropies: (N,) float32, of the whole distribution, in nats; zeros where they were not asked for.
+    """
+
+    logprobs: Tensor
+    entropies: Tensor
+
+
+def head_logprobs(
+    hidden_states: Tensor,
+    head: Callable[[Tensor], Tensor],
+    targets: Tensor,
+    vocab_size: int,
+    *,
+    with_entropies: bool = True,
+) -> TokenLogprobs:
+    """Log-probabilities of single tokens; a chunk's logits are recomputed in the backward pass.
+
+    Args:
+        hidden_states, head, targets, vocab_size: as in `head_cross_entropy`.
+        with_entropies: they cost about as much as the logprobs.
+    """
+
+    def chunk_logprobs(h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs = head(h).float().log_softmax(-1)
+        drawn = logprobs.gather(1, y[:, None]).squeeze(1)
+        return drawn, torch.special.entr(logprobs.exp()).sum(-1) if with_entropies else torch.zeros_like(drawn)
+
+    count, step = len(targets), chunk_length(vocab_size, hidden_states.device)
+    hidden_states, targets = _filled_up(hidden_states), _filled_up(targets)
+    parts = [
+        checkpoint(chunk_logprobs, hidden_states[i : i + step], targets[i : i + step], use_reentrant=False)
+        for i in range(0, len(targets), step)
+    ] or [(hidden_states.sum(-1).float(),) * 2]
+    logprobs, entropies = (torch.cat(part)[:count] for part in zip(*parts, strict=True))
+    return TokenLogprobs(logprobs, entropies)

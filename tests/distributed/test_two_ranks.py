@@ -5,6 +5,8 @@ import csv
 import pytest
 import torch
 
+from tests.ppo_runs import metrics
+
 FIT = ("fit", "--config", "tiny.yaml", "--model.backbone.dropout=0", "--trainer.max_steps=8",
        "--trainer.val_check_interval=8")  # fmt: skip
 
@@ -42,3 +44,27 @@ def test_saved_on_two_resumed_on_one(run, folder):
     code, output = run(*FIT, *one)
     assert code == 0 and "step=4.ckpt" in output, output
     assert column(folder / "run", "train/loss") == pytest.approx(column(folder / "straight", "train/loss"), rel=1e-5)
+
+
+def test_two_ranks_of_ppo_are_one(run, ppo_folder):
+    """The same prompts a step, the same answers, whitening, minibatches and running statistics over both ranks."""
+    fit = ("fit", "--config", "ppo.yaml", "--trainer.max_steps=3")
+    one = (*fit, "--trainer.default_root_dir=one")
+    two = (*fit, "--data.batch_size=2", "--trainer.default_root_dir=two", "--trainer.devices=2",
+           "--trainer.strategy=ddp")  # fmt: skip
+    for args in (one, two):
+        code, output = run(*args)
+        assert code == 0, output
+    found, expected = (metrics(ppo_folder / name) for name in ("two", "one"))
+    assert found.keys() == expected.keys() == {"1", "2", "3"}
+    for step, row in expected.items():
+        assert row.keys() == found[step].keys()
+        for name, value in row.items():
+            # What is nearly zero by cancellation (losses over whitened advantages) differs in its last digits.
+            assert float(found[step][name]) == pytest.approx(float(value), rel=1e-3, abs=1e-5), (step, name)
+    weights = [
+        torch.load(ppo_folder / name / "checkpoints" / "step=3.ckpt", weights_only=True)["state_dict"]
+        for name in ("one", "two")
+    ]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-4)

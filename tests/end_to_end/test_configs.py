@@ -12,6 +12,9 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 TEXTS = ["--data.path=texts.jsonl", "--data.vocab_size=300", "--data.seq_len=64", "--data.batch_size=1"]
 PAIRS = ["--model.backbone.path=network", "--data.path=pairs.jsonl", "--data.seq_len=64", "--data.batch_size=1"]
 PREFERENCES = [*PAIRS[:1], "--data.path=preferences.jsonl", *PAIRS[2:]]
+PROMPTS = ["--model.backbone.path=network", "--data.path=pairs.jsonl", "--data.max_prompt_tokens=64",
+           "--data.batch_size=4", "--model.sampling.max_new_tokens=8"]  # fmt: skip
+RULE = "--model.rewards={length: {function: {class_path: llm_lightning.rewards.Length, init_args: {target: 3}}}}"
 STAGES = {
     "pretrain.yaml": [*TEXTS, "--model.backbone.config.num_hidden_layers=1"],
     "quickstart/pretrain.yaml": TEXTS,
@@ -28,6 +31,9 @@ STAGES = {
     "quickstart/compress.yaml": PAIRS,
     "compress.yaml": PAIRS,
     "quantize.yaml": ["--model.backbone.path=network", *TEXTS[:1], *TEXTS[2:]],
+    "ppo.yaml": [*PROMPTS, RULE],
+    "grpo.yaml": [*PROMPTS, RULE],
+    "quickstart/ppo.yaml": PROMPTS,
 }
 NEEDS = {"peft/qlora.yaml": "bitsandbytes"} | dict.fromkeys(
     ["compress.yaml", "quickstart/compress.yaml", "quantize.yaml"], "torchao"

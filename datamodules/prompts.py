@@ -1,0 +1,354 @@
+"""Prompts for reinforcement learning: what the model is asked, with what a reward has to know to judge its answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch.utils.data import Dataset
+
+from datamodules.bad_records import BadRecords, OnBadRecord
+from datamodules.cache import atomic_folder, build_lock, cache_root, key_of, remove_leftovers, room_on_disk
+from datamodules.chat_template import find_template
+from datamodules.collate import PromptCollator
+from datamodules.errors import DataError
+from datamodules.formats import FORMATS
+from datamodules.grouped_order import GroupedOrder
+from datamodules.instruction import template_of
+from datamodules.loader import EvaluationLoader, ResumableLoader
+from datamodules.order import SequentialOrder, ShuffledOrder
+from datamodules.prompt_records import Prompt, PromptEncoder, merged, write_prompts
+from datamodules.sources import Source, first_units, resolve
+from datamodules.tokenizer import bare, framing, load_tokenizer
+from datamodules.units import Unit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+VERSION = 1  # of what is kept in the cache
+PEEKED = 16
+
+
+class PromptDataModule(LightningDataModule):
+    """Reads prompts, and hands them out in batches of similar length and a resumable order.
+
+    A record's prompt is its `prompt`, `messages`, `conversations`, `question` or `instruction`: a text, or a list of
+    messages of which the assistant's last reply is left out. All other columns are passed on to the rewards.
+
+    Args:
+        path: .jsonl, .json, .csv (also .gz, .zst), .parquet, .arrow, folders and globs of them, or a hub data set;
+            several paths are read as one.
+        tokenizer: a hub id, a folder or a `.gguf` file.
+        column: where the prompt stands, if under another name.
+        template: a chat template by name (`chatml`, `llama3`, `mistral`) or file. None: the tokenizer's own.
+        chat: whether a text is what a user says, to be written down by the chat template. None: where there is a
+            template. With false a text is gone on with as it stands.
+        max_prompt_tokens: longer prompts are left out, and counted.
+        batch_size: prompts of a step on one rank.
+        val_share: share of the prompts held out for validation, at least one; 0 for none. Excludes `val_path`.
+        val_path: what to validate on instead, all of it.
+        seed: names the order of training.
+        num_workers: processes that read ahead.
+        on_bad_record: `stop` at a record without a usable prompt, with its file and line, or `skip` and count it.
+        cache_dir: where tokens are kept. None: `$LLM_LIGHTNING_CACHE`, else `~/.cache/llm-lightning`.
+
+    Attributes:
+        tokenizer: the tokenizer, once `setup` ran.
+    """
+
+    def __init__(
+        self,
+        path: str | list[str],
+        tokenizer: str | None = None,
+        column: str | None = None,
+        template: str | None = None,
+        chat: bool | None = None,
+        max_prompt_tokens: int = 512,
+        batch_size: int = 16,
+        val_share: float | None = None,
+        val_path: str | list[str] | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        on_bad_record: OnBadRecord = "stop",
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.path = path
+        self.tokenizer_name = tokenizer
+        self.column = column
+        self.template = template
+        self.chat = chat
+        self.max_prompt_tokens = max_prompt_tokens
+        self.batch_size = batch_size
+        self.val_share = val_share
+        self.val_path = val_path
+        self.seed = seed
+        self.num_workers = num_workers
+        self.on_bad_record = on_bad_record
+        self.cache_dir = cache_dir
+        self.tokenizer: PreTrainedTokenizerFast | None = None
+        self._train = self._val = Prompts([], np.empty(0, np.int64))
+        self._position = 0
+        self._train_loader: ResumableLoader | None = None
+
+    def check(self) -> None:
+        """Looks at the settings and at the first records, in well under a second for local files.
+
+        Raises:
+            DataError: what is wrong, and the way out.
+        """
+        if self.val_path is not None and self.val_share is not None:
+            raise DataError("val_path and val_share: give one of them (both are given)")
+        for name, least in (("max_prompt_tokens", 1), ("batch_size", 1), ("num_workers", 0)):
+            if getattr(self, name) < least:
+                raise DataError(f"{name}: it must be at least {least}, not {getattr(self, name)}")
+        if not 0 <= (self.val_share or 0) < 1:
+            raise DataError(f"val_share: it must be at least 0 and below 1, not {self.val_share}")
+        if self.tokenizer_name is None:
+            raise DataError("tokenizer: none is named; give --tokenizer, or --model.backbone.path with one in it")
+        root = cache_root(self.cache_dir)
+        for path in [*_as_list(self.path), *_as_list(self.val_path)]:
+            for unit in first_units(Source(path), root):
+                _check_columns(unit, path)
+                for _ in zip(range(PEEKED), self._encoder.prompts(unit, BadRecords(unit, self.on_bad_record))):  # noqa: B905
+                    pass
+
+    def prepare_data(self) -> None:
+        """Builds what the cache lacks; Lightning calls it on one process of each node."""
+        self.check()
+        for paths in (self.path, self.val_path):
+            self._build(paths, look_again=True)
+
+    def setup(self, stage: str) -> None:
+        """Opens the prompts, from the cache where `prepare_data` ran."""
+        if self.tokenizer is None:
+            files = self._build(self.path, look_again=False)
+            share = 0.05 if self.val_share is None and self.val_path is None else self.val_share or 0.0
+            self._train, self._val = _split(files, self.max_prompt_tokens, share)
+            if self.val_path is not None:
+                self._val = _split(self._build(self.val_path, look_again=False), self.max_prompt_tokens, 0.0)[0]
+            self._check_not_empty()
+            self.tokenizer = self._chat_tokenizer
+        self._position, self._train_loader = 0, None  # a checkpoint's state comes after this
+        rank_zero_info(f"Prompts: {len(self._train):,} to learn from, {len(self._val):,} to validate on")
+        dropped = self._train.num_too_long + self._val.num_too_long
+        if dropped:
+            rank_zero_warn(f"{dropped:,} prompts are longer than max_prompt_tokens={self.max_prompt_tokens}: left out.")
+
+    def _check_not_empty(self) -> None:
+        if len(self._train):
+            return
+        if self._train.num_too_long:
+            raise DataError(
+                f"max_prompt_tokens: all {self._train.num_too_long:,} prompts of {self.path!r} are longer than"
+                f" {self.max_prompt_tokens} tokens; raise it"
+            )
+        raise DataError(f"path: {self.path!r} leaves no prompt to learn from; give more, or val_share=0")
+
+    def _build(self, paths: str | list[str] | None, look_again: bool) -> list[Path]:
+        root = cache_root(self.cache_dir)
+        units = [unit for path in _as_list(paths) for unit in resolve(Source(path), root, look_again)]
+        return [self._built(unit, root) for unit in units]
+
+    def _built(self, unit: Unit, root: Path) -> Path:
+        encoder = self._encoder
+        template = None if encoder.template is None else encoder.template.jinja
+        parts = [unit.digest, unit.start, unit.stop, encoder.tokenizer.to_str(), encoder.prefix]
+        key = key_of(VERSION, *parts, template, encoder.chat, self.column, self.on_bad_record)
+        folder = root / "prompts" / key
+        if not folder.exists():
+            with build_lock(folder.parent, "prompts"), room_on_disk(root):
+                remove_leftovers(folder.parent)
+                if not folder.exists():
+                    with atomic_folder(folder) as temporary:
+                        num_bad = write_prompts(temporary / "prompts.arrow", [unit], encoder, self.on_bad_record)
+                    if num_bad:
+                        rank_zero_warn(f"{unit.path}: {num_bad:,} records without a usable prompt were left out.")
+        return folder / "prompts.arrow"
+
+    @cached_property
+    def _chat_tokenizer(self) -> PreTrainedTokenizerFast:
+        assert self.tokenizer_name is not None
+        tokenizer = load_tokenizer(self.tokenizer_name)
+        if self.template is not None or self.chat or (self.chat is None and tokenizer.chat_template):
+            tokenizer.chat_template = find_template(tokenizer, self.template)
+            tokenizer.eos_token = template_of(tokenizer).end_of_turn()
+        if tokenizer.eos_token_id is None:
+            raise DataError("tokenizer: it has no EOS token, so that no answer could end; set one and save it again")
+        return tokenizer
+
+    @cached_property
+    def _encoder(self) -> PromptEncoder:
+        tokenizer = self._chat_tokenizer
+        template = template_of(tokenizer) if tokenizer.chat_template else None
+        chat = template is not None if self.chat is None else self.chat
+        return PromptEncoder(bare(tokenizer), framing(tokenizer).prefix, template, chat, self.column)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled batches without end, from where the checkpoint left off; see `PromptBatchCollator`."""
+        ranks = self._data_ranks()
+        batch_len = self.batch_size * ranks["num_ranks"]
+        shuffled = ShuffledOrder([len(self._train)], seed=self.seed)
+        order = GroupedOrder(shuffled, self._train.lengths, batch_len, self.seed)
+        self._train_loader = ResumableLoader(
+            self._train,
+            order,
+            self._collator,
+            self.batch_size,
+            **ranks,
+            num_workers=self.num_workers,
+            position=self.position,
+        )
+        return self._train_loader
+
+    def val_dataloader(self) -> EvaluationLoader | list:
+        """The held-out prompts in a fixed order, equally many batches on each rank (the last may be empty)."""
+        if not len(self._val):
+            return []
+        ranks = self._data_ranks()
+        order = SequentialOrder(len(self._val), self.batch_size * ranks["num_ranks"])
+        return EvaluationLoader(self._val, order, self._collator, self.batch_size, **ranks)
+
+    def test_dataloader(self) -> EvaluationLoader | list:
+        """The held-out prompts."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> EvaluationLoader | list:
+        """The held-out prompts."""
+        return self.val_dataloader()
+
+    def example_prompts(self, count: int) -> list[list[int]]:
+        """Token ids of the first held-out prompts (training's where there are none), for samples in passing."""
+        prompts = self._val if len(self._val) else self._train
+        return [prompts[number].ids.tolist() for number in range(min(count, len(prompts)))]
+
+    def preview(self, num_records: int) -> list[str]:
+        """Lines to print: the first prompts as the model will see them, and what else a reward is given."""
+        assert self.tokenizer is not None
+        lines = []
+        for number in range(min(num_records, len(self._train))):
+            prompt = self._train[number]
+            lines += [f"--- prompt {number + 1}: {len(prompt.ids):,} tokens", str(self.tokenizer.decode(prompt.ids))]
+            lines += [f"    {name}: {value!r}" for name, value in prompt.columns.items()]
+        return lines
+
+    @property
+    def _collator(self) -> PromptBatchCollator:
+        assert self.tokenizer is not None
+        pad = self.tokenizer.pad_token_id
+        return PromptBatchCollator(self.tokenizer.eos_token_id if pad is None else pad)
+
+    def _data_ranks(self) -> dict[str, int]:
+        ranks = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
+        return {"rank": ranks["rank"], "num_ranks": ranks["num_replicas"]} if ranks else {"rank": 0, "num_ranks": 1}
+
+    @property
+    def position(self) -> int:
+        """Prompts of all ranks that training has been given so far: the global sample index of the next one."""
+        return self._train_loader.position if self._train_loader is not None else self._position
+
+    def state_dict(self) -> dict[str, int]:
+        """The global sample index, and how many prompts there are."""
+        return {"position": self.position, "num_prompts": len(self._train)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on from the checkpoint's position."""
+        self._position, self._train_loader = state["position"], None
+        if state["num_prompts"] != len(self._train):
+            rank_zero_warn("The prompts are not those of the checkpoint: training goes on in another order.")
+
+
+class Prompts(Dataset[Prompt]):
+    """Prompts by number, read from Arrow files by memory mapping; -1 is left out of a batch.
+
+    Args:
+        files: what `write_prompts` wrote.
+        numbers: those of the prompts that count, through all files.
+        num_too_long: prompts that were left out.
+    """
+
+    def __init__(self, files: Sequence[Path], numbers: np.ndarray, num_too_long: int = 0) -> None:
+        self.files = list(files)
+        self.numbers = numbers
+        self.num_too_long = num_too_long
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """All files; mapped anew in each process."""
+        return _open(self.files)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(N,) tokens of each prompt."""
+        return _lengths(self.table)[self.numbers]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, number: int) -> Prompt:
+        place = int(self.numbers[number])
+        row = self.table.slice(place, 1)
+        said, columns = json.loads(row["record"][0].as_py())
+        return Prompt(row["ids"].combine_chunks().flatten().to_numpy(), said, columns, place)
+
+    def __getitems__(self, numbers: list[int]) -> list[Prompt]:
+        return [self[number] for number in numbers if number >= 0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("table", "lengths")}
+
+
+class PromptBatchCollator(PromptCollator):
+    """Makes a batch of B prompts: `prompt_ids` and `attention_mask` (B, T), padded on the left, `prompts` (texts or
+    conversations), `numbers` (of the prompts among all) and `columns` (lists of values by name).
+    """
+
+    def __call__(self, prompts: Sequence[Any]) -> dict[str, Any]:
+        """B may be 0."""
+        if prompts:
+            batch = super().__call__([prompt.ids for prompt in prompts])
+        else:
+            batch = {name: torch.zeros(0, 0, dtype=torch.int64) for name in ("prompt_ids", "attention_mask")}
+        said = {"prompts": [prompt.said for prompt in prompts], "numbers": [prompt.number for prompt in prompts]}
+        return batch | said | {"columns": merged([prompt.columns for prompt in prompts])}
+
+
+def _split(files: list[Path], max_tokens: int, share: float) -> tuple[Prompts, Prompts]:
+    """Train and validation: the `share` of prompts with the smallest hashes validates, copies on the same side."""
+    table = _open(files)
+    short = _lengths(table) <= max_tokens
+    hashes = np.concatenate([np.empty(0, np.uint64), *(c.to_numpy() for c in table["hash"].chunks)])
+    wanted = max(1, round(share * short.sum())) if share > 0 and short.any() else 0
+    held_out = np.zeros(len(hashes), bool)
+    if wanted:
+        held_out = hashes <= np.partition(hashes[short], wanted - 1)[wanted - 1]
+    train, val = (np.flatnonzero(short & side) for side in (~held_out, held_out))
+    return Prompts(files, train, int((~short).sum())), Prompts(files, val)
+
+
+def _open(files: Sequence[Path]) -> pa.Table:
+    return pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files])
+
+
+def _lengths(table: pa.Table) -> np.ndarray:
+    import pyarrow.compute as pc
+
+    chunks = [pc.list_value_length(chunk).to_numpy(zero_copy_only=False) for chunk in table["ids"].chunks]
+    return np.concatenate([np.empty(0, np.int32), *chunks]).astype(np.int64)
+
+
+def _check_columns(unit: Unit, path: str) -> None:
+    if not FORMATS[unit.format].columns:
+        raise DataError(f"path: {path!r} is plain text; prompts need columns (.jsonl, .json, .csv, .parquet)")
+
+
+def _as_list(paths: str | list[str] | None) -> list[str]:
+    return [paths] if isinstance(paths, str) else list(paths or [])

@@ -1,0 +1,121 @@
+"""What a network makes of answers that are already written: the probability of each token, and its value.
+
+Prompts with their answers are packed into one row without padding, every pair a document of its own, and only the
+answers' tokens go through the head: the same way at every use, so that two passes of the same weights agree.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from llm_lightning.models.attention import Documents
+from llm_lightning.models.heads import base_model, head_scaling, hidden_states
+from llm_lightning.objectives.language import ROUNDING, TokenLogprobs, head_logprobs
+
+
+class PackedAnswers(NamedTuple):
+    """Prompts and their answers in one row.
+
+    Args:
+        batch: `input_ids` (1, N), `position_ids` (1, N), `documents`.
+        positions: (M,) where the M tokens of the answers are predicted: one before each.
+        targets: (M,) the answers' tokens, one answer after the other.
+    """
+
+    batch: dict[str, Any]
+    positions: Tensor
+    targets: Tensor
+
+
+def pack_answers(prompts: Sequence[Tensor], answers: Sequence[Tensor], device: torch.device) -> PackedAnswers:
+    """One row of all pairs, filled up to a round length by a document that nothing is read from.
+
+    Args:
+        prompts, answers: token ids, (n,) int64 on the CPU; no prompt is empty.
+        device: of the result.
+    """
+    pairs = [torch.cat(pair) for pair in zip(prompts, answers, strict=True)]
+    count = sum(map(len, pairs))
+    pairs.append(torch.zeros(-count % ROUNDING, dtype=torch.int64))
+    position_ids = torch.cat([torch.arange(len(pair)) for pair in pairs])[None]
+    end, places = 0, []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        first, end = end + len(prompt), end + len(prompt) + len(answer)
+        places.append(torch.arange(first - 1, end - 1))
+    batch = {
+        "input_ids": torch.cat(pairs)[None].to(device),
+        "position_ids": position_ids.to(device),
+        "documents": Documents.of(position_ids).to(device),
+    }
+    return PackedAnswers(batch, torch.cat(places).to(device), torch.cat(list(answers)).to(device))
+
+
+def answer_states(model: nn.Module, packed: PackedAnswers) -> Tensor:
+    """(M, H) last hidden states that predict the answers' tokens."""
+    return hidden_states(model, packed.batch)[0].index_select(0, packed.positions)
+
+
+def answer_logprobs(
+    model: nn.Module, states: Tensor, targets: Tensor, temperature: float, *, with_entropies: bool = True
+) -> TokenLogprobs:
+    """Logprobs (M,) and entropies (M,) at a temperature.
+
+    Args:
+        model: as in `hidden_states`.
+        states: from `answer_states`.
+        targets: (M,).
+        temperature: the one that the answers were drawn at.
+        with_entropies: see `head_logprobs`.
+    """
+    network = base_model(model)
+    head, scaling = network.get_output_embeddings(), head_scaling(network)
+    vocab_size = network.config.get_text_config().vocab_size
+    return head_logprobs(
+        states, lambda h: scaling(head(h)) / temperature, targets, vocab_size, with_entropies=with_entropies
+    )
+
+
+def bounded_groups(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Consecutive indices whose lengths add up to at most `most`, but for single longer ones."""
+    group: list[int] = []
+    total = 0
+    for index, length in enumerate(lengths):
+        if group and total + length > most:
+            yield group
+            group, total = [], 0
+        group.append(index)
+        total += length
+    if group:
+        yield group
+
+
+class Critic(nn.Module):
+    """Expects the return of an answer at each of its tokens.
+
+    The head starts at zero, so that the first advantages are those of no critic at all, and not of a random one.
+
+    Args:
+        hidden_size: H.
+        network: one of its own, whose language head is not used; None: the head reads the policy's states.
+    """
+
+    def __init__(self, hidden_size: int, network: Any = None) -> None:
+        super().__init__()
+        self.network = None if network is None else network.get_decoder()
+        self.head = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, packed: PackedAnswers, policy_states: Tensor) -> Tensor:
+        """(M,) float32 values.
+
+        Args:
+            packed: the answers.
+            policy_states: (M, H) of the policy, not looked at by a network of its own.
+        """
+        states = policy_states
+        if self.network is not None:
+            states = answer_states(self.network, packed)
+        return (states.float() @ self.head.weight.float().t() + self.head.bias.float()).squeeze(1)

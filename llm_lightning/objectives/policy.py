@@ -1,0 +1,168 @@
+"""Policy gradients: what a reward on a whole answer does to each of its tokens.
+
+Shapes: B answers of at most R tokens, padded on the right; `mask` (B, R) bool is true on real tokens, EOS included.
+`logprobs` are of the sampled tokens, and `values[:, t]` is what the critic expects before token t is written. Functions
+that need a statistic of the whole batch take it as `moments`, which add up over ranks.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+KLEstimator = Literal["k1", "k2", "k3"]
+GroupBaseline = Literal["grpo", "rloo"]
+
+EPS = 1e-8
+GROUP_EPS = 1e-4
+"""Added to a group's standard deviation: rewards that differ by less than this are as good as equal."""
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator) -> Tensor:
+    """KL(policy || reference) of each token, estimated from the one that the policy drew.
+
+    With r = ref / policy: k1 = -log r has no bias but may be negative, k2 = (log r)^2 / 2 has a bias but little
+    variance, k3 = r - 1 - log r has no bias and is never negative (Schulman, "Approximating KL divergence", 2020).
+
+    Args:
+        logprobs, ref_logprobs: of the drawn tokens, of any one shape.
+        estimator: which.
+    """
+    log_ratio = ref_logprobs - logprobs
+    if estimator == "k1":
+        return -log_ratio
+    if estimator == "k2":
+        return log_ratio.square() / 2
+    return log_ratio.expm1() - log_ratio
+
+
+def adapted_kl_coef(coef: float, kl: float, target: float, num_samples: int, horizon: int) -> float:
+    """The next KL coefficient of the proportional controller of Ziegler et al. (arXiv:1909.08593, section 2.2).
+
+    Args:
+        coef: the one that was used.
+        kl: what came of it: nats of an answer, summed over its tokens.
+        target: what `kl` should be.
+        num_samples: answers since the last adaptation.
+        horizon: answers after which an error of 20 % has changed the coefficient by as much.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return coef * (1 + error * num_samples / horizon)
+
+
+def token_rewards(scores: Tensor, penalties: Tensor, mask: Tensor) -> Tensor:
+    """(B, R) rewards: each token pays its penalty, the last real one receives the score.
+
+    Args:
+        scores: (B,), one for each answer.
+        penalties: (B, R), for example the KL coefficient times the estimate; what it holds on padding is not read.
+        mask: (B, R); an answer without a token cannot be rewarded and has only zeros.
+    """
+    rewards = torch.where(mask, -penalties, 0.0)
+    last = mask.sum(1) - 1
+    rows = (last >= 0).nonzero().squeeze(1)
+    rewards[rows, last[rows]] += scores[rows]
+    return rewards
+
+
+def generalized_advantages(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Generalized advantage estimation (arXiv:1506.02438).
+
+    Args:
+        rewards, values, mask: (B, R). The answer is over behind its last real token, whether by EOS or for its length.
+        gamma: discount of a token.
+        lam: 1 trusts the rewards alone, 0 the critic alone.
+
+    Returns:
+        advantages and returns, (B, R), zero on padding.
+    """
+    values = torch.where(mask, values, 0.0)
+    rewards = torch.where(mask, rewards, 0.0)
+    advantages = torch.zeros_like(values)
+    next_value = next_advantage = torch.zeros_like(values[:, 0])
+    for t in range(values.shape[1] - 1, -1, -1):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        next_advantage = torch.where(mask[:, t], delta + gamma * lam * next_advantage, 0.0)
+        advantages[:, t], next_value = next_advantage, values[:, t]
+    return advantages, torch.where(mask, advantages + values, 0.0)
+
+
+def group_advantages(scores: Tensor, num_samples: int, baseline: GroupBaseline) -> Tensor:
+    """Advantages of answers over the others to the same prompt.
+
+    `grpo` divides by the group's standard deviation as well (DeepSeekMath, arXiv:2402.03300); `rloo` compares with the
+    mean of the *other* answers, an unbiased baseline (arXiv:2402.14740).
+
+    Args:
+        scores: (B,), the answers to a prompt one after the other.
+        num_samples: answers to a prompt, at least 2.
+        baseline: which.
+    """
+    groups = scores.view(-1, num_samples)
+    centred = groups - groups.mean(1, keepdim=True)
+    if baseline == "rloo":
+        return (centred * num_samples / (num_samples - 1)).flatten()
+    return (centred / (groups.std(1, keepdim=True) + GROUP_EPS)).flatten()
+
+
+def moments(values: Tensor) -> Tensor:
+    """(3,) float64: count, sum and sum of squares, which add up over ranks."""
+    values = values.double()
+    return torch.stack([torch.full_like(values.sum(), values.numel()), values.sum(), values.square().sum()])
+
+
+def mean_and_std(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (of the population) from `moments`."""
+    count = sums[0].clamp(min=1)
+    mean = sums[1] / count
+    return mean, (sums[2] / count - mean.square()).clamp(min=0).sqrt()
+
+
+def whiten(values: Tensor, sums: Tensor) -> Tensor:
+    """Values with mean 0 and standard deviation 1 over everything that went into `sums`."""
+    mean, std = mean_and_std(sums)
+    return ((values - mean) / (std + EPS)).to(values.dtype)
+
+
+class PolicyLoss(NamedTuple):
+    """Of each token, with gradient only in `loss`.
+
+    Args:
+        loss: what is minimized.
+        is_clipped: whether the clip took the gradient.
+        kl: k3 estimate of KL(old policy || policy): how far the updates since the rollout have gone.
+    """
+
+    loss: Tensor
+    is_clipped: Tensor
+    kl: Tensor
+
+
+def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range: float) -> PolicyLoss:
+    """The clipped surrogate of PPO (arXiv:1707.06347), for tokens of any one shape."""
+    log_ratio = logprobs - old_logprobs
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    loss, bounded = -advantages * ratio, -advantages * clipped
+    with torch.no_grad():
+        kl = ratio - 1 - log_ratio
+    return PolicyLoss(torch.maximum(loss, bounded), bounded > loss, kl)
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float) -> Tensor:
+    """Half the squared error of each token; a step of the critic beyond `clip_range` of its old value earns nothing."""
+    clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
+    return torch.maximum((values - returns).square(), (clipped - returns).square()) / 2
+
+
+def explained_variance(errors: Tensor, returns: Tensor) -> float:
+    """Share of the returns' variance that the critic foresaw: 1 all of it, 0 none, negative worse than a constant.
+
+    Args:
+        errors: `moments` of returns - values.
+        returns: `moments` of the returns.
+    """
+    variance = float(mean_and_std(returns)[1]) ** 2
+    return 1 - float(mean_and_std(errors)[1]) ** 2 / variance if variance > 0 else 0.0

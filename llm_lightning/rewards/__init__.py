@@ -1,0 +1,18 @@
+"""Rewards: what makes an answer good. Any callable over texts; none of them knows Lightning."""
+
+from llm_lightning.rewards.instructions import InstructionsFollowed
+from llm_lightning.rewards.reward_model import RewardModel
+from llm_lightning.rewards.rules import FinalAnswer, Length, Pattern
+from llm_lightning.rewards.scoring import Reward, RewardError, RewardFunction, score
+
+__all__ = [
+    "FinalAnswer",
+    "InstructionsFollowed",
+    "Length",
+    "Pattern",
+    "Reward",
+    "RewardError",
+    "RewardFunction",
+    "RewardModel",
+    "score",
+]

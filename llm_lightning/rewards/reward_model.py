@@ -1,0 +1,110 @@
+"""A trained reward model as a reward: it reads texts with a tokenizer of its own."""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm_lightning.errors import UserError
+from llm_lightning.rewards.scoring import Columns, Prompt
+
+
+class RewardModel:
+    """What a reward model, such as `RewardModeling` leaves behind, thinks of prompt and completion together.
+
+    Args:
+        path: folder or hub id of an `AutoModelForSequenceClassification` with one label, and its tokenizer. Where the
+            tokenizer has a chat template, prompt and completion become turns of a conversation; else one text.
+        batch_tokens: tokens of one forward pass, padding included; answers of similar length go together.
+        device: by default the current GPU, where there is one.
+        scale: factor on the scores, offset: added to them after that.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        batch_tokens: int = 8192,
+        device: str | None = None,
+        scale: float = 1.0,
+        offset: float = 0.0,
+    ) -> None:
+        self.path = path
+        self.batch_tokens = batch_tokens
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.scale = scale
+        self.offset = offset
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Its own."""
+        from transformers import AutoTokenizer
+
+        return self._read(AutoTokenizer)
+
+    @cached_property
+    def model(self) -> Any:
+        """The network, read at the first use."""
+        from transformers import AutoModelForSequenceClassification
+
+        model = self._read(AutoModelForSequenceClassification, dtype="auto", use_safetensors=True)
+        if model.config.num_labels != 1:
+            raise UserError(f"RewardModel.path={self.path!r} has {model.config.num_labels} labels; a reward is one.")
+        return model.to(self.device).eval().requires_grad_(False)
+
+    def _read(self, kind: Any, **options: Any) -> Any:
+        try:
+            return kind.from_pretrained(self.path, **options)
+        except (OSError, ValueError) as error:
+            raise UserError(f"RewardModel.path={self.path!r} cannot be read as a reward model: {error}") from error
+
+    def check(self) -> None:
+        """Read config and tokenizer, so that a wrong path is known before training begins; raises `UserError`."""
+        from transformers import AutoConfig
+
+        self._read(AutoConfig)
+        _ = self.tokenizer
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[Prompt], completions: list[str], columns: Columns) -> list[float]:
+        """See `RewardFunction`."""
+        rows = [self._encode(*pair) for pair in zip(prompts, completions, strict=True)]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        scores = [0.0] * len(rows)
+        while order:
+            # The longest comes first: if the memory suffices for its batch, it suffices for all.
+            count = max(1, self.batch_tokens // len(rows[order[-1]]))
+            chosen, order = order[-count:], order[:-count]
+            for i, value in zip(chosen, self._scores([rows[i] for i in chosen]).tolist(), strict=True):
+                scores[i] = self.scale * value + self.offset
+        return scores
+
+    def _encode(self, prompt: Prompt, completion: str) -> list[int]:
+        if self.tokenizer.chat_template:
+            turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+            turns.append({"role": "assistant", "content": completion})
+            ids = self.tokenizer.apply_chat_template(turns, return_dict=False)
+        elif isinstance(prompt, str):
+            ids = self.tokenizer(prompt + completion)["input_ids"]
+        else:
+            raise UserError(
+                f"RewardModel.path={self.path!r} has no chat template, and the prompts are conversations: save one "
+                "with its tokenizer, or give prompts of plain text."
+            )
+        longest = getattr(self.model.config, "max_position_embeddings", None)
+        # What is too long loses its beginning: the answer is at the end.
+        return ids[-longest:] if longest else ids
+
+    def _scores(self, rows: list[list[int]]) -> Tensor:
+        """(B,) float32. The last token is found by the lengths, not by the pad id, which may be the EOS id."""
+        width = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id or 0
+        input_ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=self.device)
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        attention_mask = (torch.arange(width, device=self.device) < lengths[:, None]).long()
+        if not hasattr(self.model, "score"):  # encoders pool by themselves
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0].float()
+        trunk = getattr(self.model, self.model.base_model_prefix)
+        states = trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        last = states[torch.arange(len(rows), device=self.device), lengths - 1]
+        return self.model.score(last)[:, 0].float()

@@ -1,0 +1,7 @@
+"""Answers that a model writes while it is trained."""
+
+from llm_lightning.rollouts.engine import Completion, Key, RolloutEngine
+from llm_lightning.rollouts.sampler import Sampler
+from llm_lightning.rollouts.sampling import Sampling
+
+__all__ = ["Completion", "Key", "RolloutEngine", "Sampler", "Sampling"]

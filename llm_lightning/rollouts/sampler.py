@@ -1,0 +1,146 @@
+"""Samples answers from the network that is being trained, in this process."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm_lightning.models.attention import Documents
+from llm_lightning.models.heads import base_model, head_scaling
+from llm_lightning.rollouts.engine import Completion, Key
+from llm_lightning.rollouts.sampling import Sampling, draw, uniforms
+from llm_lightning.rollouts.slots import Slots, rollout_mode
+
+PROMPT_TOKENS = 8192
+"""Tokens of one forward pass over prompts, but for a single longer prompt."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A `RolloutEngine` over slots: see `slots.py`.
+
+    A prompt is computed once for all of its answers, packed with others without padding. An answer that is over gives
+    its slot to the next prompt, or leaves the batch.
+
+    Args:
+        sampling: how tokens are drawn.
+        eos_token_ids: tokens that end an answer.
+        num_slots: answers that are written at the same time, at least. Each takes keys and values for its prompt and
+            its answer.
+    """
+
+    sampling: Sampling
+    eos_token_ids: Sequence[int]
+    num_slots: int = 64
+
+    @torch.no_grad()
+    def __call__(self, model: Any, prompts: Sequence[Tensor], keys: Sequence[Sequence[Key]]) -> list[Completion]:
+        """See `RolloutEngine`."""
+        network = base_model(model)
+        writing = _Writing(network, self, prompts, keys)
+        with rollout_mode(network):
+            while writing.advance():
+                pass
+        return writing.completions()
+
+
+class _Writing:
+    """One call of the sampler: what is waiting, what is being written, and what is done."""
+
+    def __init__(
+        self, network: Any, sampler: Sampler, prompts: Sequence[Tensor], keys: Sequence[Sequence[Key]]
+    ) -> None:
+        self.network, self.sampler, self.prompts = network, sampler, prompts
+        self.device = network.device
+        self.head, self.scaling = network.get_output_embeddings(), head_scaling(network)
+        self.num_samples = len(keys[0]) if keys else 0
+        count, longest = len(keys) * self.num_samples, sampler.sampling.max_new_tokens
+        flat = [key for answers in keys for key in answers]
+        self.uniforms = uniforms(flat, longest).to(self.device) if flat else torch.zeros(0, longest)
+        self.eos = torch.tensor(list(sampler.eos_token_ids), dtype=torch.int64, device=self.device)
+        self.waiting = deque(range(len(prompts)))
+        self.slots = Slots(self.device)
+        # Of each slot: its answer's number, how many tokens it has, its newest one, and whether it is over.
+        self.answers = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self.newest, self.is_over = self.answers, self.answers.bool()
+        self.tokens = torch.zeros(count, longest, dtype=torch.int64, device=self.device)
+        self.logprobs = torch.zeros(count, longest, device=self.device)
+        self.num_tokens = torch.zeros(count, dtype=torch.int64, device=self.device)
+        self.is_finished = torch.zeros(count, dtype=torch.bool, device=self.device)
+
+    def advance(self) -> bool:
+        """Admit prompts where there is room, then write one token a slot; False once all is written."""
+        self._leave()
+        while self.waiting and len(self.slots) + self.num_samples <= max(self.sampler.num_slots, self.num_samples):
+            self._admit()
+        if not len(self.slots):
+            return False
+        with self.slots.one_more_token():
+            inputs = {"input_ids": self.newest[:, None], "position_ids": self.slots.lengths[:, None]}
+            states = self.network.get_decoder()(**inputs, use_cache=False, slots=self.slots).last_hidden_state[:, 0]
+        self._write(states, slice(None))
+        return True
+
+    def completions(self) -> list[Completion]:
+        """All answers, in the order of their keys."""
+        tokens, logprobs = self.tokens.cpu(), self.logprobs.cpu()
+        lengths, finished = self.num_tokens.tolist(), self.is_finished.tolist()
+        return [Completion(t[:n], p[:n], f) for t, p, n, f in zip(tokens, logprobs, lengths, finished, strict=True)]
+
+    def _leave(self) -> None:
+        """Take out answers that are over, once they are a quarter of the slots: each time costs a copy of the rest."""
+        num_over = int(self.is_over.sum())
+        if num_over == 0 or (num_over < len(self.slots) // 4):
+            return
+        index = (~self.is_over).nonzero().squeeze(1)
+        self.slots.keep(index)
+        self.answers, self.newest, self.is_over = self.answers[index], self.newest[index], self.is_over[index]
+
+    def _admit(self) -> None:
+        """Compute the next prompts, as many as there is room for, and draw the first token of their answers."""
+        room = max(1, (self.sampler.num_slots - len(self.slots)) // self.num_samples)
+        chosen = [self.waiting.popleft()]
+        num_tokens = len(self.prompts[chosen[0]])
+        while self.waiting and len(chosen) < room:
+            num_tokens += len(self.prompts[self.waiting[0]])
+            if num_tokens > PROMPT_TOKENS:
+                break
+            chosen.append(self.waiting.popleft())
+        prompts = [self.prompts[number] for number in chosen]
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        ends = lengths.cumsum(0)
+        position_ids = torch.cat([torch.arange(len(prompt)) for prompt in prompts])[None]
+        inputs: dict[str, Any] = {
+            "input_ids": torch.cat(list(prompts))[None].to(self.device),
+            "position_ids": position_ids.to(self.device),
+            "documents": Documents.of(position_ids).to(self.device),
+        }
+        with self.slots.prompts((ends - lengths).to(self.device), lengths.to(self.device), self.num_samples):
+            states = self.network.get_decoder()(**inputs, use_cache=False, slots=self.slots).last_hidden_state[0]
+        first = torch.tensor(chosen, device=self.device)[:, None] * self.num_samples
+        fresh = (first + torch.arange(self.num_samples, device=self.device)).flatten()
+        former = len(self.answers)
+        self.answers = torch.cat([self.answers, fresh])
+        self.newest = torch.cat([self.newest, fresh])
+        self.is_over = torch.cat([self.is_over, torch.zeros_like(fresh, dtype=torch.bool)])
+        self._write(states[ends - 1].repeat_interleave(self.num_samples, 0), slice(former, None))
+
+    def _write(self, states: Tensor, rows: slice) -> None:
+        """Draw the next token of these slots from their last hidden states (n, H)."""
+        answers, over = self.answers[rows], self.is_over[rows]
+        place = self.num_tokens[answers]
+        last = self.tokens.shape[1] - 1
+        logits = self.scaling(self.head(states)).float()
+        tokens, logprobs = draw(logits, self.uniforms[answers, place.clamp(max=last)], self.sampler.sampling)
+        alive = (~over).nonzero().squeeze(1)
+        self.newest[rows] = tokens
+        answers, place, tokens = answers[alive], place[alive], tokens[alive]
+        self.tokens[answers, place], self.logprobs[answers, place] = tokens, logprobs[alive]
+        self.num_tokens[answers] += 1
+        ends = torch.isin(tokens, self.eos)
+        self.is_finished[answers] = ends
+        over[alive] = ends | (place == last)
+        self.is_over[rows] = over

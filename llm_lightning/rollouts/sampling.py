@@ -1,0 +1,88 @@
+"""From logits to tokens, by random numbers that are given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llm_lightning.errors import UserError
+from llm_lightning.rollouts.engine import Key
+
+HIGHEST_UNIFORM = 1 - 2.0**-23
+"""The largest float32 whose product with a sum of probabilities stays below that sum."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn.
+
+    Args:
+        max_new_tokens: at most so many tokens an answer, EOS included.
+        temperature: divides the logits, in the update too: the policy that is trained is the one that is drawn from.
+            0 takes the likeliest token.
+        top_k: only the k likeliest tokens are drawn; 0 for all. What truncation leaves out the update does not know
+            of: the less of it, the better.
+        top_p: only the likeliest tokens that together have this probability are drawn.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def check(self, name: str) -> None:
+        """Raise `UserError` for values that cannot work; `name` is the setting that holds these."""
+        for field, valid, words in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature >= 0, "at least 0"),
+            ("top_k", self.top_k >= 0, "at least 0 (0: all tokens)"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+        ):
+            if not valid:
+                raise UserError(f"{name}.{field}={getattr(self, field)} must be {words}.")
+
+
+def uniforms(keys: Sequence[Key], count: int) -> Tensor:
+    """(len(keys), count) float32 in [0, 1): a row depends on its key alone, and not on `count`."""
+    rows = [np.random.default_rng(key).random(count) for key in keys]
+    return torch.from_numpy(np.array(rows, np.float32)).clamp_(max=HIGHEST_UNIFORM)
+
+
+def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """One token a row, by inverting the cumulative distribution: many times faster than `torch.multinomial` on CPU.
+
+    Args:
+        logits: (S, V) float32.
+        uniform: (S,) in [0, `HIGHEST_UNIFORM`].
+        sampling: temperature and truncation.
+
+    Returns:
+        tokens (S,) int64, and their logprobs (S,) at the temperature, before truncation.
+    """
+    if sampling.temperature not in (0.0, 1.0):
+        logits = logits / sampling.temperature
+    logprobs = logits.log_softmax(-1)
+    if sampling.temperature == 0:
+        best = logprobs.max(-1)
+        return best.indices, best.values
+    probabilities = logprobs.exp()
+    vocab_size = logits.shape[1]
+    top_k = min(sampling.top_k or vocab_size, vocab_size)
+    if top_k == vocab_size and sampling.top_p == 1:
+        tokens = _invert(probabilities, uniform)
+    else:
+        likeliest = probabilities.topk(top_k)
+        kept = likeliest.values
+        before = kept.cumsum(-1) - kept
+        kept = kept.where(before < sampling.top_p * kept.sum(-1, keepdim=True), 0.0)
+        tokens = likeliest.indices.gather(1, _invert(kept, uniform)[:, None]).squeeze(1)
+    return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
+
+
+def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
+    """(S,) the first index at which the weights up to and including it exceed the uniform's share of their sum."""
+    cumulative = weights.cumsum(-1)
+    threshold = uniform[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp_(max=weights.shape[1] - 1)

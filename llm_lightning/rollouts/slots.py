@@ -1,0 +1,171 @@
+"""Keys and values of the answers that are being written: one slot an answer, no padding before any.
+
+A slot starts at position 0 and is as long as its own prompt and answer. New tokens are appended where each slot ends,
+so answers of different ages stand side by side, and a slot is given up as soon as its answer is over. The network's
+attention reads and writes the slots by itself (`ROLLOUT_ATTENTION`), which works for every architecture that goes
+through transformers' attention interface.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm_lightning.errors import UserError
+from llm_lightning.models.attention import Documents, document_attention
+
+ROLLOUT_ATTENTION = "llm_lightning_rollout"
+
+ROOM = 64
+"""Slots grow by so many tokens at once: few shapes, and few copies."""
+
+
+class Slots:
+    """The answers that are being written.
+
+    Attributes:
+        lengths: (S,) int64, tokens of each slot that keys and values are there for.
+        keys, values: for each layer (S, KV heads, room, D).
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.lengths = torch.zeros(0, dtype=torch.int64, device=device)
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+        self._writing_prompts: tuple[Tensor, Tensor] | None = None
+        self._hidden = torch.zeros(0)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @contextmanager
+    def prompts(self, starts: Tensor, lengths: Tensor, num_samples: int) -> Iterator[None]:
+        """Open slots for packed prompts whose forward pass runs inside of this context.
+
+        Args:
+            starts, lengths: (P,) of each prompt in the packed row.
+            num_samples: slots a prompt; they share its one computation.
+        """
+        longest = int(lengths.max())
+        within = torch.arange(longest, device=starts.device)
+        # Behind its end a slot holds copies of its prompt's last token, which no mask ever lets through.
+        index = (starts[:, None] + torch.minimum(within, lengths[:, None] - 1)).repeat_interleave(num_samples, 0)
+        self.lengths = torch.cat([self.lengths, lengths.repeat_interleave(num_samples)])
+        self._writing_prompts = index, torch.tensor(self._room_for(longest))
+        try:
+            yield
+        finally:
+            self._writing_prompts = None
+
+    @contextmanager
+    def one_more_token(self) -> Iterator[None]:
+        """A forward pass of one token a slot, (S, 1), inside of this context."""
+        room = self._room_for(int(self.lengths.max()) + 1)
+        self._hidden = torch.arange(room, device=self.lengths.device) > self.lengths[:, None]
+        self._grow(room)
+        yield
+        self.lengths = self.lengths + 1
+
+    def keep(self, index: Tensor) -> None:
+        """Give up all slots but those of `index` (int64), and the room that no longer is needed."""
+        self.lengths = self.lengths[index]
+        room = self._room_for(int(self.lengths.max()) + 1) if len(index) else 0
+        for tensors in (self.keys, self.values):
+            for layer, tensor in tensors.items():
+                tensors[layer] = tensor[:, :, :room].index_select(0, index)
+
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
+    ) -> Tensor:
+        """query (S, heads, 1, D), key and value (S, KV heads, 1, D) to (S, 1, heads, D); both are kept."""
+        layer, rows = module.layer_idx, torch.arange(len(self), device=query.device)
+        keys, values = self.keys[layer], self.values[layer]
+        keys[rows, :, self.lengths], values[rows, :, self.lengths] = key[:, :, 0], value[:, :, 0]
+        hidden = self._hidden
+        if window is not None:
+            hidden = hidden | (torch.arange(hidden.shape[1], device=hidden.device) <= self.lengths[:, None] - window)
+        S, heads, _, D = query.shape
+        # The query heads that share a key head stand where several tokens would. Plain products: one query of a flash
+        # kernel costs several times as much on CPU (benchmarks/ppo.py).
+        grouped = query.reshape(S, keys.shape[1], -1, D) * (D**-0.5 if scaling is None else scaling)
+        scores = (grouped @ keys.transpose(2, 3)).float().masked_fill_(hidden[:, None, None], -torch.inf)
+        return (scores.softmax(-1).to(values.dtype) @ values).reshape(S, 1, heads, D)
+
+    def store(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Keep the keys and values (1, KV heads, N, D) of packed prompts."""
+        assert self._writing_prompts is not None
+        index, room = self._writing_prompts
+        for tensors, packed in ((self.keys, key), (self.values, value)):
+            fresh = packed[0][:, index].transpose(0, 1)
+            fresh = F.pad(fresh, (0, 0, 0, int(room) - fresh.shape[2]))
+            if layer in tensors:
+                former = tensors[layer]
+                width = max(former.shape[2], fresh.shape[2])
+                fresh = torch.cat([F.pad(x, (0, 0, 0, width - x.shape[2])) for x in (former, fresh)])
+            tensors[layer] = fresh
+
+    @property
+    def are_prompts(self) -> bool:
+        """Whether the forward pass that runs is one over packed prompts."""
+        return self._writing_prompts is not None
+
+    def _room_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // ROOM) * ROOM
+
+    def _grow(self, room: int) -> None:
+        for tensors in (self.keys, self.values):
+            for layer, tensor in tensors.items():
+                if tensor.shape[2] != room:
+                    tensors[layer] = F.pad(tensor, (0, 0, 0, room - tensor.shape[2]))
+
+
+def rollout_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    slots: Slots,
+    documents: Documents | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function while answers are written: over packed prompts, or over the slots."""
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+    if unknown:
+        raise UserError(f"{type(module).__name__} needs {unknown[0]!r} in its attention, which rollouts do not have.")
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if not slots.are_prompts:
+        return slots.attend(module, query, key, value, scaling, sliding_window), None
+    layer: Any = module.layer_idx
+    slots.store(layer, key, value)
+    return document_attention(
+        module, query, key, value, None, scaling=scaling, documents=documents, sliding_window=sliding_window
+    )
+
+
+@contextmanager
+def rollout_mode(network: Any) -> Iterator[None]:
+    """The network reads and writes slots inside of this context, without dropout."""
+    from transformers import AttentionInterface
+
+    # A name without a mask function of its own: transformers then makes no mask.
+    AttentionInterface.register(ROLLOUT_ATTENTION, rollout_attention)
+    config, training = network.config.get_text_config(), network.training
+    former = config._attn_implementation_internal
+    config._attn_implementation_internal = ROLLOUT_ATTENTION
+    network.eval()
+    try:
+        # A compiled layer would be compiled anew for every shape.
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        network.train(training)
+        config._attn_implementation_internal = former

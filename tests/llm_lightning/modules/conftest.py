@@ -1,0 +1,34 @@
+"""A tiny policy and prompts for it."""
+
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from datamodules.tokenizer import train
+from llm_lightning.models.backbone import Backbone
+from llm_lightning.models.export import save_model_folder
+
+
+@pytest.fixture(scope="session")
+def policy_folder(tmp_path_factory):
+    """A policy that writes any of its 320 tokens."""
+    torch.manual_seed(0)
+    tokenizer = train(iter(["What is 1 plus 2? It is a number, 3."] * 9), vocab_size=300)
+    config = LlamaConfig(
+        vocab_size=320, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True, attention_dropout=0.1,
+        initializer_range=0.1,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("policy")
+    save_model_folder(Backbone(config=config).build(tokenizer), tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prompts_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    records = [{"prompt": f"What is {i} plus {i * i}?", "answer": i + i * i} for i in range(120)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path

@@ -1,0 +1,162 @@
+"""The sampler against `transformers.generate` and against plain forward passes."""
+
+import pytest
+import torch
+from transformers import Gemma2Config, GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, Qwen3Config
+
+from llm_lightning.errors import UserError
+from llm_lightning.models.adapters import Adapter
+from llm_lightning.models.backbone import Backbone
+from llm_lightning.rollouts import Sampler, Sampling
+from llm_lightning.rollouts.slots import ROOM
+
+VOCAB, EOS = 64, 7
+COMMON = {"vocab_size": VOCAB, "initializer_range": 0.3, "bos_token_id": 1, "eos_token_id": EOS, "pad_token_id": EOS}
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256,
+}  # fmt: skip
+NETWORKS = {
+    "llama": LlamaConfig(**COMMON, **SIZES),
+    "qwen3": Qwen3Config(**COMMON, **SIZES, head_dim=8),
+    "mistral, sliding window": MistralConfig(**COMMON, **SIZES, sliding_window=9),
+    "gpt2": GPT2Config(**COMMON, n_embd=32, n_layer=2, n_head=4, n_positions=256),
+    "gpt-neox": GPTNeoXConfig(**COMMON, **(SIZES | {"num_key_value_heads": 4})),
+}
+LENGTHS = [3, 17, 1, 30, 8, 70, 5, 2, 11, 4, 26, 6, 9, 14]
+
+
+def network_of(config):
+    torch.manual_seed(1)
+    return Backbone(config=config, attention="sdpa" if config.model_type == "mistral" else Backbone.attention).build()
+
+
+def prompts(lengths=LENGTHS):
+    g = torch.Generator().manual_seed(5)
+    return [torch.randint(8, VOCAB, (n,), generator=g) for n in lengths]
+
+
+def keys_for(count: int, num_samples: int = 1):
+    return [[(11, prompt, sample) for sample in range(num_samples)] for prompt in range(count)]
+
+
+def generated(network, prompts, max_new_tokens: int) -> list[list[int]]:
+    """Greedy `generate` of a left-padded batch, with pad = eos, cut behind the first EOS."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[EOS] * (width - len(p)) + p.tolist() for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    options = {"do_sample": False, "eos_token_id": EOS, "pad_token_id": EOS, "use_cache": True}
+    network.eval()
+    rows = network.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, **options)
+    answers = [row[width:].tolist() for row in rows]
+    return [answer[: answer.index(EOS) + 1] if EOS in answer else answer for answer in answers]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("num_slots", [64, 3])
+def test_greedy_answers_equal_those_of_generate(name, num_slots):
+    network, asked = network_of(NETWORKS[name]), prompts()
+    expected = generated(network, asked, 80)
+    ours = Sampler(Sampling(80, temperature=0), [EOS], num_slots)(network, asked, keys_for(len(asked)))
+    assert [answer.tokens.tolist() for answer in ours] == expected
+    assert [answer.is_finished for answer in ours] == [EOS in answer for answer in expected]
+    if name == "llama":  # what the test is worth: answers of several lengths, some cut off, slots that grew
+        assert len({len(answer) for answer in expected}) > 2
+        assert any(EOS in answer for answer in expected)
+        assert max(map(len, expected)) == 80 > ROOM
+
+
+def test_logprobs_are_those_of_a_full_forward_pass():
+    network, asked = network_of(NETWORKS["llama"]), prompts()
+    sampling = Sampling(40, temperature=0.8, top_p=0.9)
+    for number, answer in enumerate(Sampler(sampling, [EOS], 6)(network, asked, keys_for(len(asked), 2))):
+        prompt = asked[number // 2]
+        with torch.no_grad():
+            logits = network(torch.cat([prompt, answer.tokens])[None]).logits[0].double() / 0.8
+        logprobs = logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, answer.tokens[:, None]).squeeze(1)
+        assert answer.logprobs.tolist() == pytest.approx(logprobs.tolist(), abs=2e-5)
+        assert answer.tokens.tolist().count(EOS) == answer.is_finished
+
+
+def test_an_answer_depends_on_nothing_that_is_written_beside_it():
+    network, asked = network_of(NETWORKS["llama"]), prompts()
+    together = Sampler(Sampling(30), [EOS])(network, asked, keys_for(len(asked), 3))
+    few_slots = Sampler(Sampling(30), [EOS], 4)(network, asked, keys_for(len(asked), 3))
+    alone = Sampler(Sampling(30), [EOS])(network, [asked[4]], [[(11, 4, 1)]])
+    assert [a.tokens.tolist() for a in together] == [a.tokens.tolist() for a in few_slots]
+    assert alone[0].tokens.tolist() == together[4 * 3 + 1].tokens.tolist()
+    assert len({tuple(a.tokens.tolist()) for a in together}) > 35
+
+
+def test_answers_are_as_likely_as_the_network_says():
+    network = network_of(NETWORKS["llama"])
+    prompt = prompts([6])
+    with torch.no_grad():
+        expected = network(prompt[0][None]).logits[0, -1].softmax(-1)
+    answers = Sampler(Sampling(1), [EOS])(network, prompt, keys_for(1, 4000))
+    shares = torch.bincount(torch.cat([a.tokens for a in answers]), minlength=VOCAB) / 4000
+    assert float((shares - expected).abs().max()) < 0.025
+
+
+def test_a_prompt_is_computed_once_and_what_is_over_costs_nothing():
+    network, asked = network_of(NETWORKS["llama"]), prompts([20, 10])
+    seen: list[tuple[int, int]] = []
+    network.get_decoder().register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    answers = Sampler(Sampling(200), [EOS])(network, asked, keys_for(2, 16))
+    lengths = sorted(len(a.tokens) for a in answers)
+    assert seen[0] == (1, 30)
+    steps = [rows for rows, width in seen[1:]]
+    assert len(steps) == lengths[-1] - 1
+    for step, rows in enumerate(steps):
+        alive = sum(length > step + 1 for length in lengths)
+        assert alive <= rows <= max(alive * 4 / 3, alive + 1)
+    assert steps[-1] < 16
+
+
+def test_refilled_slots_keep_the_batch_full():
+    network, asked = network_of(NETWORKS["llama"]), prompts([5] * 40)
+    rows: list[int] = []
+    network.get_decoder().register_forward_pre_hook(
+        lambda _, __, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    answers = Sampler(Sampling(40), [EOS], 8)(network, asked, keys_for(40))
+    assert len(answers) == 40
+    steps = [r for r in rows if r > 1]
+    assert max(steps) == 8
+    assert sum(r >= 6 for r in steps) > 0.6 * len(steps)
+
+
+def test_the_network_is_left_as_it_was(network):
+    network.train()
+    attention = network.config._attn_implementation
+    Sampler(Sampling(4), [EOS])(network, prompts([3]), keys_for(1))
+    assert network.training
+    assert network.config._attn_implementation == attention
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_an_adapter_is_sampled_from_with_the_adapter():
+    from peft import LoraConfig
+
+    network, asked = network_of(NETWORKS["llama"]), prompts()
+    plain = Sampler(Sampling(20, temperature=0), [EOS])(network, asked, keys_for(len(asked)))
+    model = Adapter(network, LoraConfig(r=4, target_modules="all-linear")).model
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5)
+    adapted = Sampler(Sampling(20, temperature=0), [EOS])(model, asked, keys_for(len(asked)))
+    assert [a.tokens.tolist() for a in adapted] == generated(model, asked, 20)
+    assert [a.tokens.tolist() for a in adapted] != [a.tokens.tolist() for a in plain]
+
+
+def test_an_architecture_that_is_not_covered_is_refused():
+    network = network_of(Gemma2Config(**COMMON, **SIZES, head_dim=8))
+    with pytest.raises(UserError, match="'softcap' in its attention"):
+        Sampler(Sampling(4), [EOS])(network, prompts([3]), keys_for(1))
+
+
+def test_nothing_to_write(network):
+    assert Sampler(Sampling(4), [EOS])(network, [], []) == []

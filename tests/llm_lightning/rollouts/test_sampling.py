@@ -1,0 +1,87 @@
+"""The draw itself: distribution, truncation, edges."""
+
+import math
+
+import pytest
+import torch
+
+from llm_lightning.errors import UserError
+from llm_lightning.rollouts.sampling import HIGHEST_UNIFORM, Sampling, draw, uniforms
+
+LOGITS = [2.0, 0.5, -1.0, 1.0, -math.inf, 0.0]
+
+
+def exact(temperature: float = 1.0) -> list[float]:
+    weights = [math.exp(x / temperature) for x in LOGITS]
+    return [w / sum(weights) for w in weights]
+
+
+def drawn(sampling: Sampling, count: int = 60_000) -> list[float]:
+    """Shares of the tokens over an even grid of uniforms, which leaves no chance in the test."""
+    grid = (torch.arange(count) + 0.5) / count
+    tokens, _ = draw(torch.tensor([LOGITS]).expand(count, -1), grid, sampling)
+    return (torch.bincount(tokens, minlength=len(LOGITS)) / count).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_tokens_come_in_their_probabilities(temperature):
+    assert drawn(Sampling(temperature=temperature)) == pytest.approx(exact(temperature), abs=1e-4)
+
+
+def test_truncation_keeps_the_likeliest_and_their_proportions():
+    p = exact()
+    kept = p[0] + p[3]
+    expected = [p[0] / kept, 0, 0, p[3] / kept, 0, 0]
+    assert drawn(Sampling(top_k=2)) == pytest.approx(expected, abs=1e-4)
+    # 0.56 and 0.21 are the likeliest: the first alone is less than 0.6, both are more.
+    assert drawn(Sampling(top_p=0.6)) == pytest.approx(expected, abs=1e-4)
+    assert drawn(Sampling(top_p=0.5)) == [1, 0, 0, 0, 0, 0]
+    assert drawn(Sampling(top_k=1000)) == pytest.approx(p, abs=1e-4)
+    # Of the two that top-k leaves, the first has more than 0.7.
+    assert drawn(Sampling(top_k=2, top_p=0.7)) == [1, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"top_p": 0.9}])
+def test_logprobs_are_of_the_whole_distribution_at_the_temperature(settings):
+    tokens, logprobs = draw(
+        torch.tensor([LOGITS] * 9), torch.linspace(0, 0.99, 9), Sampling(temperature=0.7, **settings)
+    )
+    assert logprobs.exp().tolist() == pytest.approx([exact(0.7)[t] for t in tokens.tolist()], rel=1e-5)
+
+
+def test_no_temperature_is_the_likeliest_token():
+    tokens, logprobs = draw(torch.tensor([LOGITS, LOGITS[::-1]]), torch.tensor([0.99, 0.99]), Sampling(temperature=0))
+    assert tokens.tolist() == [0, 5]
+    assert logprobs.exp().tolist() == pytest.approx([exact()[0]] * 2)
+
+
+def test_the_ends_of_the_range_never_hit_an_impossible_token():
+    impossible_first = torch.tensor([[-math.inf, 1.0, 2.0, -math.inf]])
+    for uniform in (0.0, HIGHEST_UNIFORM):
+        token, logprob = draw(impossible_first, torch.tensor([uniform]), Sampling())
+        assert int(token) in (1, 2)
+        assert math.isfinite(float(logprob))
+    # The largest float64 below 1 rounds to 1 in float32, which would be beyond the last token.
+    assert float(torch.tensor([1 - 2.0**-53])) == 1.0
+    many = torch.randn(200, 49_152, generator=torch.Generator().manual_seed(0))
+    many[:, -100:] = -math.inf
+    assert draw(many, torch.full((200,), HIGHEST_UNIFORM), Sampling())[0].max() < 49_052
+
+
+def test_random_numbers_depend_on_their_key_alone():
+    table = uniforms([(1, 2, 3), (1, 2, 4), (1, 3, 3)], 50)
+    assert torch.equal(uniforms([(1, 2, 4)], 20)[0], table[1, :20])
+    assert len({tuple(row) for row in table.tolist()}) == 3
+    assert ((table >= 0) & (table <= HIGHEST_UNIFORM)).all()
+    many = uniforms([(7, i) for i in range(500)], 40)
+    assert float(many.mean()) == pytest.approx(0.5, abs=0.01)
+    assert float(many.var()) == pytest.approx(1 / 12, abs=0.003)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}]
+)
+def test_settings_that_cannot_work_are_named(settings):
+    ((name, value),) = settings.items()
+    with pytest.raises(UserError, match=rf"model\.sampling\.{name}={value} must be"):
+        Sampling(**settings).check("model.sampling")
