@@ -114,12 +114,8 @@ class ChatTemplate:
         """What a model reads before it has to reply to these messages."""
         if forged := self._forged(messages):
             return forged
-        from jinja2 import TemplateError
-
-        try:
-            return self._text(Conversation(messages, [False] * len(messages)), len(messages), reply=True)
-        except (TemplateError, TypeError, KeyError, AttributeError) as error:
-            return Bad(f"the chat template cannot write it: {error}")
+        conversation = Conversation(messages, [False] * len(messages))
+        return self._guarded(lambda: self._text(conversation, len(messages), reply=True))
 
     def end_of_turn(self) -> str:
         """The special token that ends a reply, with `turns` other than `all`.

@@ -17,12 +17,12 @@ from torch.utils.data import Dataset
 
 from datamodules.bad_records import BadRecords, OnBadRecord
 from datamodules.cache import atomic_folder, build_lock, cache_root, key_of, remove_leftovers, room_on_disk
+from datamodules.chat import template_of
 from datamodules.chat_template import find_template
 from datamodules.collate import PromptCollator
 from datamodules.errors import DataError
 from datamodules.formats import FORMATS
 from datamodules.grouped_order import GroupedOrder
-from datamodules.instruction import template_of
 from datamodules.loader import EvaluationLoader, ResumableLoader
 from datamodules.order import SequentialOrder, ShuffledOrder
 from datamodules.prompt_records import Prompt, PromptEncoder, merged, write_prompts

@@ -40,13 +40,6 @@ trainer:
 """
 
 REWARDS = """
-import llm_lightning.cli
-
-# Which library multiplies in float32 is decided by a stopwatch in each process, and a busy machine may decide otherwise
-# after a kill; here the last bit counts.
-llm_lightning.cli.use_fast_float32 = lambda: None
-
-
 class Vowels:
     def __call__(self, prompts, completions, columns):
         return [sum(c in "aeiou" for c in text) / max(1, len(text)) for text in completions]

@@ -14,16 +14,18 @@ from tests.end_to_end.test_fit import LOGITS_IN_A_CLEAN_PROCESS
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart"
 SMALL = ["--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.max_steps=8",
-         "--trainer.val_check_interval=4", "--data.seq_len=64", "--data.batch_size=2"]  # fmt: skip
+         "--trainer.val_check_interval=4", "--data.batch_size=2"]  # fmt: skip
+ROWS = ["--data.seq_len=64"]
 STAGES = {
     "pretrain": [
-        "--data.path=texts.jsonl", "--data.vocab_size=400", "--model.backbone.config.num_hidden_layers=2",
+        *ROWS, "--data.path=texts.jsonl", "--data.vocab_size=400", "--model.backbone.config.num_hidden_layers=2",
         "--model.backbone.config.hidden_size=64", "--model.backbone.config.intermediate_size=128",
         "--model.backbone.config.num_attention_heads=4", "--model.backbone.config.num_key_value_heads=2",
     ],
-    "sft": ["--data.path=pairs.jsonl"],
-    "reward": ["--data.path=preferences.jsonl"],
-    "compress": ["--data.path=pairs.jsonl"],
+    "sft": [*ROWS, "--data.path=pairs.jsonl"],
+    "reward": [*ROWS, "--data.path=preferences.jsonl"],
+    "ppo": ["--data.path=pairs.jsonl", "--model.sampling.max_new_tokens=8"],
+    "compress": [*ROWS, "--data.path=pairs.jsonl"],
 }  # fmt: skip
 
 
