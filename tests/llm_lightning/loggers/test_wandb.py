@@ -27,6 +27,7 @@ def no_account(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setenv("WANDB_SILENT", "true")
+    wandb.teardown()  # a session that another test began would keep its own settings
     yield
     wandb.finish()
     wandb.teardown()
