@@ -11,7 +11,6 @@ from llm_lightning.rewards.instructions import CHECKS
 from llm_lightning.rewards.rules import final_number
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
-DATA = DATA if DATA.exists() else Path("/work/shared/data")
 
 
 @pytest.mark.parametrize(
