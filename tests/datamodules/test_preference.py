@@ -247,6 +247,34 @@ def test_real_files(module, file, pairs):
     assert seen == pairs - sum(facts["num_dropped"] for facts in data.statistics.values())
 
 
+IN_SHAPES = {
+    "implicit prompt": lambda prompt, good, bad: {
+        "chosen": f"\n\nHuman: {prompt}\n\nAssistant: {good}", "rejected": f"\n\nHuman: {prompt}\n\nAssistant: {bad}"
+    },
+    "prompt": lambda prompt, good, bad: {"prompt": prompt, "chosen": good, "rejected": bad, "margin": 1.5},
+    "messages": lambda prompt, good, bad: {
+        "messages": [{"role": "user", "content": prompt}],
+        "chosen": {"role": "assistant", "content": good}, "rejected": {"role": "assistant", "content": bad},
+    },
+    "response_j": lambda prompt, good, bad: {"question": prompt, "response_j": good, "response_k": bad, "qid": 1},
+    "labelled": lambda prompt, good, bad: {"prompt": prompt, "output_1": bad, "output_2": good, "label": 2},
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared data sets are not here")
+@pytest.mark.parametrize("shape", IN_SHAPES)
+def test_real_preferences_say_the_same_in_every_shape(module, shape):
+    records = json.loads((SHARED / "llamafactory" / "dpo_en_demo.json").read_text())
+    single = [record for record in records if len(record["conversations"]) == 1]
+    said = [[record["conversations"][0], record["chosen"], record["rejected"]] for record in single]
+    converted = [IN_SHAPES[shape](*(message["value"].strip() for message in messages)) for messages in said]
+    found = []
+    for data in (single, converted):
+        loaded = ready(module(data, seq_len=4096))
+        found.append(sorted(texts(loaded, loaded.train_dataloader())))
+    assert found[0] == found[1] and len(found[0]) > 80
+
+
 def test_nothing_left_to_validate_on_is_said(module):
     data = [{"prompt": "one and the same question" + "!" * i, "chosen": f"a {i}", "rejected": "b"} for i in range(30)]
     data += [{"prompt": "one and the same questions", "chosen": f"c {i}", "rejected": "d"} for i in range(30)]
