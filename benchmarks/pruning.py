@@ -113,8 +113,7 @@ def write_texts(path: Path, texts: list[str]) -> None:
 
 
 def callbacks_of(setting: Setting) -> list[dict[str, Any]]:
-    begin = min(setting.steps, CALIBRATION)
-    schedule: dict[str, Any] = {"class_path": "OneShot", "init_args": {"begin": begin}}
+    schedule: dict[str, Any] = {"class_path": "OneShot", "init_args": {"end": min(setting.steps, CALIBRATION)}}
     if setting.progressive:
         schedule = {"class_path": "Cubic", "init_args": {"begin": 2, "end": setting.steps // 2, "interval": 4}}
     pruning = {"structure": setting.structure, "criterion": {"class_path": setting.criterion}, "schedule": schedule}

@@ -72,6 +72,11 @@ class Pruning(Callback):
         self.schedule = self._plan = schedule or Cubic()
         self.include, self.exclude = include, exclude
         self.guard = None if max_loss_increase is None else Guard(max_loss_increase)
+        if self.guard is not None and self.schedule.holds_weights:
+            raise CallbackError(
+                f"Pruning.max_loss_increase={max_loss_increase} holds a schedule until training has made good for "
+                "what was pruned, and OneShot does not train: take Cubic or Linear, or leave max_loss_increase out."
+            )
         self.monitor = monitor
         self.num_batches = num_batches
         self.masks = Masks({})
@@ -119,7 +124,7 @@ class Pruning(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self.criterion.before_step(self._weights)
         self.masks.apply_to_gradients()
-        if self._plan.holds_weights and self._counted < self._plan.begin:
+        if self._plan.holds_weights and self._counted < self._plan.end:
             for group in optimizer.param_groups:
                 group["held_lr"], group["lr"] = group["lr"], 0.0
 

@@ -61,7 +61,7 @@ def test_zeros_survive_other_optimizers(tmp_path, optimizer, settings):
 
 
 def test_one_shot_leaves_the_weights_as_they_were_until_it_prunes(tmp_path):
-    pruning = Pruning(Unstructured(0.5), schedule=OneShot(begin=4))
+    pruning = Pruning(Unstructured(0.5), schedule=OneShot(end=4))
     torch.manual_seed(0)
     module = Chosen(weight_decay=0.5)
     module.model = tiny_network()
@@ -71,7 +71,7 @@ def test_one_shot_leaves_the_weights_as_they_were_until_it_prunes(tmp_path):
         kept = pruning.masks.kept.get(name, torch.tensor(True))
         assert torch.equal(weight, before[name] * kept)
     # With steps left, it trains again.
-    trained = Pruning(Unstructured(0.5), schedule=OneShot(begin=4))
+    trained = Pruning(Unstructured(0.5), schedule=OneShot(end=4))
     module, _ = fit(tmp_path, trained, max_steps=8)
     assert (module.model.lm_head.weight - tiny_like(module).lm_head.weight).abs().max() > 1e-3
 
@@ -214,7 +214,7 @@ def test_a_criterion_of_ones_own(tmp_path):
         def score(self, weight):
             return 1 / weight.value.float().abs()
 
-    pruning = Pruning(Unstructured(0.1), Reverse(), OneShot(begin=1))
+    pruning = Pruning(Unstructured(0.1), Reverse(), OneShot(end=1))
     module, _ = fit(tmp_path, pruning, max_steps=1)
     weight = module.model.model.layers[0].mlp.up_proj.weight
     assert weight.abs().max() < tiny_like(module).model.layers[0].mlp.up_proj.weight.abs().max()

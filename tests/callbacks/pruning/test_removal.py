@@ -159,7 +159,7 @@ def test_a_stopped_run_is_not_cut(tmp_path):
                 stop._end_fit(trainer)
                 stop.stopped = True
 
-    pruning = Pruning(Structured(channels=0.5), schedule=OneShot(begin=3))
+    pruning = Pruning(Structured(channels=0.5), schedule=OneShot(end=3))
     module, _ = fit(tmp_path, pruning, Stop(), stop, enable_checkpointing=True, max_steps=10, min_steps=0)
     assert module.trainer.global_step == 6 and not (tmp_path / "pruning.txt").exists()
     assert module.model.config.intermediate_size == 64 == module.model.model.layers[0].mlp.up_proj.out_features

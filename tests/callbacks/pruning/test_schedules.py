@@ -18,7 +18,7 @@ def test_linear_and_constant():
     assert [plan.fraction(step) for step in (9, 10, 15, 30, 99)] == [0, 0, 0.25, 1, 1]
     plan = Constant(begin=10).resolve(100)
     assert [plan.fraction(step) for step in (9, 10, 99)] == [0, 1, 1]
-    assert OneShot(begin=10).holds_weights and not Constant().holds_weights
+    assert OneShot(end=10).holds_weights and not Constant().holds_weights
 
 
 def test_shares_are_of_the_run():
@@ -34,8 +34,11 @@ def test_the_masks_change_every_interval_and_at_the_end_and_never_again():
     moments = [0, 700, 1400, 2100, 2800, 3500, 4200, 4900, 5600, 6300]
     due = [b for a, b in itertools.pairwise(moments) if plan.is_due(a, b)]
     assert due == [1400, 2100, 3500, 4200, 5600]
-    plan = OneShot(begin=3).resolve(3)
-    assert [step for step in range(1, 6) if plan.is_due(step - 1, step)] == [3]
+    for end, due, shares in ((3, [1, 2, 3], [1 / 3, 2 / 3, 1]), (19, [*range(2, 19, 2), 19], [2 / 19, 4 / 19, 6 / 19])):
+        plan = OneShot(end=end).resolve(30)
+        assert [step for step in range(1, 31) if plan.is_due(step - 1, step)] == due
+        assert [plan.fraction(step) for step in due[:3]] == pytest.approx(shares)
+    assert OneShot(end=0.01).resolve(20).end == 1
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,11 @@ def test_the_masks_change_every_interval_and_at_the_end_and_never_again():
         (lambda: Structured(), ["nothing to remove"]),
         (lambda: Structured(channels=1.0), ["channels=1.0"]),
         (lambda: Pruning(NM(), max_loss_increase=-0.1), ["max_loss_increase=-0.1"]),
+        (
+            lambda: Pruning(NM(), schedule=OneShot(), max_loss_increase=0.1),
+            ["max_loss_increase=0.1", "OneShot", "Cubic"],
+        ),
+        (lambda: OneShot(end=0), ["end=0"]),
         (lambda: Pruning(NM(), num_batches=-1), ["num_batches=-1"]),
     ],
 )
