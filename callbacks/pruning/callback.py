@@ -18,7 +18,7 @@ from callbacks.pruning.criteria import Criterion, Wanda
 from callbacks.pruning.guard import Guard
 from callbacks.pruning.masks import KEEPS_ZEROS, Masks
 from callbacks.pruning.schedules import Cubic, PruningSchedule
-from callbacks.pruning.structures import Structure
+from callbacks.pruning.structures import Structure, layer_of
 from callbacks.pruning.units import Structured
 from callbacks.pruning.weights import Weight, base_network, find_weights, local
 from callbacks.summary import RunSummary
@@ -220,7 +220,10 @@ class Pruning(Callback):
             return
         if not self.masks.kept:
             self._dense = self._measure(trainer)
-        self.masks.update(self.structure.masks(self._weights, self.criterion, self.masks.kept, fraction))
+        weights, share = self._weights, fraction
+        if self._plan.holds_weights and self.structure.is_local(self.criterion):
+            weights, share = self._stretch(self._done, fraction), 1.0
+        self.masks.update(self.structure.masks(weights, self.criterion, self.masks.kept, share))
         self._apply(trainer.optimizers)
         self.criterion.forget()
         self._done = fraction
@@ -228,6 +231,12 @@ class Pruning(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, (ModelFolder, RunSummary)):
                 callback.forget_best()
+
+    def _stretch(self, begin: float, end: float) -> list[Weight]:
+        """The weights of the blocks between two shares of the network."""
+        layers = list(dict.fromkeys(layer_of(weight.name) for weight in self._weights))
+        chosen = set(layers[round(begin * len(layers)) : round(end * len(layers))])
+        return [weight for weight in self._weights if layer_of(weight.name) in chosen]
 
     def _apply(self, optimizers: Sequence[Optimizer]) -> None:
         total = sum(parameter.numel() for parameter in self.masks.parameters.values())

@@ -123,10 +123,10 @@ class Constant(PruningSchedule):
 class OneShot(PruningSchedule):
     """All by a step, from the weights that the run began with: until then nothing is trained, only measured and pruned.
 
-    It goes there in eight equal parts, and each sees the activations that the parts before it have left. That is worth
-    as much as going block by block, as the papers do (SmolLM2-135M, Wanda, 2:4: perplexity 162, block by block 164,
-    all at once 177), and needs no second pass over the data. What comes after is recovery training; where the run ends
-    there, nothing was trained.
+    It goes there in eight parts, from the first blocks of the network to the last where each weight can be judged by
+    itself: a block then sees the activations that the pruned ones before it have left, as in the papers, and without a
+    second pass over the data. Structures that weigh the whole network prune an eighth of it all each time. What comes
+    after `end` is recovery training; where the run ends there, nothing was trained.
 
     Args:
         end: as for `PruningSchedule`. 16 batches are enough for the norms of activations.

@@ -41,6 +41,10 @@ class Structure(ABC):
             fraction: 0 to 1.
         """
 
+    def is_local(self, criterion: Criterion) -> bool:
+        """Whether what goes of a weight depends on that weight's scores alone."""
+        return False
+
     def state_dict(self) -> dict[str, Any]:
         """What was decided once for the whole run."""
         return {}
@@ -79,13 +83,17 @@ class Unstructured(Structure):
         self.sparsity, self.compare, self.layers = sparsity, compare, layers
         self.targets: dict[str, float] = {}
 
+    def is_local(self, criterion: Criterion) -> bool:
+        """Not where weights of the whole network compete, or sensitive layers are given less."""
+        return (self.compare or criterion.compares) != "network" and self.layers == "uniform"
+
     def attach(self, network: Any, weights: list[Weight]) -> dict[str, nn.Parameter]:
         """Fits all weights."""
         return {weight.name: weight.parameter for weight in weights}
 
     def masks(self, weights: list[Weight], criterion: Criterion, kept: Kept, fraction: float) -> dict[str, Tensor]:
         """The lowest scores of each row, matrix, or of all."""
-        if not self.targets:
+        if self.layers == "sensitivity" and not self.targets:
             self.targets = self._targets(weights, criterion)
         scope = self.compare or criterion.compares
         if scope == "network":
@@ -94,17 +102,17 @@ class Unstructured(Structure):
             pruned = lowest(keys, count, weights[0].group)
             return {weight.name: ~mask for weight, mask in zip(weights, pruned, strict=True)}
         return {
-            weight.name: ~_pruned(weight, criterion, kept, fraction * self.targets[weight.name], scope)
+            weight.name: ~_pruned(
+                weight, criterion, kept, fraction * self.targets.get(weight.name, self.sparsity), scope
+            )
             for weight in weights
         }
 
     def _targets(self, weights: list[Weight], criterion: Criterion) -> dict[str, float]:
-        """Each weight's sparsity; their mean is that of the whole."""
-        if self.layers == "uniform":
-            return {weight.name: self.sparsity for weight in weights}
+        """Each weight's sparsity by its layer's sensitivity; their mean is that of the whole."""
         layers: dict[str, list[Weight]] = {}
         for weight in weights:
-            layers.setdefault(_layer_of(weight.name), []).append(weight)
+            layers.setdefault(layer_of(weight.name), []).append(weight)
         ratios = {name: self._outlier_ratio(members, criterion) for name, members in layers.items()}
         low, high = min(ratios.values()), max(ratios.values())
         raised = {name: 2 * self.SPREAD * (r - low) / (high - low or 1) for name, r in ratios.items()}
@@ -148,6 +156,10 @@ class NM(Structure):
         if not 0 < n < m:
             raise CallbackError(f"NM: n={n} must be above 0 and below m={m}.")
         self.n, self.m = n, m
+
+    def is_local(self, criterion: Criterion) -> bool:
+        """Always: a group of weights is all that compares."""
+        return True
 
     def attach(self, network: Any, weights: list[Weight]) -> dict[str, nn.Parameter]:
         """Every row has to consist of whole groups."""
@@ -193,7 +205,7 @@ def _pruned(weight: Weight, criterion: Criterion, kept: Kept, sparsity: float, s
     return lowest([keys], count, weight.group)[0]
 
 
-def _layer_of(name: str) -> str:
+def layer_of(name: str) -> str:
     """The block that a weight belongs to; itself, where it belongs to none."""
     match = re.match(r".*?\.\d+\.", name)
     return match[0] if match else name

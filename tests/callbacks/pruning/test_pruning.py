@@ -1,5 +1,6 @@
 import pytest
 import torch
+from lightning.pytorch import Callback
 from pruning.fits import Chosen, fit
 from tiny_llama import TinyData, tiny_network, tiny_trainer
 
@@ -74,6 +75,28 @@ def test_one_shot_leaves_the_weights_as_they_were_until_it_prunes(tmp_path):
     trained = Pruning(Unstructured(0.5), schedule=OneShot(end=4))
     module, _ = fit(tmp_path, trained, max_steps=8)
     assert (module.model.lm_head.weight - tiny_like(module).lm_head.weight).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("structure", "blocks"),
+    [
+        (Unstructured(0.5), [{0}, {0, 1}]),
+        (NM(), [{0}, {0, 1}]),
+        (Unstructured(0.5, "network"), [{0, 1}, {0, 1}]),
+        (Structured(channels=0.5), [{0, 1}, {0, 1}]),
+    ],
+)
+def test_one_shot_goes_from_the_first_block_to_the_last_where_blocks_do_not_compete(tmp_path, structure, blocks):
+    """Two blocks in two steps: what the second one is judged by has passed through what is left of the first."""
+    pruning, seen = Pruning(structure, schedule=OneShot(end=2), num_batches=0), []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, *_):
+            seen.append({int(name.split(".")[2]) for name in pruning.masks.kept})
+
+    fit(tmp_path, pruning, Watch(), max_steps=2)
+    assert seen == blocks
+    assert pruning.sparsity == pytest.approx(0.5, abs=1e-3) or isinstance(structure, Structured)
 
 
 def tiny_like(module):
