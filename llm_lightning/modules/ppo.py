@@ -221,6 +221,8 @@ class PPO(LanguageModule):
         if self.scale_rewards:
             self.score_moments += self._sum(policy.moments(experience.scores))
             experience.scores /= policy.mean_and_std(self.score_moments)[1].float() + policy.EPS
+        if self.critic is not None and self.num_updates == 0:
+            self.critic.expect(float(policy.mean_and_std(self._sum(policy.moments(experience.scores)))[0]))
         return experience
 
     @torch.no_grad()

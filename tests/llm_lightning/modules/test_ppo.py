@@ -125,12 +125,25 @@ def test_the_first_update_begins_at_a_ratio_of_one(fit, peft):
     assert metrics["train/clip_share"] == 0
     assert metrics["train/kl"] < 1e-9
     assert metrics["train/sampler_gap"] < 1e-5
-    assert not module.experiences[0].values.any()
+    e = module.experiences[0]
+    assert e.values[e.mask].tolist() == pytest.approx([float(e.scores.mean())] * int(e.mask.sum()), abs=1e-6)
     assert metrics["train/policy_loss"] == pytest.approx(0, abs=1e-5)  # whitened advantages
 
 
+def test_the_critic_begins_where_the_rewards_are(fit):
+    """From zero it would have to climb there, each token by another amount."""
+
+    def far_from_zero(prompts, completions, columns):
+        return [20 + share for share in share_of_a(prompts, completions, columns)]
+
+    module = fit(4, rewards={"a": Reward(far_from_zero)}, lr=0.0, batch_size=32, kl=KLPenalty(0.0))
+    assert max(metrics["train/value_loss"] for metrics in module.history) < 0.01
+    assert min(metrics["train/explained_variance"] for metrics in module.history) > -1
+    assert module.critic.head.weight.any()
+
+
 def test_advantages_come_from_the_reward_less_kl(fit):
-    module = fit(2, kl=KLPenalty(0.3, "k1"), lam=1.0, gamma=1.0, missing_eos_penalty=0.25)
+    module = fit(2, kl=KLPenalty(0.3, "k1"), lam=1.0, gamma=1.0, missing_eos_penalty=0.25, batch_size=32)
     e = module.experiences[1]
     kl = (e.logprobs - e.ref_logprobs).double()
     assert kl.abs().max() > 1e-3
@@ -138,7 +151,7 @@ def test_advantages_come_from_the_reward_less_kl(fit):
     scores = torch.tensor(share_of_a([], texts, {})).double() - 0.25 * ~e.is_finished
     returns = [
         float(scores[i]) - 0.3 * kl[i, t : int(e.mask[i].sum())].sum().item()
-        for i in range(8)
+        for i in range(32)
         for t in range(12)
         if e.mask[i, t]
     ]
