@@ -94,8 +94,8 @@ def bounded_groups(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
 class Critic(nn.Module):
     """Expects the return of an answer at each of its tokens.
 
-    The head's weights start at zero: the first advantages are not those of a random critic. Its bias starts at the mean of
-    the first scores (`expect`): else the weights have to lift all values up, each token's by another amount.
+    The head's weights start at zero, so that the first advantages are not those of a random critic, and its bias at the
+    mean of the first scores (`expect`): else the weights have to lift all values, each token's by another amount.
 
     Args:
         hidden_size: H.

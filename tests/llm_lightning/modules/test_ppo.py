@@ -51,12 +51,13 @@ class Recorder(PPO):
 @pytest.fixture
 def fit(policy_folder, prompts_file, tmp_path):
     def run(
-        max_steps=2, batch_size=8, callbacks=(), ckpt_path=None, precision="32-true", val_batches=0, lr=1e-3, **settings
-    ):
+        max_steps=2, batch_size=8, callbacks=(), ckpt_path=None, precision="32-true", val_batches=0, lr=1e-3,
+        kind=Recorder, **settings,
+    ):  # fmt: skip
         seed_everything(1, verbose=False)
         settings = {"sampling": Sampling(12), "schedule": Schedule("constant", warmup=0)} | settings
         rewards = settings.pop("rewards", {"a": Reward(share_of_a)})
-        module = Recorder(Backbone(path=str(policy_folder)), rewards, fast(lr), **settings)
+        module = kind(Backbone(path=str(policy_folder)), rewards, fast(lr), **settings)
         data = PromptDataModule(
             str(prompts_file),
             str(policy_folder),
@@ -232,6 +233,24 @@ def test_micro_batches_change_nothing(fit):
     assert whole.history[1]["train/loss"] == pytest.approx(cut.history[1]["train/loss"], abs=1e-5)
 
 
+@pytest.mark.parametrize("kl", [KLPenalty(0.1, "k3", place="loss"), KLPenalty(0.0)])
+def test_one_pass_an_answer_gives_the_same_as_scoring_it_before(fit, kl):
+    class Scoring(Recorder):
+        """Scores the answers before the update, though it needs not."""
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            assert self.updates_once
+            self.updates_once = False
+
+    settings = {"advantages": "grpo", "num_samples": 4, "epochs": 1, "kl": kl, "micro_batch_tokens": 300}
+    once, scored = fit(3, **settings), fit(3, kind=Scoring, **settings)
+    timeless = lambda m: {k: v for k, v in m.items() if not k.startswith(("time/", "throughput/"))}  # noqa: E731
+    assert [timeless(m) for m in once.history] == [timeless(m) for m in scored.history]
+    assert once.history[2]["train/entropy"] > 0
+    assert all(torch.equal(value, weights(scored)[name]) for name, value in weights(once).items())
+
+
 def test_every_step_is_from_other_random_numbers_and_a_seed_repeats(fit):
     first, again, other = fit(2), fit(2), fit(2, seed=2)
     texts = [row["continuation"] for row in first.samples]
@@ -276,6 +295,16 @@ def test_weights_that_autocast_keeps_do_not_go_stale(fit):
     module = fit(2, epochs=3, precision="bf16-mixed", lr=3e-3)
     assert module.history[0]["train/grad_norm"] > 0
     assert module.history[0]["train/update_kl"] > 1e-6
+
+
+def test_what_adds_up_small_steps_is_exact_under_bf16_true(fit):
+    module = fit(2, precision="bf16-true", scale_rewards=True, batch_size=300)
+    e = module.experiences[1]
+    assert next(module.model.parameters()).dtype == torch.bfloat16
+    assert {e.scores.dtype, e.logprobs.dtype, e.values.dtype, module.critic.head.weight.dtype} == {torch.float32}
+    assert module.score_moments.dtype == torch.float64
+    assert float(module.score_moments[0]) == 600
+    assert module.history[1]["train/sampler_gap"] < 0.1
 
 
 def test_validation_is_the_mean_reward_of_held_out_prompts(fit):
