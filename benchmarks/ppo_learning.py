@@ -2,13 +2,14 @@
 
     python benchmarks/ppo_learning.py --policy runs/quickstart-sft/model/best --json results.jsonl --curves curves.png
     python benchmarks/ppo_learning.py --policy runs/quickstart-sft/model/best --task reward_model
-    python benchmarks/ppo_learning.py --policy SmolLM2-135M-Instruct --task plain --only grpo --seeds 1
+    python benchmarks/ppo_learning.py --policy SmolLM2-135M-Instruct --task no_comma --only grpo --seeds 1
 
-`twelve_words` is a rule: 1 for twelve words, falling linearly to 0 at none and at twenty-four. In `reward_model` the same
-is known only from pairs: `RewardModeling` learns from them first (or `--reward-model` names one), and the rule itself
-looks on with weight 0. `plain` is for a real chat model by LoRA: 1 for an answer without any markup. The questions are
-`python_pairs`', no one comes twice; `before` and `after` are the mean rewards of held-out ones, `last` that of the last
-five steps. Every run is the real command line. A run fails that ends below what its task asks for or beyond its KL bound.
+`twelve_words` is a rule: 1 for twelve words, falling linearly to 0 at none and at twenty-four. In `reward_model` that is
+known only from pairs: `RewardModeling` learns from them first (or `--reward-model` names one), and the rule itself looks
+on with weight 0. `no_comma` is for a real chat model by LoRA: 1 for an answer without a comma. The questions are those of
+`python_pairs`; none comes twice. `last` is the mean over the last five steps, beside it the rewards of held-out
+questions before and after. Every run is the real command line. Exit code 1: one ended below what its task asks for, or
+beyond its KL bound.
 """
 
 import argparse
@@ -72,7 +73,7 @@ def methods(num_answers: int, num_samples: int) -> dict[str, tuple[str, ...]]:
 
 
 RULE = {"function": {"class_path": "llm_lightning.rewards.Length", "init_args": {"target": NUM_WORDS}}}
-PLAIN = {"class_path": "llm_lightning.rewards.Pattern", "init_args": {"pattern": r"[^`*#\n]+", "whole": True}}
+NO_COMMA = {"class_path": "llm_lightning.rewards.Pattern", "init_args": {"pattern": "[^,]+", "whole": True}}
 LORA = {"class_path": "peft.LoraConfig", "init_args": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}}
 COMMON = ("--model.schedule.kind=constant", "--model.schedule.warmup=2", "--model.sampling.temperature=0.7")
 SMALL = (
@@ -81,13 +82,13 @@ SMALL = (
 )  # fmt: skip
 ADAPTED = (
     *COMMON, optimizer(3e-4), f"--model.peft={json.dumps(LORA)}", "--model.sampling.max_new_tokens=24",
-    "--model.epochs=1", "--model.num_minibatches=2", "--data.max_prompt_tokens=64", "--data.val_share=0.01",
+    "--model.epochs=1", "--model.num_minibatches=2", "--data.max_prompt_tokens=64", "--data.val_share=0.005",
     "--trainer.precision=bf16-true",
 )  # fmt: skip
 TASKS = {
     "twelve_words": Task({"twelve_words": RULE}, SMALL, methods(64, 4), 50, least=0.9),
     "reward_model": Task({"twelve_words": RULE | {"weight": 0.0}}, SMALL, methods(64, 4), 50, rise=0.5),
-    "plain": Task({"plain": {"function": PLAIN}}, ADAPTED, methods(16, 8), 16, rise=0.1),
+    "no_comma": Task({"no_comma": {"function": NO_COMMA}}, ADAPTED, methods(16, 8), 12, rise=0.1),
 }
 
 
