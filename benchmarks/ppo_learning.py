@@ -4,12 +4,12 @@
     python benchmarks/ppo_learning.py --policy runs/quickstart-sft/model/best --task reward_model
     python benchmarks/ppo_learning.py --policy SmolLM2-135M-Instruct --task no_comma --only grpo --seeds 1
 
-`twelve_words` is a rule: 1 for twelve words, falling linearly to 0 at none and at twenty-four. In `reward_model` that is
-known only from pairs: `RewardModeling` learns from them first (or `--reward-model` names one), and the rule itself looks
-on with weight 0. `no_comma` is for a real chat model by LoRA: 1 for an answer without a comma. The questions are those of
-`python_pairs`; none comes twice. `last` is the mean over the last five steps, beside it the rewards of held-out
-questions before and after. Every run is the real command line. Exit code 1: one ended below what its task asks for, or
-beyond its KL bound.
+`twelve_words` is a rule: 1 for twelve words, falling linearly to 0 at none and at twenty-four. In `reward_model` that
+is known only from pairs: `RewardModeling` learns from them first (or `--reward-model` names one), and the rule itself
+looks on with weight 0. `no_comma` is for a real chat model by LoRA: 1 for an answer without a comma. The questions are
+those of `python_pairs`; none comes twice. `last` is the mean over the last five steps, beside it the rewards of
+held-out questions before and after. Every run is the real command line. Exit code 1: one ended below what its task
+asks for, or beyond its KL bound.
 """
 
 import argparse
@@ -102,12 +102,13 @@ def llm_lightning(command: str, *flags: str) -> str:
 
 
 def pairs() -> Iterator[dict[str, str]]:
-    """Docstrings cut to two lengths, of which the one nearer to twelve words is better."""
+    """Two lengths of a text, of which the one nearer to twelve words is better."""
     g = random.Random(1)
-    for record in python_pairs.records():
-        words = record["completion"].split()
-        lengths = g.sample(range(1, max(3, min(len(words), 2 * NUM_WORDS) + 1)), 2)
-        better, worse = sorted(lengths, key=lambda length: abs(length - NUM_WORDS))
+    records = list(python_pairs.records())
+    for number, record in enumerate(records):
+        # Most docstrings are shorter than twelve words; the next ones go on.
+        words = " ".join(other["completion"] for other in records[number : number + 8]).split()
+        better, worse = sorted(g.sample(range(1, 2 * NUM_WORDS + 1), 2), key=lambda length: abs(length - NUM_WORDS))
         if abs(better - NUM_WORDS) < abs(worse - NUM_WORDS):
             chosen, rejected = (" ".join(words[:length]) for length in (better, worse))
             yield {"prompt": record["prompt"], "chosen": chosen, "rejected": rejected}
@@ -140,7 +141,8 @@ def run(task: Task, method: str, seed: int, args: argparse.Namespace, folder: Pa
         "--data=PromptDataModule", f"--data.path={args.prompts}", f"--data.seed={seed}", f"--model.seed={seed}",
         *task.settings, *task.methods[method],
     ]  # fmt: skip
-    printed = llm_lightning("validate", *flags)
+    # An adapter that has not been trained is none.
+    printed = llm_lightning("validate", *(flag for flag in flags if not flag.startswith("--model.peft")))
     before = {name: float(value) for name, value in re.findall(r"(val/reward\S*)\s+│\s+(\S+)", printed)}
     llm_lightning(
         "fit", *flags, f"--seed_everything={seed}", f"--trainer.max_steps={args.steps or task.steps}",
