@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.task == "reward_model":
             reward = args.reward_model or learned_reward(args.policy, Path(scratch))
             function = {"class_path": "llm_lightning.rewards.RewardModel", "init_args": {"path": str(reward.resolve())}}
-            task.rewards["reward_model"] = {"function": function}
+            task = replace(task, rewards=task.rewards | {"reward_model": {"function": function}})
         print(f"{'':6}{'seed':>5}{'last':>8}{'KL':>8}{'EOS':>7}{'s':>6}   held out: {', '.join(sorted(task.rewards))}")
         for seed in args.seeds:
             for method in args.only:
