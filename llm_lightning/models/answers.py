@@ -94,7 +94,8 @@ def bounded_groups(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
 class Critic(nn.Module):
     """Expects the return of an answer at each of its tokens.
 
-    The head starts at zero, so that the first advantages are those of no critic at all, and not of a random one.
+    The head's weights start at zero, so that the first advantages are not those of a random critic, and its bias at the
+    mean of the first scores (`expect`): else the weights have to lift all values, each token's by another amount.
 
     Args:
         hidden_size: H.
@@ -107,6 +108,10 @@ class Critic(nn.Module):
         self.head = nn.Linear(hidden_size, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+
+    def expect(self, score: float) -> None:
+        """Begin with this value for every token."""
+        nn.init.constant_(self.head.bias, score)
 
     def forward(self, packed: PackedAnswers, policy_states: Tensor) -> Tensor:
         """(M,) float32 values.

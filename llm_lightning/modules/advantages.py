@@ -34,7 +34,7 @@ def estimate_advantages(
     """
     e, mask = experience, experience.mask
     penalties = torch.zeros_like(e.logprobs)
-    if kl.place == "reward":
+    if kl.in_reward:
         penalties = kl_coef * policy.kl_estimate(e.logprobs, e.ref_logprobs, kl.estimator)
     if method != "gae":
         scores = e.scores - penalties.sum(1)

@@ -41,7 +41,7 @@ class Experience:
         device = self.scores.device
         lengths = torch.tensor([len(c.tokens) for c in self.completions], device=device)
         self.mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
-        zeros = torch.zeros(self.mask.shape, device=device)
+        zeros = torch.zeros(self.mask.shape, dtype=torch.float32, device=device)  # under bf16-true too
         self.logprobs, self.ref_logprobs, self.entropies, self.values = (zeros.clone() for _ in range(4))
         self.advantages, self.returns = zeros.clone(), zeros.clone()
 

@@ -28,7 +28,7 @@ class Judged(NamedTuple):
     def add_to(self, averages: Averages, prefix: str, total: str) -> None:
         """Count each reward as `PREFIX/NAME`, and their sum under the name `total`."""
         for name, values in self.rewards.items():
-            averages.add(f"{prefix}/{name}", torch.tensor(values))
+            averages.add(f"{prefix}/{name}", torch.tensor(values, dtype=torch.float64))
         averages.add(total, self.total)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -51,7 +51,7 @@ def judge(
     prompts = [prompt for prompt in batch["prompts"] for _ in range(num_samples)]
     columns = {name: [v for v in values for _ in range(num_samples)] for name, values in batch["columns"].items()}
     given = score(rewards, prompts, texts, columns)
-    total = torch.zeros(len(texts))
+    total = torch.zeros(len(texts), dtype=torch.float32)
     for name, values in given.items():
-        total += rewards[name].weight * torch.tensor(values)
+        total += rewards[name].weight * torch.tensor(values, dtype=torch.float32)
     return Judged(prompts, texts, given, total)

@@ -7,7 +7,6 @@ One training step is one rollout and all the updates that it is used for: `rollo
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -109,9 +108,10 @@ class PPO(LanguageModule):
         self.clip_range, self.max_update_kl = clip_range, max_update_kl
         self.entropy_coef, self.missing_eos_penalty = entropy_coef, missing_eos_penalty
         self.scale_rewards = scale_rewards
+        # What the policy thinks of its answers is then known from the update's only pass, before it changes anything.
+        self.updates_once = epochs * num_minibatches == 1 and advantages != "gae" and not kl.in_reward
         self.guards, self.watch = guards, Watch(guards)
-        self.kl_coef = kl.coef
-        self.num_updates = 0
+        self.kl_coef, self.num_updates = kl.coef, 0
         self.critic: Critic | None = None
         self.engine: RolloutEngine | None = None
         self.samples: list[dict[str, Any]] = []
@@ -137,7 +137,7 @@ class PPO(LanguageModule):
         if self.kl.coef:
             self._reference = [Reference(self.model, frozen)]
         if self.advantages == "gae":
-            self.critic = self._build_critic()
+            self.critic = self.critic_settings.build(self.model, self.backbone, self.tokenizer)
         switch_off_dropout(self)
         settings = base_model(self.model).generation_config
         ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
@@ -146,13 +146,13 @@ class PPO(LanguageModule):
         if self.engine is None:
             self.engine = Sampler(self.sampling, eos, self.num_slots)
 
-    def _build_critic(self) -> Critic:
-        network = None
-        if self.critic_settings.kind == "network":
-            backbone = replace(self.backbone, path=self.critic_settings.path or self.backbone.path, quantization=None)
-            network = backbone.build(self.tokenizer)
-        config = base_model(self.model if network is None else network).config
-        return Critic(config.get_text_config().hidden_size, network)
+    def to(self, *args: Any, **kwargs: Any) -> "PPO":
+        """Move or cast; under `bf16-true` what adds up small steps keeps its precision."""
+        super().to(*args, **kwargs)
+        self.score_moments = self.score_moments.double()
+        if self.critic is not None:
+            self.critic.head.float()
+        return self
 
     def configure_optimizers(self) -> Any:
         """One optimizer for policy and critic, and the schedule counted in rollouts."""
@@ -185,7 +185,6 @@ class PPO(LanguageModule):
             experience = self.judge(batch, prompts, completions, averages)
         with phases("evaluate"):
             self.evaluate(experience)
-        measure(experience, averages, self.num_samples, has_reference=bool(self._reference))
         with phases("advantage"):
             discounts = self.gamma, self.lam
             metrics = estimate_advantages(
@@ -193,6 +192,7 @@ class PPO(LanguageModule):
             )
         with phases("update"):
             metrics |= self.update(experience, averages)
+        measure(experience, averages, self.num_samples, has_reference=bool(self._reference))
         self.finish(metrics | averages.means(self._sum), phases, self.trainer.world_size * len(prompts))
 
     def rollout(self, batch: dict[str, Any], keys: list[Key]) -> tuple[list[Tensor], list[Completion]]:
@@ -221,6 +221,8 @@ class PPO(LanguageModule):
         if self.scale_rewards:
             self.score_moments += self._sum(policy.moments(experience.scores))
             experience.scores /= policy.mean_and_std(self.score_moments)[1].float() + policy.EPS
+        if self.critic is not None and self.num_updates == 0:
+            self.critic.expect(float(policy.mean_and_std(self._sum(policy.moments(experience.scores)))[0]))
         return experience
 
     @torch.no_grad()
@@ -228,11 +230,12 @@ class PPO(LanguageModule):
         """Put in what policy, reference and critic make of each token, in passes like those of the update."""
         for rows in experience.groups(range(len(experience.prompts)), self.micro_batch_tokens):
             packed = experience.packed(rows)
-            states = answer_states(self.model, packed)
-            own = answer_logprobs(self.model, states, packed.targets, self.sampling.temperature)
-            experience.put(rows, logprobs=own.logprobs, entropies=own.entropies, ref_logprobs=own.logprobs)
-            if self.critic is not None:
-                experience.put(rows, values=self.critic(packed, states))
+            if not self.updates_once:
+                states = answer_states(self.model, packed)
+                own = answer_logprobs(self.model, states, packed.targets, self.sampling.temperature)
+                experience.put(rows, logprobs=own.logprobs, entropies=own.entropies)
+                if self.critic is not None:
+                    experience.put(rows, values=self.critic(packed, states))
             for reference in self._reference:
                 with reference.policy() as other:
                     states = answer_states(other, packed)
@@ -264,19 +267,22 @@ class PPO(LanguageModule):
     def loss(self, experience: Experience, rows: Sequence[int], averages: Averages) -> tuple[Tensor, Tensor]:
         """Of these rows, the loss summed over tokens, and without gradient the KL from the policy that wrote them."""
         packed = experience.packed(rows)
+        states = answer_states(self.model, packed)
+        temperature, with_entropies = self.sampling.temperature, self.entropy_coef > 0 or self.updates_once
+        now = answer_logprobs(self.model, states, packed.targets, temperature, with_entropies=with_entropies)
+        if self.updates_once:
+            experience.put(rows, logprobs=now.logprobs.detach(), entropies=now.entropies.detach())
         old, ref, advantages, old_values, returns = experience.take(
             rows, "logprobs", "ref_logprobs", "advantages", "values", "returns"
-        )
-        states = answer_states(self.model, packed)
-        now = answer_logprobs(
-            self.model, states, packed.targets, self.sampling.temperature, with_entropies=self.entropy_coef > 0
         )
         actor = policy.policy_loss(now.logprobs, old, advantages, self.clip_range)
         averages.add("train/policy_loss", actor.loss)
         averages.add("train/clip_share", actor.is_clipped)
         averages.add("train/update_kl", actor.kl)
-        loss = actor.loss - self.entropy_coef * now.entropies
-        if self.kl.place == "loss":
+        loss = actor.loss
+        if self.entropy_coef:
+            loss = loss - self.entropy_coef * now.entropies
+        if self.kl.in_loss:
             loss = loss + self.kl_coef * policy.kl_estimate(now.logprobs, ref, self.kl.estimator)
         if self.critic is not None:
             errors = policy.value_loss(
@@ -311,7 +317,7 @@ class PPO(LanguageModule):
             self._validation = Averages(self.device)
         _, completions = self.rollout(batch, [(HELD_OUT, self.seed, number) for number in batch["numbers"]])
         judge(self.rewards, batch, completions, self.tokenizer).add_to(self._validation, "val/reward", "val/reward")
-        lengths = torch.tensor([float(len(completion.tokens)) for completion in completions])
+        lengths = torch.tensor([len(completion.tokens) for completion in completions])
         self._validation.add("val/completion_length", lengths)
 
     def on_validation_epoch_end(self) -> None:

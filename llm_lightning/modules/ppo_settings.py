@@ -1,9 +1,12 @@
 """Settings of PPO that belong together."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from llm_lightning.errors import UserError
+from llm_lightning.models.answers import Critic
+from llm_lightning.models.backbone import Backbone
+from llm_lightning.models.heads import base_model
 from llm_lightning.objectives.policy import KLEstimator
 
 Advantages = Literal["gae", "grpo", "rloo"]
@@ -26,6 +29,16 @@ class KLPenalty:
     place: Literal["reward", "loss"] = "reward"
     target: float | None = None
     horizon: int = 10_000
+
+    @property
+    def in_reward(self) -> bool:
+        """Whether tokens pay in their rewards."""
+        return self.coef > 0 and self.place == "reward"
+
+    @property
+    def in_loss(self) -> bool:
+        """Whether the loss has it as a term."""
+        return self.coef > 0 and self.place == "loss"
 
     def check(self) -> None:
         """Raise `UserError` for values that cannot work."""
@@ -68,3 +81,11 @@ class CriticSettings:
         for name in ("coef", "clip_range", "head_lr"):
             if getattr(self, name) <= 0:
                 raise UserError(f"model.critic.{name}={getattr(self, name)} must be above 0.")
+
+    def build(self, policy: Any, backbone: Backbone, tokenizer: Any) -> Critic:
+        """The critic of a policy that was built from this backbone."""
+        network = None
+        if self.kind == "network":
+            network = replace(backbone, path=self.path or backbone.path, quantization=None).build(tokenizer)
+        config = base_model(policy if network is None else network).config
+        return Critic(config.get_text_config().hidden_size, network)

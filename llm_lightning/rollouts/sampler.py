@@ -59,7 +59,9 @@ class _Writing:
         self.num_samples = len(keys[0]) if keys else 0
         count, longest = len(keys) * self.num_samples, sampler.sampling.max_new_tokens
         flat = [key for answers in keys for key in answers]
-        self.uniforms = uniforms(flat, longest).to(self.device) if flat else torch.zeros(0, longest)
+        self.uniforms = (
+            uniforms(flat, longest).to(self.device) if flat else torch.zeros(0, longest, dtype=torch.float32)
+        )
         self.eos = torch.tensor(list(sampler.eos_token_ids), dtype=torch.int64, device=self.device)
         self.waiting = deque(range(len(prompts)))
         self.slots = Slots(self.device)
@@ -67,7 +69,7 @@ class _Writing:
         self.answers = torch.zeros(0, dtype=torch.int64, device=self.device)
         self.newest, self.is_over = self.answers, self.answers.bool()
         self.tokens = torch.zeros(count, longest, dtype=torch.int64, device=self.device)
-        self.logprobs = torch.zeros(count, longest, device=self.device)
+        self.logprobs = torch.zeros(count, longest, dtype=torch.float32, device=self.device)
         self.num_tokens = torch.zeros(count, dtype=torch.int64, device=self.device)
         self.is_finished = torch.zeros(count, dtype=torch.bool, device=self.device)
 

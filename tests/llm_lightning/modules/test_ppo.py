@@ -51,12 +51,13 @@ class Recorder(PPO):
 @pytest.fixture
 def fit(policy_folder, prompts_file, tmp_path):
     def run(
-        max_steps=2, batch_size=8, callbacks=(), ckpt_path=None, precision="32-true", val_batches=0, lr=1e-3, **settings
-    ):
+        max_steps=2, batch_size=8, callbacks=(), ckpt_path=None, precision="32-true", val_batches=0, lr=1e-3,
+        kind=Recorder, **settings,
+    ):  # fmt: skip
         seed_everything(1, verbose=False)
         settings = {"sampling": Sampling(12), "schedule": Schedule("constant", warmup=0)} | settings
         rewards = settings.pop("rewards", {"a": Reward(share_of_a)})
-        module = Recorder(Backbone(path=str(policy_folder)), rewards, fast(lr), **settings)
+        module = kind(Backbone(path=str(policy_folder)), rewards, fast(lr), **settings)
         data = PromptDataModule(
             str(prompts_file),
             str(policy_folder),
@@ -125,12 +126,25 @@ def test_the_first_update_begins_at_a_ratio_of_one(fit, peft):
     assert metrics["train/clip_share"] == 0
     assert metrics["train/kl"] < 1e-9
     assert metrics["train/sampler_gap"] < 1e-5
-    assert not module.experiences[0].values.any()
+    e = module.experiences[0]
+    assert e.values[e.mask].tolist() == pytest.approx([float(e.scores.mean())] * int(e.mask.sum()), abs=1e-6)
     assert metrics["train/policy_loss"] == pytest.approx(0, abs=1e-5)  # whitened advantages
 
 
+def test_the_critic_begins_where_the_rewards_are(fit):
+    """From zero it would have to climb there, each token by another amount."""
+
+    def far_from_zero(prompts, completions, columns):
+        return [20 + share for share in share_of_a(prompts, completions, columns)]
+
+    module = fit(4, rewards={"a": Reward(far_from_zero)}, lr=0.0, batch_size=32, kl=KLPenalty(0.0))
+    assert max(metrics["train/value_loss"] for metrics in module.history) < 0.01
+    assert min(metrics["train/explained_variance"] for metrics in module.history) > -1
+    assert module.critic.head.weight.any()
+
+
 def test_advantages_come_from_the_reward_less_kl(fit):
-    module = fit(2, kl=KLPenalty(0.3, "k1"), lam=1.0, gamma=1.0, missing_eos_penalty=0.25)
+    module = fit(2, kl=KLPenalty(0.3, "k1"), lam=1.0, gamma=1.0, missing_eos_penalty=0.25, batch_size=32)
     e = module.experiences[1]
     kl = (e.logprobs - e.ref_logprobs).double()
     assert kl.abs().max() > 1e-3
@@ -138,7 +152,7 @@ def test_advantages_come_from_the_reward_less_kl(fit):
     scores = torch.tensor(share_of_a([], texts, {})).double() - 0.25 * ~e.is_finished
     returns = [
         float(scores[i]) - 0.3 * kl[i, t : int(e.mask[i].sum())].sum().item()
-        for i in range(8)
+        for i in range(32)
         for t in range(12)
         if e.mask[i, t]
     ]
@@ -219,6 +233,24 @@ def test_micro_batches_change_nothing(fit):
     assert whole.history[1]["train/loss"] == pytest.approx(cut.history[1]["train/loss"], abs=1e-5)
 
 
+@pytest.mark.parametrize("kl", [KLPenalty(0.1, "k3", place="loss"), KLPenalty(0.0)])
+def test_one_pass_an_answer_gives_the_same_as_scoring_it_before(fit, kl):
+    class Scoring(Recorder):
+        """Scores the answers before the update, though it needs not."""
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            assert self.updates_once
+            self.updates_once = False
+
+    settings = {"advantages": "grpo", "num_samples": 4, "epochs": 1, "kl": kl, "micro_batch_tokens": 300}
+    once, scored = fit(3, **settings), fit(3, kind=Scoring, **settings)
+    timeless = lambda m: {k: v for k, v in m.items() if not k.startswith(("time/", "throughput/"))}  # noqa: E731
+    assert [timeless(m) for m in once.history] == [timeless(m) for m in scored.history]
+    assert once.history[2]["train/entropy"] > 0
+    assert all(torch.equal(value, weights(scored)[name]) for name, value in weights(once).items())
+
+
 def test_every_step_is_from_other_random_numbers_and_a_seed_repeats(fit):
     first, again, other = fit(2), fit(2), fit(2, seed=2)
     texts = [row["continuation"] for row in first.samples]
@@ -263,6 +295,16 @@ def test_weights_that_autocast_keeps_do_not_go_stale(fit):
     module = fit(2, epochs=3, precision="bf16-mixed", lr=3e-3)
     assert module.history[0]["train/grad_norm"] > 0
     assert module.history[0]["train/update_kl"] > 1e-6
+
+
+def test_what_adds_up_small_steps_is_exact_under_bf16_true(fit):
+    module = fit(2, precision="bf16-true", scale_rewards=True, batch_size=300)
+    e = module.experiences[1]
+    assert next(module.model.parameters()).dtype == torch.bfloat16
+    assert {e.scores.dtype, e.logprobs.dtype, e.values.dtype, module.critic.head.weight.dtype} == {torch.float32}
+    assert module.score_moments.dtype == torch.float64
+    assert float(module.score_moments[0]) == 600
+    assert module.history[1]["train/sampler_gap"] < 0.1
 
 
 def test_validation_is_the_mean_reward_of_held_out_prompts(fit):
