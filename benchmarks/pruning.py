@@ -100,9 +100,10 @@ class Data:
         behind = int(ids.offset_mapping[0, WINDOWS * WINDOW, 0])
         articles = text[behind:].split("\n = ")
         write_texts(self.folder / "own.jsonl", articles)
-        records = json.loads(other.read_text())
-        write_texts(self.folder / "other.jsonl", ["\n".join(map(str, r.values())) for r in records])
-        rows = tokenizer("\n\n".join("\n".join(map(str, r.values())) for r in records)).input_ids
+        records = ["\n".join(map(str, record.values())) for record in json.loads(other.read_text())]
+        # Long texts, cut into whole rows: what llm-compressor is given, too.
+        write_texts(self.folder / "other.jsonl", ["\n\n".join(records[i : i + 25]) for i in range(0, len(records), 25)])
+        rows = tokenizer("\n\n".join(records)).input_ids
         count = CALIBRATION * ROWS
         chunks = [rows[i * SEQ_LEN : (i + 1) * SEQ_LEN] for i in range(count)]
         (self.folder / "rows.json").write_text(json.dumps(chunks))

