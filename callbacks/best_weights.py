@@ -38,6 +38,10 @@ class BestWeights:
         for old in set(_file(trainer, self.step).parent.glob("best=*.ckpt")) - kept if trainer.is_global_zero else ():
             trainer.strategy.remove_checkpoint(old)
 
+    def forget(self) -> None:
+        """Begin anew: the file is replaced by the next offer."""
+        self.value = None
+
     def restore(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
         """Put them back on every rank; says what was done, None where the last weights are the best."""
         if self.value is None or self.step == trainer.global_step:

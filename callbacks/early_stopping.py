@@ -131,6 +131,14 @@ class EarlyStopping(Callback):
         if self._best is not None and state_dict["best"] is not None:
             self._best.load_state_dict(state_dict["best"])
 
+    def forget_best(self) -> None:
+        """Begin anew: the network was pruned, and what is best is best among what is left."""
+        for condition in self.conditions:
+            if isinstance(condition, NoImprovement):
+                condition.forget_best()
+        if self._best is not None:
+            self._best.forget()
+
     def still_stopped(self, state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
         """What stopped the run of a checkpoint, None where nothing did or its condition is another one by now.
 

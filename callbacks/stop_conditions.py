@@ -146,6 +146,11 @@ class NoImprovement(StopCondition):
         best = "not been a number" if self.best is None else f"not improved on {self.best:.4g} (step {self.best_step})"
         return f"{self.monitor} has {best}{by} for {waited:,.0f} {self.unit} (patience {self.patience:,})"
 
+    def forget_best(self) -> None:
+        """Begin anew, patience included: the network was pruned, and earlier values say nothing about what is left."""
+        self.best, self.since = None, None
+        self.average, self.weight = 0.0, 0.0
+
     def _smoothed(self, value: float) -> float:
         """The running mean without its bias to zero, as in Adam; a value that is no number stays out of it."""
         if not math.isfinite(value):

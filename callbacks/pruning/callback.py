@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from callbacks.early_stopping import EarlyStopping
 from callbacks.errors import CallbackError
 from callbacks.graceful_stop import GracefulStop
 from callbacks.model_folder import ModelFolder
@@ -31,8 +32,8 @@ class Pruning(Callback):
     base is pruned and the adapter masked, and the model folder holds the merged network. At the end of fit, structured
     masks are cut out of the network, and `pruning.txt` and `pruning.png` in the run folder show what it cost and gave.
 
-    A change of the masks makes earlier validations incomparable, so `model/best` starts anew with each; the best of the
-    dense network is kept as `model/dense`.
+    A change of the masks makes earlier validations incomparable, so `model/best` and the patience of `EarlyStopping`
+    start anew with each; the best of the dense network is kept as `model/dense`.
 
     Attributes:
         masks: what is kept, under the parameters' own names.
@@ -229,7 +230,7 @@ class Pruning(Callback):
         self._done = fraction
         self.criterion.watch(fraction < 1)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, (ModelFolder, RunSummary)):
+            if isinstance(callback, (EarlyStopping, ModelFolder, RunSummary)):
                 callback.forget_best()
 
     def _stretch(self, begin: float, end: float) -> list[Weight]:
