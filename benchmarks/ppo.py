@@ -18,7 +18,6 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 folder=str(policy), reward=str(reward), prompts=str(prompts), scratch="", result="",
                 num_answers=shape.num_answers, warmup=shape.warmup, steps=shape.steps, device=args.device,
             )  # fmt: skip
-            settings = {name: getattr(replace(job), name) for name in ("num_answers", "steps")}
+            settings = {name: getattr(job, name) for name in ("num_answers", "steps")}
             title = f"{model}, {shape.num_answers} answers a step, {shape.steps} steps"
             _, failed = compare("ppo", model, chosen(CONTENDERS, args), job, METRICS, settings, title, args)
         failures += failed

@@ -120,7 +120,7 @@ class Constant(PruningSchedule):
         return 1.0
 
 
-class OneShot(PruningSchedule):
+class OneShot(Linear):
     """All by a step, from the weights that the run began with: until then nothing is trained, only measured and pruned.
 
     It goes there in eight parts, from the first blocks of the network to the last where each weight can be judged by
@@ -151,7 +151,3 @@ class OneShot(PruningSchedule):
         plan.end = max(plan.end, 1)
         plan.interval = max(plan.end // self.PARTS, 1)
         return plan
-
-    def curve(self, progress: float) -> float:
-        """Progress itself."""
-        return progress
