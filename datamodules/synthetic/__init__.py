@@ -1,0 +1,1 @@
+"""Synthetic augmentation: generate records, filter them, and mix them with the real ones."""
