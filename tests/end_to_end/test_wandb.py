@@ -19,7 +19,8 @@ NETWORK = ["--model.backbone.path=network", "--data.batch_size=2"]
 RUNS = {
     "pretrain": ["pretrain.yaml", "--data.path=texts.jsonl", "--data.vocab_size=300", "--data.seq_len=64",
                  "--data.batch_size=2", "--model.backbone.config.num_hidden_layers=1"],
-    "sft": ["sft.yaml", *NETWORK, "--data.path=pairs.jsonl", "--data.seq_len=64"],
+    "sft": ["sft.yaml", *NETWORK, "--data.path=pairs.jsonl", "--data.seq_len=64",
+            "--trainer.logger.init_args.log_model=true"],
     "reward": ["reward.yaml", *NETWORK, "--data.path=preferences.jsonl", "--data.seq_len=64"],
     "ppo": ["ppo.yaml", *NETWORK, "--data.path=pairs.jsonl", "--data.max_prompt_tokens=64",
             "--model.sampling.max_new_tokens=8", RULE],
@@ -142,7 +143,7 @@ def test_data_and_models_are_joined_to_a_lineage(runs):
 
 
 def test_the_model_is_uploaded_where_that_is_asked_for(runs):
-    records = runs.fit("sft", "uploaded", "--trainer.logger.init_args.log_model=true")
+    records = runs.of("sft")
     files = artifacts(records)[f"model-{run_id(records)}"]["manifest"]["contents"]
     assert {"model.json", "config.json", "model.safetensors"} <= {entry["path"] for entry in files}
 
