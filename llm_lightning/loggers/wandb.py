@@ -153,9 +153,8 @@ class WandbRun(WandbLogger):
     def _log_inputs(self, run: Any) -> None:
         """Declare what the run is made from."""
         assert self._trainer is not None
-        module: Any = self._trainer.lightning_module
-        path = module.backbone.path
-        inputs = [data_artifact(self._trainer.datamodule)]  # type: ignore[attr-defined]
+        path = getattr(getattr(self._trainer.lightning_module, "backbone", None), "path", None)
+        inputs = [data_artifact(getattr(self._trainer, "datamodule", None))]
         inputs += [input_model_artifact(path)] if path else []
         for artifact in inputs:
             if artifact is not None:
