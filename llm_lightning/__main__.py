@@ -16,6 +16,7 @@ commands:
   predict    let a model write, or a reward model score
   preview    show the training data as the model will see it
   merge      add an adapter to the weights of its network
+  workspace  make a W&B workspace that shows what matters of a stage
 
 The first things to try:
   llm-lightning fit --config configs/quickstart/pretrain.yaml
@@ -33,7 +34,7 @@ options:
   --help     print this text
 """
 
-COMMANDS = ("fit", "validate", "test", "predict", "preview", "merge")
+COMMANDS = ("fit", "validate", "test", "predict", "preview", "merge", "workspace")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,6 +60,10 @@ def main(argv: list[str] | None = None) -> int:
         from llm_lightning.merge import run as merge
 
         return merge(words[1:], debug=len(words) < len(args))
+    if words[0] == "workspace":
+        from llm_lightning.loggers.workspaces import run as workspace
+
+        return workspace(words[1:], debug=len(words) < len(args))
     from llm_lightning.cli import run
 
     return run(words, debug=len(words) < len(args))
