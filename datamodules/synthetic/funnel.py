@@ -5,6 +5,7 @@ that has to see all records first. Between passes a record is its position and i
 """
 
 import itertools
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ __all__ = ["Context", "Example", "Funnel", "Stage", "run_filters"]
 
 BATCH = 512  # records: enough for vectorized filters, and their texts are nothing in memory
 NUM_EXAMPLES = 6  # of each filter's dropped records, and of those that stay
-BELOW, ABOVE, UNKNOWN = "too low", "too high", "no score"
+UNKNOWN = "no score"
 
 Batch = tuple[np.ndarray, list[Candidate]]  # positions among all candidates, and the records
 
@@ -42,7 +43,7 @@ class Stage:
         positions: (N,) int64, of the records among all candidates, ascending.
         scores: (N,) float32.
         codes: (N,) uint16; 0 where a record stays, else the place of its reason in `reasons`.
-        reasons: texts; the first stands for none.
+        reasons: texts: none, too low, too high, no score, and what the filter itself gives as reasons.
         bounds: the lowest and the highest score that stays.
         examples: of the dropped records, of each reason in turn.
     """
@@ -52,9 +53,12 @@ class Stage:
     positions: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     scores: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     codes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint16))
-    reasons: list[str] = field(default_factory=lambda: ["", BELOW, ABOVE, UNKNOWN])
+    reasons: list[str] = field(init=False)
     bounds: tuple[float, float] = (-np.inf, np.inf)
     examples: list[Example] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.reasons = ["", self.filter.too_low, self.filter.too_high, UNKNOWN]
 
     @property
     def num_in(self) -> int:
@@ -117,8 +121,7 @@ class Stage:
 
     def _verdict(self, values: np.ndarray, notes: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
         """(N,) uint16, 0 where a record stays, else the place of its reason."""
-        checks = {BELOW: values < bounds[0], ABOVE: values > bounds[1], UNKNOWN: np.isnan(values)}
-        generic = np.select(list(checks.values()), [self.reasons.index(reason) for reason in checks], 0)
+        generic = np.select([values < bounds[0], values > bounds[1], np.isnan(values)], [1, 2, 3], 0)
         return np.where((generic > 0) & (notes > 0), notes, generic).astype(np.uint16)
 
 
@@ -131,6 +134,8 @@ class Funnel:
         stages: of the filters, in their order.
         positions: (K,) int64, of those that all filters kept, ascending.
         lengths: (N,) int32, characters of every candidate's answer.
+        origins: (N,) uint16, places of their generators in `generators`.
+        generators: names.
         samples: some of those that were kept, with their scores.
     """
 
@@ -138,6 +143,8 @@ class Funnel:
     stages: list[Stage]
     positions: np.ndarray
     lengths: np.ndarray
+    origins: np.ndarray
+    generators: list[str]
     samples: list[Candidate] = field(default_factory=list)
 
     @property
@@ -170,9 +177,7 @@ class Funnel:
         return "\n".join(lines)
 
 
-def run_filters(
-    filters: Sequence[Filter], candidates: Callable[[], Iterator[Candidate]], context: Context
-) -> Funnel:
+def run_filters(filters: Sequence[Filter], candidates: Callable[[], Iterator[Candidate]], context: Context) -> Funnel:
     """Runs the filters in their order, each on what those before it kept.
 
     Args:
@@ -192,20 +197,22 @@ def run_filters(
     return _survey(candidates, stages, positions)
 
 
-def _survey(
-    candidates: Callable[[], Iterator[Candidate]], stages: list[Stage], positions: np.ndarray | None
-) -> Funnel:
+def _survey(candidates: Callable[[], Iterator[Candidate]], stages: list[Stage], positions: np.ndarray | None) -> Funnel:
     """Reads all candidates once more, for their lengths and for examples of what was dropped and kept."""
     generator = np.random.default_rng(0)
     shown = [(stage, stage.choose(generator)) for stage in stages]
-    lengths = []
+    lengths, origins = array("i"), array("H")
+    generators: dict[str, int] = {}
     for position, candidate in enumerate(candidates()):
         lengths.append(len(candidate.answer))
+        origins.append(generators.setdefault(candidate.provenance.generator, len(generators)))
         for stage, rows in shown:
             if position in rows:
                 stage.examples.append(stage.example(rows[position], candidate))
     kept = np.arange(len(lengths)) if positions is None else positions
-    funnel = Funnel(candidates, stages, kept, np.array(lengths, np.int32))
+    funnel = Funnel(
+        candidates, stages, kept, np.array(lengths, np.int32), np.array(origins, np.uint16), list(generators)
+    )
     places = np.sort(generator.permutation(len(kept))[:NUM_EXAMPLES])
     funnel.samples = list(replace(funnel, positions=kept[places]).kept())
     return funnel

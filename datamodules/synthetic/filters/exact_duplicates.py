@@ -3,6 +3,8 @@
 import hashlib
 from collections.abc import Iterator
 
+import numpy as np
+
 from datamodules.near_duplicates import normalized
 from datamodules.synthetic.candidate import Candidate
 from datamodules.synthetic.filters.filter import Context, Filter, Scores, Threshold
@@ -15,6 +17,7 @@ class ExactDuplicates(Filter):
     """
 
     name = "exact_duplicates"
+    too_high = "said before"
 
     def __init__(self) -> None:
         super().__init__(Threshold(max=0))
@@ -30,4 +33,4 @@ class ExactDuplicates(Filter):
                 digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
                 repeated.append(digest in seen)
                 seen.add(digest)
-            yield Scores.of((float(again), "said before") for again in repeated)
+            yield Scores(np.array(repeated, np.float32))

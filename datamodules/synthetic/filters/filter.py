@@ -105,6 +105,10 @@ class Filter(ABC):
     name: str
     """Of the filter in reports and of its score among a record's scores."""
 
+    too_low: ClassVar[str] = "too low"
+    too_high: ClassVar[str] = "too high"
+    """What is said of a dropped record where the filter gives it no reason of its own."""
+
     needs_all: ClassVar[bool] = False
     """Whether it must have seen all records before it can score the first."""
 

@@ -13,8 +13,8 @@ SELF = re.compile(
 )
 SELF_MARKS = ("as a", "'m ", "i am ", "como ")  # spares most texts the search
 APOLOGY = re.compile(
-    r"(?:i'm|i am|we are) (?:very |so )?(?:sorry|afraid)\b[^.!?]{0,40}\b(?:can't|cannot|can not|unable|not able|won't)\b"
-    r"|(?:sorry|unfortunately)?,?\s?(?:but )?i (?:can't|cannot|can not|am unable to|am not able to|won't)"
+    r"(?:i'm|i am|we are) (?:very |so )?(?:sorry|afraid)\b[^.!?]{0,40}\b(?:can't|can ?not|unable|not able|won't)\b"
+    r"|(?:sorry|unfortunately)?,?\s?(?:but )?i (?:can't|can ?not|am unable to|am not able to|won't)"
     r" (?:assist|help|fulfil|comply|provide|answer|do that|generate|complete)"
     r"|lo siento,? (?:pero )?no puedo\b"
 )
@@ -27,7 +27,7 @@ BLANK = re.compile(
 CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 FENCE = re.compile(r"^\s*```", re.MULTILINE)
 HANGING = re.compile(
-    r"(?:[,;(\[{–—]|\b(?:the|an|and|or|of|with|because|which|whose|y|o|que|de|el|los|las|una|porque))$"
+    r"(?:[,;(\[{\u2013\u2014]|\b(?:the|an|and|or|of|with|because|which|whose|y|o|que|de|el|los|las|una|porque))$"
 )
 """No sentence, list or line of code ends so. A missing full stop is no sign: half of all good answers have none."""
 
@@ -61,7 +61,7 @@ def fault_of(prompt: str, answer: str) -> str:
         return "empty prompt"
     if not answer:
         return "empty answer"
-    lower = answer.lower().replace("’", "'")
+    lower = answer.lower().replace("\u2019", "'")
     if APOLOGY.match(lower) or (any(map(lower.__contains__, SELF_MARKS)) and SELF.search(lower)):
         return "refusal"
     if "```" in answer and len(FENCE.findall(answer)) % 2:

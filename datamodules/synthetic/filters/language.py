@@ -38,9 +38,8 @@ class Language(Filter):
     def __init__(self, languages: Sequence[str], threshold: Threshold = Threshold(max=0.5)) -> None:  # noqa: B008
         super().__init__(threshold)
         needs("py3langid", "Language")
-        self.languages = frozenset(languages)
-        unknown = self.languages - set(identifier().labels)
-        if unknown or not languages:
+        self.languages = sorted(set(languages))
+        if not self.languages or not set(self.languages) <= set(identifier().labels):
             raise DataError(
                 f"filters: Language.languages is {list(languages)}; give ISO 639-1 codes such as en, es, zh"
             )

@@ -21,6 +21,8 @@ class Length(Filter):
         tokenizer: hub id or folder; for tokens.
     """
 
+    too_low, too_high = "too short", "too long"
+
     def __init__(
         self,
         threshold: Threshold = Threshold(min=1, max=2000),  # noqa: B008

@@ -1,6 +1,7 @@
 """Records that resemble an earlier one."""
 
 from collections.abc import Iterator
+from tempfile import TemporaryFile
 
 import numpy as np
 
@@ -13,6 +14,8 @@ NUM_BANDS, ROWS = 25, 5
 """Two records are compared where they agree in a band: of those that have 0.7 of their pieces in common, 99 %; of 0.5,
 55 %; of 0.3, 6 %."""
 NUM_PERM = NUM_BANDS * ROWS
+# Of a hash the signature has one byte: of two different ones every 256th looks the same, which `_compare` allows for.
+ROW = np.dtype([("bands", np.uint32, NUM_BANDS), ("signature", np.uint8, NUM_PERM)])
 PAIRS_AT_ONCE = 1 << 16
 
 
@@ -24,7 +27,8 @@ class NearDuplicates(Filter):
     error of at most 0.045. Which records are compared is found by banding and sorting (Leskovec et al., "Mining of
     Massive Datasets", chapter 3): for each band with the first and the last earlier record that agrees in it.
 
-    `datasketch`'s own index keeps a Python object for each band of each record, some 5 kB a record; here it is 225 bytes.
+    `datasketch`'s own index holds Python objects for each band of each record, in memory; here a record is 250 bytes in
+    a file.
 
     Args:
         threshold: by default, drop what has more than 0.7 in common.
@@ -34,6 +38,7 @@ class NearDuplicates(Filter):
     """
 
     name = "near_duplicates"
+    too_high = "resembles an earlier one"
     needs_all = True
 
     def __init__(self, threshold: Threshold = Threshold(max=0.7)) -> None:  # noqa: B008
@@ -43,14 +48,15 @@ class NearDuplicates(Filter):
     def scores(self, batches: Iterator[list[Candidate]], context: Context) -> Iterator[Scores]:
         """One number a record: the similarity to the most similar earlier one."""
         sketch = Sketch()
-        bands, signatures = [], []
-        for batch in batches:
-            hashes = np.stack([sketch(candidate.text) for candidate in batch])
-            bands.append(_bands(hashes))
-            # One byte of each hash: of two different ones every 256th looks the same, which `_similarity` allows for.
-            signatures.append(hashes.astype(np.uint8))
-        if bands:
-            yield Scores(_most_similar(np.concatenate(bands), np.concatenate(signatures)))
+        with TemporaryFile(dir=context.folder) as file:
+            for batch in batches:
+                rows = np.zeros(len(batch), ROW)
+                hashes = np.stack([sketch(candidate.text) for candidate in batch])
+                rows["bands"], rows["signature"] = _bands(hashes), hashes
+                file.write(rows.tobytes())
+            file.flush()
+            if file.tell():
+                yield Scores(_most_similar(np.memmap(file, ROW, "r")))
 
 
 class Sketch:
@@ -77,17 +83,18 @@ def _bands(hashes: np.ndarray) -> np.ndarray:
     return bands
 
 
-def _most_similar(bands: np.ndarray, signatures: np.ndarray) -> np.ndarray:
-    """(N,) float32, for each record the similarity to the most similar earlier one; 0 where it was compared with none."""
-    best = np.zeros(len(bands), np.float32)
-    for column in bands.T:
+def _most_similar(rows: np.ndarray) -> np.ndarray:
+    """(N,) float32, how similar each record is to an earlier one; 0 where it was compared with none."""
+    best = np.zeros(len(rows), np.float32)
+    for number in range(NUM_BANDS):
+        column = rows["bands"][:, number]
         order = np.argsort(column, kind="stable")
         follows = np.flatnonzero(column[order][1:] == column[order][:-1]) + 1  # places whose predecessor agrees
         starts = np.ones(len(order), bool)
         starts[follows] = False
         first = np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))
         for earlier in (first[follows], follows - 1):
-            _compare(order[follows], order[earlier], signatures, best)
+            _compare(order[follows], order[earlier], rows["signature"], best)
     return best
 
 

@@ -27,14 +27,41 @@ KEY = re.compile(
     r"|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"  # JSON web tokens
     r"|-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"
 )
-KEY_MARKS = ("sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "hf_", "AKIA", "ASIA", "AIza", "xox", "k_live_", "eyJ", "PRIVATE KEY")
+KEY_MARKS = (
+    "sk-",
+    "ghp_",
+    "gho_",
+    "ghu_",
+    "ghs_",
+    "ghr_",
+    "github_pat_",
+    "glpat-",
+    "hf_",
+    "AKIA",
+    "ASIA",
+    "AIza",
+    "xox",
+    "k_live_",
+    "eyJ",
+    "PRIVATE KEY",
+)
 LONG_NUMBER = re.compile(r"\d[\d ().:-]{5,}\d")  # all but IPv6 addresses have one: spares most records six searches
-NOBODYS = ("example", "example.com", "example.org", "example.net", "test", "invalid", "localhost", "domain.com", "email.com")
+NOBODYS = (
+    "example",
+    "example.com",
+    "example.org",
+    "example.net",
+    "test",
+    "invalid",
+    "localhost",
+    "domain.com",
+    "email.com",
+)
 """Domains of examples: those of RFC 2606, and what models write in their place."""
 
 
 class PersonalData(Filter):
-    """Drops records with e-mail addresses, phone and card numbers, IBANs, social security numbers, IP addresses or keys.
+    """Drops records with e-mail or IP addresses, phone, card or social security numbers, IBANs, or keys.
 
     Card numbers and IBANs count where their check digits are right, IP addresses where they are public, and domains of
     examples do not count. Patterns find what has a form; names and postal addresses have none and are not found.
@@ -95,7 +122,7 @@ def _is_iban(text: str) -> bool:
 
 def _is_phone(text: str) -> bool:
     digits = _digits(text)
-    fictional = len(digits) in (10, 11) and digits[-7:-4] == [5, 5, 5]  # North America's numbers for films
+    fictional = len(digits) in (10, 11) and [5, 5, 5] in (digits[-10:-7], digits[-7:-4])  # in North America
     return 7 < len(digits) < 16 and len(set(digits)) > 2 and not fictional
 
 

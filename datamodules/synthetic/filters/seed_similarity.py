@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from datamodules.synthetic.candidate import Candidate, Message
 from datamodules.synthetic.filters.extra import needs
 from datamodules.synthetic.filters.filter import Context, Filter, Scores, Threshold
@@ -23,6 +25,7 @@ class SeedSimilarity(Filter):
     """
 
     name = "seed_similarity"
+    too_high = "nearly a seed's prompt"
 
     def __init__(self, threshold: Threshold = Threshold(max=0.7)) -> None:  # noqa: B008
         super().__init__(threshold)
@@ -33,7 +36,7 @@ class SeedSimilarity(Filter):
         coder = Coder()
         nearest = Nearest(coder.learn(prompt_of(seed)) for seed in context.seeds())
         for batch in batches:
-            yield Scores.of((nearest.rouge_l(coder.code(candidate.prompt)), "") for candidate in batch)
+            yield Scores(np.array([nearest.rouge_l(coder.code(each.prompt)) for each in batch], np.float32))
 
 
 def prompt_of(messages: list[Message]) -> str:
