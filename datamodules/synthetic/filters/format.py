@@ -7,7 +7,7 @@ from datamodules.synthetic.candidate import Candidate
 from datamodules.synthetic.filters.filter import Context, Filter, Scores, Threshold
 
 SELF = re.compile(
-    r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b"
+    r"\bas an? (?:ai(?:,| i\b| (?:chatbot|assistant|system|(?:language )?model)\b)|(?:large )?language model\b)"
     r"|\bi(?:'m| am) (?:just |only )?an? (?:ai|(?:large )?language model)\b"
     r"|\bcomo (?:una? )?(?:ia|inteligencia artificial|modelo de lenguaje)\b"
 )
