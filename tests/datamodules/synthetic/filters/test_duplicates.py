@@ -8,7 +8,9 @@ import pytest
 from datamodules.near_duplicates import pieces
 from datamodules.synthetic.filters import ExactDuplicates, NearDuplicates, Threshold
 from datamodules.synthetic.filters.nearest import Coder, Nearest
-from tests.datamodules.synthetic.records import answers, candidates, funnel_of, ids
+from tests.datamodules.synthetic.records import answers, candidates, funnel_of, ids, needs_extra
+
+pytestmark = needs_extra
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in ("st", "rn", "ll", "x")]
 

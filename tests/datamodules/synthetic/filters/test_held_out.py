@@ -3,7 +3,9 @@
 import pytest
 
 from datamodules.synthetic.filters import Decontamination, SeedSimilarity
-from tests.datamodules.synthetic.records import candidates, funnel_of, ids
+from tests.datamodules.synthetic.records import candidates, funnel_of, ids, needs_extra
+
+pytestmark = needs_extra
 
 QUESTION = "A farmer has seventeen sheep and all but nine of them run away one night; how many sheep are left to him?"
 ANSWER = "All but nine ran away, which means that exactly nine sheep stayed with the farmer that night. #### 9"

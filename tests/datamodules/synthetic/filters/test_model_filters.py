@@ -20,7 +20,7 @@ from datamodules.synthetic.filters import (
     Threshold,
 )
 from datamodules.tokenizer import train
-from tests.datamodules.synthetic.records import answers, candidates, funnel_of, ids
+from tests.datamodules.synthetic.records import answers, candidates, funnel_of, ids, needs_extra
 
 
 @dataclass
@@ -115,6 +115,7 @@ def test_tokens_need_a_tokenizer_and_words_none(settings):
         Length(**settings)
 
 
+@needs_extra
 def test_other_languages_are_dropped_and_numbers_stay(tmp_path):
     records = answers(
         "The quick brown fox jumps over the lazy dog and runs away.",
@@ -129,6 +130,7 @@ def test_other_languages_are_dropped_and_numbers_stay(tmp_path):
     assert ids(funnel_of(tmp_path, [Language(["en", "es"])], records).kept()) == ["0", "1", "3", "4"]
 
 
+@needs_extra
 @pytest.mark.parametrize("languages", [[], ["english"], ["en", "xx"]])
 def test_unknown_languages(languages):
     with pytest.raises(DataError, match="give some of af, als"):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.planted import CASES
+from tests.datamodules.synthetic.records import needs_extra
 
 DATA = Path(__file__).parents[5] / "shared" / "data"
 RECALL = {"format": 0.8, "near_duplicates": 0.85, "language": 0.95}
@@ -12,6 +13,7 @@ RECALL = {"format": 0.8, "near_duplicates": 0.85, "language": 0.95}
 the threshold, and some answers of ten words could be in two languages."""
 
 
+@needs_extra
 @pytest.mark.skipif(not DATA.exists(), reason="needs the shared data")
 @pytest.mark.parametrize("case", CASES)
 def test_precision_and_recall(tmp_path, case):
