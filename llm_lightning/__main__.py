@@ -16,6 +16,7 @@ commands:
   predict    let a model write, or a reward model score
   preview    show the training data as the model will see it
   merge      add an adapter to the weights of its network
+  slurm      submit one of these, or a chain of stages, to a cluster
 
 The first things to try:
   llm-lightning fit --config configs/quickstart/pretrain.yaml
@@ -33,7 +34,7 @@ options:
   --help     print this text
 """
 
-COMMANDS = ("fit", "validate", "test", "predict", "preview", "merge")
+COMMANDS = ("fit", "validate", "test", "predict", "preview", "merge", "slurm")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,6 +60,10 @@ def main(argv: list[str] | None = None) -> int:
         from llm_lightning.merge import run as merge
 
         return merge(words[1:], debug=len(words) < len(args))
+    if words[0] == "slurm":
+        from llm_lightning.launch.command import run as slurm
+
+        return slurm(words[1:], debug=len(words) < len(args))
     from llm_lightning.cli import run
 
     return run(words, debug=len(words) < len(args))

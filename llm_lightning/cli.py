@@ -14,6 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -169,6 +170,9 @@ class TrainingCLI(LightningCLI):
         root = Path(config.default_root_dir)
         config.logger = [*_as_list(config.logger), MetricsFile(root)]
         config.plugins = [*_as_list(config.plugins), AtomicCheckpointIO()]
+        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+            # Lightning's own requeue saves inside a signal handler, which deadlocks; GracefulStop and the script do it.
+            config.plugins.append(SLURMEnvironment(auto_requeue=False))
         given = _as_list(config.callbacks)
         module: LanguageModule = self._get(self.config_init, "model")
         defaults = [] if config.fast_dev_run else default_callbacks(self.next_command, module.monitor)
@@ -277,6 +281,29 @@ class TrainingCLI(LightningCLI):
         stopping = self._early_stopping()
         best = newest_checkpoint(folder, "best") if stopping is not None and stopping.restore_best else None
         return best or newest_checkpoint(folder)
+
+
+class _SettingsOnly(TrainingCLI):
+    """Reads the settings of a command and builds nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Leave the parts unbuilt."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+def read_settings(args: list[str]) -> Any:
+    """The settings that a command line gives, defaults that depend on others filled in, as a namespace.
+
+    Raises:
+        UserError: a setting does not exist, or has a value of another type.
+    """
+    try:
+        cli = _SettingsOnly(with_environment(args, os.environ))
+    except USER_ERRORS as error:
+        raise UserError(readable(error)) from error
+    return cli.config[args[0]]
 
 
 def _help(command: str) -> dict[str, str]:
