@@ -318,6 +318,7 @@ def _help(command: str) -> dict[str, str]:
 def default_callbacks(next_command: str, monitor: tuple[str, Any]) -> list[Callback]:
     """What every fit has; one of the same class in `trainer.callbacks` takes its place."""
     return [
+        callbacks.Heartbeat(),
         callbacks.RandomState(),
         callbacks.Throughput(),
         callbacks.TrainingProgress(),
