@@ -80,7 +80,9 @@ class _Beats:
         self.place = place
         self.watched = [other for other in range(world_size) if other != rank] if rank == 0 else [0]
         now = time.monotonic()
-        self.last: dict[int, tuple[float, str, str]] = {other: (now, "", "before its first beat") for other in self.watched}
+        self.last: dict[int, tuple[float, str, str]] = {
+            other: (now, "", "before its first beat") for other in self.watched
+        }
         self._over = threading.Event()
         # Of its own: the group's store is locked while somebody waits in it.
         self._address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
@@ -108,7 +110,10 @@ class _Beats:
             try:
                 if store is None:
                     store = dist.TCPStore(
-                        *self._address, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=self.timeout_s)
+                        *self._address,
+                        is_master=False,
+                        wait_for_workers=False,
+                        timeout=timedelta(seconds=self.timeout_s),
                     )
                 store.set(_key(self.rank), json.dumps({"count": count, "where": f"on {self._host} in {self.place()}"}))
                 self._listen(store)

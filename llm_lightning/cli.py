@@ -5,11 +5,13 @@ import re
 import shlex
 import sys
 import traceback
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -17,6 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.distributed import DistNetworkError
 
 import callbacks
 from datamodules import (
@@ -29,6 +32,7 @@ from datamodules import (
 from llm_lightning.checkpointing import AtomicCheckpointIO, callback_states, newest_checkpoint, step_of
 from llm_lightning.environment import with_environment
 from llm_lightning.errors import UserError
+from llm_lightning.launch.checks import LaunchError, check_launch, explain, is_first_rank
 from llm_lightning.loggers.metrics_file import MetricsFile
 from llm_lightning.messages import readable
 from llm_lightning.modules import PPO, CausalPretraining, RewardModeling, SupervisedFinetuning
@@ -45,6 +49,10 @@ SHORT_NAMES = (
 prefer_in_yaml({name: getattr(callbacks, name) for name in callbacks.__all__})
 
 USER_ERRORS = (UserError, DataError, callbacks.CallbackError, ArgumentError, MisconfigurationException, OSError)
+
+# How long a rank waits for the others, where the strategy's `timeout` is not given: torch's own for NCCL. Lightning's is
+# half an hour, in which all other ranks would wait for one that is stuck.
+WAIT_FOR_RANKS = timedelta(minutes=10)
 
 TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
@@ -167,6 +175,7 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the callbacks and the metrics file that every run has."""
         config = self._get(self.config_init, "trainer")
+        check_launch(config.devices, config.num_nodes)
         root = Path(config.default_root_dir)
         config.logger = [*_as_list(config.logger), MetricsFile(root)]
         config.plugins = [*_as_list(config.plugins), AtomicCheckpointIO()]
@@ -184,9 +193,12 @@ class TrainingCLI(LightningCLI):
             # Lightning clips only where it steps; the setting means the same for a module that steps by itself.
             module.gradient_clip_val, config.gradient_clip_val = config.gradient_clip_val, None
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"The trainer cannot be made from these settings: {error}") from error
+        if getattr(trainer.strategy, "_timeout", None) == default_pg_timeout:
+            trainer.strategy._timeout = WAIT_FOR_RANKS
+        return trainer
 
     def _choose_precision(self, config: Any, root: Path) -> None:
         """Fill in `trainer.precision`; what was chosen is part of the run, and a resumed run reads it there."""
@@ -346,6 +358,10 @@ def run(args: list[str], *, debug: bool = False) -> int:
         cli = TrainingCLI(with_environment(args, os.environ))
     except USER_ERRORS as error:
         return _report(error, debug)
+    except DistNetworkError as error:
+        if (explained := explain(error)) is None:
+            raise
+        return _report(explained, debug)
     except SystemExit as stop:  # --help and --print_config
         return int(stop.code or 0)
     except KeyboardInterrupt:
@@ -358,6 +374,8 @@ def run(args: list[str], *, debug: bool = False) -> int:
 def _report(error: BaseException, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
+    if isinstance(error, LaunchError) and not is_first_rank():
+        return 2
     field = "data." if isinstance(error, DataError) and re.match(r"[a-z_]+(:| and )", str(error)) else ""
     print(f"\nllm-lightning: error: {field}{readable(error)}", file=sys.stderr)
     return 2

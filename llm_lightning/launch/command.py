@@ -92,7 +92,9 @@ def _chain(options: JobOptions, rest: list[str], written_by: str) -> list[Job]:
     jobs = [_job(options, "fit", ["--config", stage, *common], written_by) for stage in stages]
     roots = [job.root for job in jobs]
     if len(set(roots)) < len(roots):
-        raise UserError(f"slurm chain: two stages share a run folder: trainer.default_root_dir of {shlex.join(stages)}.")
+        raise UserError(
+            f"slurm chain: two stages share a run folder: trainer.default_root_dir of {shlex.join(stages)}."
+        )
     return jobs
 
 

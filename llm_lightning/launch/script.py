@@ -119,7 +119,7 @@ def _environment(job: Job) -> str:
         lines.append("")
     lines += [
         "# Since SLURM 22.05 srun does not take --cpus-per-task over from sbatch by itself.",
-        '[[ -z $SLURM_CPUS_PER_TASK ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
+        "[[ -z $SLURM_CPUS_PER_TASK ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
         "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
         "",
         "# Where the ranks meet, on this first node: a port by the job's number, or the next one that is free.",

@@ -135,10 +135,9 @@ class Cluster:
 
     def lose_node(self, name: str) -> None:
         """A power cut: slurmd and all that runs under it are gone at once."""
-        slurmd = self.pid(name)
-        spool = f"{self.folder}/spool-{name}"
-        steps = [pid for pid, line in _processes() if "slurmstepd" in line and _opens(pid, spool)]
-        for pid in {child for step in steps for child in _descendants(step)} | set(steps) | {slurmd}:
+        here = {"SLURM_CONF": self.environment["SLURM_CONF"], "SLURMD_NODENAME": name}
+        inside = [pid for pid, _ in _processes() if here.items() <= _environment(pid).items()]
+        for pid in {*inside, *(_parent(pid) for pid in inside if _is_task(pid)), self.pid(name)}:
             _kill(pid)
 
     def tasks(self, job: int | str) -> dict[int, int]:
@@ -158,8 +157,8 @@ class Cluster:
 
     def detail(self, job: int | str, name: str) -> str:
         """One field of `scontrol show job`, such as `Restarts`."""
-        fields = dict(part.split("=", 1) for part in self.call("scontrol", "show", "job", "-o", str(job)).split() if "=" in part)
-        return fields[name]
+        shown = self.call("scontrol", "show", "job", "-o", str(job)).split()
+        return dict(part.split("=", 1) for part in shown if "=" in part)[name]
 
     def idle_nodes(self) -> int:
         """How many nodes answer and are free."""
@@ -227,26 +226,11 @@ def _parent(pid: int) -> int:
 
 
 def _is_task(pid: int) -> bool:
-    """A rank, not one of its loader workers: its parent is SLURM's."""
+    """Whether SLURM itself started it (a rank, but not one of its loader workers)."""
     try:
         return "slurmstepd" in Path(f"/proc/{_parent(pid)}/comm").read_text()
     except OSError:
         return False
-
-
-def _descendants(pid: int) -> set[int]:
-    children = {child for child, _ in _processes() if _parent(child) == pid}
-    return children.union(*(_descendants(child) for child in children)) if children else set()
-
-
-def _opens(pid: int, folder: str) -> bool:
-    """Whether a step daemon belongs to the node of this spool folder."""
-    try:
-        links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
-        links.append(os.readlink(f"/proc/{pid}/cwd"))
-    except OSError:
-        return False
-    return any(link.startswith(folder) for link in links)
 
 
 def _kill(pid: int | None) -> None:
