@@ -80,9 +80,7 @@ class _Beats:
         self.place = place
         self.watched = [other for other in range(world_size) if other != rank] if rank == 0 else [0]
         now = time.monotonic()
-        self.last: dict[int, tuple[float, str, str]] = {
-            other: (now, "", "before its first beat") for other in self.watched
-        }
+        self.last: dict[int, tuple[float, str, str]] = dict.fromkeys(self.watched, (now, "", "before its first beat"))
         self._over = threading.Event()
         # Of its own: the group's store is locked while somebody waits in it.
         self._address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
@@ -158,7 +156,8 @@ class _Beats:
 
 
 def _key(rank: int) -> str:
-    return f"llm-lightning/heartbeat/{rank}"
+    # torchrun keeps its store over restarts, and with it the beats of ranks that are gone.
+    return f"llm-lightning/heartbeat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{rank}"
 
 
 def _say(what: str) -> None:

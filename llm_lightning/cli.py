@@ -50,8 +50,8 @@ prefer_in_yaml({name: getattr(callbacks, name) for name in callbacks.__all__})
 
 USER_ERRORS = (UserError, DataError, callbacks.CallbackError, ArgumentError, MisconfigurationException, OSError)
 
-# How long a rank waits for the others, where the strategy's `timeout` is not given: torch's own for NCCL. Lightning's is
-# half an hour, in which all other ranks would wait for one that is stuck.
+# How long a rank waits for the others, where the strategy's `timeout` is not given: torch's own for NCCL. Lightning's
+# is half an hour, in which all other ranks would wait for one that is stuck.
 WAIT_FOR_RANKS = timedelta(minutes=10)
 
 TRAINER_DEFAULTS = {

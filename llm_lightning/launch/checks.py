@@ -1,4 +1,4 @@
-"""Whether a run's processes were started as its trainer expects; a wrong start hangs, or trains several runs at once."""
+"""Whether a run's processes were started as its trainer expects; else it hangs, or trains several runs at once."""
 
 import os
 import re
@@ -49,8 +49,8 @@ def explain(error: Exception) -> UserError | None:
     port = match[1] if (match := re.search(r"port: (\d+)", text)) else os.environ.get("MASTER_PORT")
     if "EADDRINUSE" in text:
         return LaunchError(
-            f"Port {port} of this host is taken by another program, so that the ranks cannot meet there: set MASTER_PORT "
-            "to a free one (torchrun: --master-port), the same on all nodes."
+            f"Port {port} of this host is taken by another program, so that the ranks cannot meet there: set "
+            "MASTER_PORT to a free one (torchrun: --master-port), the same on all nodes."
         )
     if "client socket" in text and "timed out" in text:
         return UserError(
@@ -71,11 +71,11 @@ def _check_slurm(devices: Any, num_nodes: int, environment: Mapping[str, str]) -
                 f"srun started {tasks} tasks in a job named {name}, which Lightning takes for a shell: each would train "
                 "a run of its own in the same folder. Name it: srun --job-name=train ..."
             )
-        return  # a person at work in an allocation, with one process
+        return  # somebody at work in an allocation, with one process
     if not in_step:
         raise LaunchError(
-            f"The job has {tasks} tasks and this is its batch script: start the command by srun, or it waits for ranks "
-            "that never come."
+            f"The job has {tasks} tasks and this is its batch script: start the command by srun, or it waits for "
+            "ranks that never come."
         )
     per_node = environment.get("SLURM_NTASKS_PER_NODE")
     if per_node is None:
@@ -85,7 +85,7 @@ def _check_slurm(devices: Any, num_nodes: int, environment: Mapping[str, str]) -
 
 def _compare(devices: Any, num_nodes: int, tasks: int, nodes: int, who: str, flag: str) -> None:
     given = str(devices)
-    if given.isdigit() and int(given) != tasks or given == "auto" and tasks > 1 and not _has_accelerators():
+    if (given.isdigit() and int(given) != tasks) or (given == "auto" and tasks > 1 and not _has_accelerators()):
         raise LaunchError(
             f"trainer.devices={given}, and {who} started {tasks} processes on each node ({flag}): they must be equal, "
             f"--trainer.devices={tasks}."

@@ -118,8 +118,9 @@ def _refuse_secrets(arguments: list[str], options: JobOptions) -> None:
     if found:
         name = redact_arguments([found[0]])[0].split("=")[0]
         raise UserError(
-            f"{name if name.startswith('-') else '--setup'}: this looks like a secret, which the script would show. Give it "
-            "in the environment (export it before this command: sbatch hands it on), or read it from a file in --setup."
+            f"{name if name.startswith('-') else '--setup'}: this looks like a secret, which the script would show. "
+            "Give it in the environment (export it before this command: sbatch hands it on), or read it from a file in "
+            "--setup."
         )
 
 

@@ -134,7 +134,7 @@ def _environment(job: Job) -> str:
 _ATTEMPT = r"""
 newest_step() {
     local steps
-    steps=$(for path in "$run"/checkpoints/*step=*.ckpt; do [[ $path =~ step=([0-9]+) ]] && echo "${BASH_REMATCH[1]}"; done)
+    steps=$(ls "$run/checkpoints" 2>/dev/null | sed -n 's/^step=\([0-9]*\)\.ckpt$/\1/p')
     sort -n <<<"${steps:-0}" | tail -n 1
 }
 failures=$run/slurm/failures-$job

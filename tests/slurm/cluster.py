@@ -64,7 +64,7 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 Preempt
 """
 
 
-class CannotStart(Exception):
+class CannotStartError(Exception):
     """The cluster cannot be had here; the message says why, and the way out."""
 
 
@@ -79,13 +79,13 @@ class Cluster:
         """Write the configuration, start the daemons and wait until both nodes are idle.
 
         Raises:
-            CannotStart: no root, no packages, or a daemon that does not come up.
+            CannotStartError: no root, no packages, or a daemon that does not come up.
         """
         if os.geteuid() != 0:
-            raise CannotStart("a SLURM cluster needs root")
+            raise CannotStartError("a SLURM cluster needs root")
         missing = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name)]
         if missing:
-            raise CannotStart(f"{', '.join(missing)} not found: python tests/slurm/cluster.py install")
+            raise CannotStartError(f"{', '.join(missing)} not found: python tests/slurm/cluster.py install")
         (self.folder / "state").mkdir(parents=True)
         port = _free_ports(1 + len(NODES))
         host = socket.gethostname().split(".")[0]
@@ -102,11 +102,11 @@ class Cluster:
             for name in NODES:
                 self.start_node(name)
         except subprocess.CalledProcessError as error:
-            raise CannotStart(f"{error.cmd[0]} did not start: {error.stderr.strip()[-300:]}") from error
+            raise CannotStartError(f"{error.cmd[0]} did not start: {error.stderr.strip()[-300:]}") from error
         if not self.wait(lambda: self.idle_nodes() == len(NODES), 30):
             log = (self.folder / "slurmctld.log").read_text()[-500:]
             self.stop()
-            raise CannotStart(f"the nodes did not come up: {log}")
+            raise CannotStartError(f"the nodes did not come up: {log}")
 
     def _start_munged(self) -> None:
         key = self.folder / "munge.key"
@@ -197,7 +197,7 @@ def _free_ports(number: int) -> int:
             return first
         except OSError:
             continue
-    raise CannotStart("no free ports")
+    raise CannotStartError("no free ports")
 
 
 def _processes() -> list[tuple[int, str]]:

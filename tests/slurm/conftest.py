@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import ROOT
-from tests.slurm.cluster import CannotStart, Cluster
+from tests.slurm.cluster import CannotStartError, Cluster
 
 # Step 12's checkpoint lies behind a validation, and faults after step 7 lose two steps.
 FIT = (
@@ -23,7 +23,7 @@ def cluster(tmp_path_factory):
     cluster = Cluster(tmp_path_factory.mktemp("slurm") / "cluster")
     try:
         cluster.start()
-    except CannotStart as reason:
+    except CannotStartError as reason:
         pytest.skip(str(reason))
     yield cluster
     cluster.stop()

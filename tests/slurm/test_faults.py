@@ -16,7 +16,7 @@ pytestmark = [
 
 
 def finishes(run, uninterrupted) -> None:
-    """A second restart is SLURM's own where it tried a kill again after a minute: the next attempt has the step's id."""
+    """A second restart is SLURM's: a kill that it sends again after a minute meets the next attempt's step."""
     assert run.ends() == "COMPLETED", run.log()
     assert run.losses() == uninterrupted
     assert int(run.cluster.detail(run.job, "Restarts")) in (1, 2), run.log()

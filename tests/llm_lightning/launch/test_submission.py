@@ -1,4 +1,4 @@
-"""`llm-lightning slurm --dry-run`: the scripts, and each wrong flag as one message. `tests/slurm` runs them for real."""
+"""`llm-lightning slurm --dry-run`: the scripts, and each wrong flag as one message; `tests/slurm` runs them."""
 
 import shlex
 import subprocess
@@ -59,10 +59,8 @@ def test_a_sweep_is_an_array_of_each_combination(inputs, capfd, tmp_path):
     text = script(capfd, *FIT, "--sweep=model.optimizer.lr=1e-3,3e-3", "--sweep=model.z_loss=0,1e-4")
     assert "--array=0-3" in directives(text) and "--output=run/slurm/%A_%a.log" in directives(text)
     settings = text[text.index("sweep=(") : text.index("max_failures=")]
-    shown = subprocess.run(
-        ["bash", "-c", f'SLURM_ARRAY_TASK_ID=2 SLURM_ARRAY_JOB_ID=7\n{settings}\nprintf "%s\\n" "${{settings[@]}}" $run $job'],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    task = f'SLURM_ARRAY_TASK_ID=2 SLURM_ARRAY_JOB_ID=7\n{settings}\necho "${{settings[@]}}" $run $job'
+    shown = subprocess.run(["bash", "-c", task], capture_output=True, text=True, check=True)
     assert shown.stdout.split() == ["--model.optimizer.lr=3e-3", "--model.z_loss=0", "run/2", "7_2"]
 
 
