@@ -90,7 +90,7 @@ class RunCheckpoint(Checkpoint):
         progress.reset_on_run()
         progress.total.reset()
         # What tells Lightning to validate first when it goes on: a batch was started and is not done.
-        progress.total.ready = progress.total.started = 1
+        progress.total.ready = progress.total.started = 1  # type: ignore[attr-defined]
         return self.save(trainer)
 
     def _ends_run(self, trainer: Trainer) -> bool:

@@ -197,7 +197,7 @@ class TrainingCLI(LightningCLI):
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"The trainer cannot be made from these settings: {error}") from error
         if getattr(trainer.strategy, "_timeout", None) == default_pg_timeout:
-            trainer.strategy._timeout = WAIT_FOR_RANKS
+            trainer.strategy._timeout = WAIT_FOR_RANKS  # type: ignore[attr-defined]
         return trainer
 
     def _choose_precision(self, config: Any, root: Path) -> None:

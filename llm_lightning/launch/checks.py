@@ -68,8 +68,8 @@ def _check_slurm(devices: Any, num_nodes: int, environment: Mapping[str, str]) -
     if name in SHELL_NAMES:
         if in_step:
             raise LaunchError(
-                f"srun started {tasks} tasks in a job named {name}, which Lightning takes for a shell: each would train "
-                "a run of its own in the same folder. Name it: srun --job-name=train ..."
+                f"srun started {tasks} tasks in a job named {name}, which Lightning takes for a shell: each would "
+                "train a run of its own in the same folder. Name it: srun --job-name=train ..."
             )
         return  # somebody at work in an allocation, with one process
     if not in_step:
