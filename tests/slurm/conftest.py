@@ -1,8 +1,10 @@
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,19 @@ class Run:
     def log(self) -> str:
         path = self.root / "slurm" / f"{self.job}.log"
         return path.read_text(errors="replace") if path.exists() else "(no log)"
+
+    def report_latency(self, scenario: str) -> None:
+        """Append what the first requeue took: from the last step to the next attempt, and from there to its first."""
+        lines = [json.loads(line) for line in (self.root / "rank-0.jsonl").read_text().splitlines()]
+        last = max(line["time"] for line in lines if line["attempt"] == "0")
+        first = min(line["time"] for line in lines if line["attempt"] != "0")
+        began = datetime.fromisoformat(re.search(r"(?m)^(.{19}) attempt 2 ", self.log())[1]).timestamp()
+        result = {"benchmark": "requeue", "contender": "llm-lightning", "model": "tiny", "unit": "s"}
+        if path := os.environ.get("SLURM_RESULTS"):
+            with Path(path).open("a") as file:
+                for metric, seconds in (("step_to_next_attempt", began - last), ("attempt_to_step", first - began)):
+                    value = {"metric": metric, "value": round(seconds, 1), "settings": {"scenario": scenario}}
+                    file.write(json.dumps(result | value) + "\n")
 
     def losses(self) -> dict[str, tuple[str, str]]:
         with (self.root / "metrics.csv").open() as file:

@@ -1,6 +1,7 @@
 """Under a real SLURM, whatever befalls a run: it ends by itself with the losses of an uninterrupted one, bit for bit.
 
-`pytest tests/slurm -m slow`; with SLURM_REPEATS=10 in the environment each scenario runs ten times.
+`pytest tests/slurm -m slow`; with SLURM_REPEATS=10 in the environment each scenario runs ten times, and what a requeue
+took goes to the file named by SLURM_RESULTS.
 """
 
 import os
@@ -19,6 +20,7 @@ def finishes(run, uninterrupted) -> None:
     """A second restart is SLURM's: a kill that it sends again after a minute meets the next attempt's step."""
     assert run.ends() == "COMPLETED", run.log()
     assert run.losses() == uninterrupted
+    run.report_latency(os.environ["PYTEST_CURRENT_TEST"].split("::")[1].split("[")[0].removeprefix("test_"))
     assert int(run.cluster.detail(run.job, "Restarts")) in (1, 2), run.log()
 
 
