@@ -51,7 +51,10 @@ class Engine(Protocol):
         ...
 
     def write(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
-        """The texts as they are done, each with its request's place, so that each can be kept at once."""
+        """The texts as they are done, each with its request's place, so that each can be kept at once.
+
+        A request that had to be given up has no reply.
+        """
         ...
 
     def perplexities(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
@@ -64,4 +67,8 @@ class Engine(Protocol):
 
     def settings(self) -> dict[str, Any]:
         """What is written into reports; no secrets."""
+        ...
+
+    def release(self) -> None:
+        """Give back the memory of the model, which is read again when it is needed."""
         ...
