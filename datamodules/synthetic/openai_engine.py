@@ -118,46 +118,57 @@ class OpenAIEngine:
         Raises:
             DataError: the endpoint refuses the call, nothing comes of any call, or the budget is spent.
         """
+        _ = self._client
         waiting = iter(enumerate(requests))
         running: dict[Future[Reply], int] = {}
+        problem: DataError | None = None
         self._stop = threading.Event()
         with ThreadPoolExecutor(self.concurrency) as pool:
             try:
                 while True:
-                    while len(running) < self.concurrency and (following := next(waiting, None)) is not None:
-                        self._check_budget()
-                        running[pool.submit(self._reply, following[1])] = following[0]
+                    while problem is None and len(running) < self.concurrency and (one := next(waiting, None)):
+                        if (problem := self._budget_spent()) is None:
+                            running[pool.submit(self._reply, one[1])] = one[0]
                     if not running:
-                        return
+                        break
+                    # After a problem too: these answers are paid for.
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         place = running.pop(future)
-                        if (reply := self._outcome(future)) is not None:
-                            yield place, reply
+                        try:
+                            yield place, future.result()
+                            self._failures = 0
+                        except Failed as failed:
+                            problem = problem or self._given_up(failed)
+                        except DataError as refused:
+                            problem = problem or refused
             finally:
-                # A consumer that stops, or an error, ends the waits before retries too.
-                self._stop.set()
+                self._stop.set()  # a consumer that stops ends the waits before retries too
+        if problem is not None:
+            raise problem
 
-    def _outcome(self, future: Future[Reply]) -> Reply | None:
-        try:
-            reply = future.result()
-        except Failed as failed:
-            self._failures += 1
-            rank_zero_warn(f"A call to {self.url} was given up after {self.max_retries + 1} tries: {failed}")
-            if self._failures >= max(8, self.concurrency):
-                raise DataError(
-                    f"engine.url: {self._failures} calls to {self.url} in a row came to nothing; the last: {failed}. "
-                    "What was written is kept: the same command goes on"
-                ) from failed
+    def _given_up(self, failed: Failed) -> DataError | None:
+        """Count it; what to raise where nothing comes of any call."""
+        self._failures += 1
+        rank_zero_warn(f"A call to {self._shown_url} was given up after {self.max_retries + 1} tries: {failed}")
+        if self._failures < max(8, self.concurrency):
             return None
-        self._failures = 0
-        return reply
+        return DataError(
+            f"engine.url: {self._failures} calls to {self._shown_url} in a row came to nothing; the last: {failed}. What"
+            " was written is kept: the same command goes on"
+        )
 
-    def _check_budget(self) -> None:
-        if self.token_budget is not None and self.num_tokens >= self.token_budget:
-            raise DataError(
-                f"engine.token_budget: {self.num_tokens:,} tokens are spent of {self.token_budget:,}. What was written "
-                "is kept; a higher budget goes on from there"
-            )
+    def _budget_spent(self) -> DataError | None:
+        if self.token_budget is None or self.num_tokens < self.token_budget:
+            return None
+        return DataError(
+            f"engine.token_budget: {self.num_tokens:,} tokens are spent of {self.token_budget:,}. What was written is "
+            "kept; a higher budget goes on from there"
+        )
+
+    @property
+    def _shown_url(self) -> str:
+        """Without a name and a password in it."""
+        return re.sub(r"//[^/@]*@", "//", self.url)
 
     def _reply(self, request: Request) -> Reply:
         body = {
@@ -187,7 +198,7 @@ class OpenAIEngine:
             raise Failed(f"HTTP {response.status_code}", seconds_to_wait(response.headers.get("retry-after")))
         if response.status_code != 200:
             said = re.sub(r"\s+", " ", response.text)[:300]
-            raise DataError(f"engine.url: {self.url} refuses the call with HTTP {response.status_code}: {said}")
+            raise DataError(f"engine.url: {self._shown_url} refuses the call with HTTP {response.status_code}: {said}")
         try:
             answer = response.json()
             choice = answer["choices"][0]
@@ -211,8 +222,9 @@ class OpenAIEngine:
 
     def settings(self) -> dict[str, Any]:
         """All but the key."""
-        names = ("url", "model_name", "concurrency", "timeout", "max_retries", "token_budget", "extra")
-        return {"engine": type(self).__name__} | {name: getattr(self, name) for name in names}
+        names = ("model_name", "concurrency", "timeout", "max_retries", "token_budget", "extra")
+        shown = {"engine": type(self).__name__, "url": self._shown_url}
+        return shown | {name: getattr(self, name) for name in names}
 
     def release(self) -> None:
         """Close the connections."""
