@@ -123,6 +123,6 @@ def _token_from(encoding: Encoding, start: int, end: int) -> int | None:
 
 
 def _split_hash(conversation: Conversation) -> int:
-    """Of what the first user says: copies of a question, however they are answered, fall on the same side of a split."""
+    """Of what the first user says: copies of a question fall on the same side of a split, however answered."""
     said = (message.get("content") or "" for message in conversation.messages if message["role"] == "user")
     return text_hash((next(said, None) or str(conversation.messages)).encode())

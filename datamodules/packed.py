@@ -289,6 +289,12 @@ class PackedDataModule(LightningDataModule):
             weights += [sum(weights) * count / real for count in counts[num_real:]]
         return counts, weights
 
+    def row_counts(self) -> tuple[list[int], list[int]]:
+        """How many rows an epoch draws from, of each source and of each one in `added`."""
+        counts, _ = self._mixture(self.make_rows(self._train).num_rows)
+        num_real = len(counts) - len(self.added)
+        return counts[:num_real], counts[num_real:]
+
     def val_dataloader(self) -> EvaluationLoader | list:
         """The validation rows in a fixed order, equally many batches on each rank (blank rows fill the last)."""
         if not self._val:

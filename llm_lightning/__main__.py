@@ -15,6 +15,7 @@ commands:
   test       loss of a model on the test documents
   predict    let a model write, or a reward model score
   preview    show the training data as the model will see it
+  augment    let a model write more training data, and filter it
   merge      add an adapter to the weights of its network
 
 The first things to try:
@@ -33,7 +34,7 @@ options:
   --help     print this text
 """
 
-COMMANDS = ("fit", "validate", "test", "predict", "preview", "merge")
+COMMANDS = ("fit", "validate", "test", "predict", "preview", "augment", "merge")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -62,7 +62,7 @@ class CallLog:
         self._end += len(line)
 
 
-class CachedEngine:
+class CachedEngine(Engine):
     """An engine that asks another one only what the log does not know.
 
     Args:

@@ -17,7 +17,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from datamodules.errors import DataError
 from datamodules.synthetic.candidate import Message
-from datamodules.synthetic.engine import Reply, Request
+from datamodules.synthetic.engine import Engine, Reply, Request
+from datamodules.texts import encodable
 
 if TYPE_CHECKING:
     import httpx
@@ -42,7 +43,7 @@ class Failed(Exception):  # noqa: N818 (it is caught here, and never seen)
         self.wait = wait
 
 
-class OpenAIEngine:
+class OpenAIEngine(Engine):
     """Asks an endpoint with OpenAI's `/chat/completions`: OpenAI's own, vLLM, llama.cpp, Ollama and many others.
 
     A call that fails for a reason that may pass (429, 5xx, no answer in time, a reply that cannot be read) is made
@@ -75,6 +76,8 @@ class OpenAIEngine:
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise DataError(f"engine.url: {url!r} is no address; it begins with http:// or https://")
+        if "@" in url.partition("//")[2].partition("/")[0]:
+            raise DataError("engine.url: it holds a name or a password; name the variable that holds a key instead")
         for name, value, least in (("concurrency", concurrency, 1), ("max_retries", max_retries, 0)):
             if value < least:
                 raise DataError(f"engine.{name}: it must be at least {least}, not {value}")
@@ -149,12 +152,12 @@ class OpenAIEngine:
     def _given_up(self, failed: Failed) -> DataError | None:
         """Count it; what to raise where nothing comes of any call."""
         self._failures += 1
-        rank_zero_warn(f"A call to {self._shown_url} was given up after {self.max_retries + 1} tries: {failed}")
+        rank_zero_warn(f"A call to {self.url} was given up after {self.max_retries + 1} tries: {failed}")
         if self._failures < max(8, self.concurrency):
             return None
         return DataError(
-            f"engine.url: {self._failures} calls to {self._shown_url} in a row came to nothing; the last: {failed}. What"
-            " was written is kept: the same command goes on"
+            f"engine.url: {self._failures} calls to {self.url} in a row came to nothing; the last: {failed}. "
+            "What was written is kept: the same command goes on"
         )
 
     def _budget_spent(self) -> DataError | None:
@@ -164,11 +167,6 @@ class OpenAIEngine:
             f"engine.token_budget: {self.num_tokens:,} tokens are spent of {self.token_budget:,}. What was written is "
             "kept; a higher budget goes on from there"
         )
-
-    @property
-    def _shown_url(self) -> str:
-        """Without a name and a password in it."""
-        return re.sub(r"//[^/@]*@", "//", self.url)
 
     def _reply(self, request: Request) -> Reply:
         body = {
@@ -198,7 +196,7 @@ class OpenAIEngine:
             raise Failed(f"HTTP {response.status_code}", seconds_to_wait(response.headers.get("retry-after")))
         if response.status_code != 200:
             said = re.sub(r"\s+", " ", response.text)[:300]
-            raise DataError(f"engine.url: {self._shown_url} refuses the call with HTTP {response.status_code}: {said}")
+            raise DataError(f"engine.url: {self.url} refuses the call with HTTP {response.status_code}: {said}")
         try:
             answer = response.json()
             choice = answer["choices"][0]
@@ -211,20 +209,19 @@ class OpenAIEngine:
             raise Failed("a reply without text")
         with self._counting:
             self.num_tokens += total
-        return Reply(text, num_tokens, finish == "stop")
+        return Reply(encodable(text), num_tokens, finish == "stop")
 
     def perplexities(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
         """Raises `DataError`: chat completions do not say how probable a given text is."""
         raise DataError(
-            "engine: an OpenAI-compatible endpoint cannot tell the perplexity of a text; give the filter a LocalEngine, "
-            "or leave it out"
+            "engine: an OpenAI-compatible endpoint cannot tell the perplexity of a text: leave that filter out, or let a "
+            "LocalEngine write"
         )
 
     def settings(self) -> dict[str, Any]:
         """All but the key."""
-        names = ("model_name", "concurrency", "timeout", "max_retries", "token_budget", "extra")
-        shown = {"engine": type(self).__name__, "url": self._shown_url}
-        return shown | {name: getattr(self, name) for name in names}
+        names = ("url", "model_name", "concurrency", "timeout", "max_retries", "token_budget", "extra")
+        return {"engine": type(self).__name__} | {name: getattr(self, name) for name in names}
 
     def release(self) -> None:
         """Close the connections."""

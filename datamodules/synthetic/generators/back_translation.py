@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from datamodules.synthetic.generators.base import Steps, finished
+from datamodules.synthetic.generators.base import Steps, check_template, fill, finished
 from datamodules.synthetic.generators.paraphrase import Paraphrase, reworded
 from datamodules.synthetic.seeds import Seeds
 
@@ -27,6 +27,7 @@ class BackTranslation(Paraphrase):
         self, pivot: str = "Spanish", language: str = "English", template: str = TEMPLATE, **kwargs: Any
     ) -> None:
         super().__init__(template, **kwargs)
+        check_template(self, template, "language")
         self.pivot = pivot
         self.language = language
 
@@ -35,6 +36,6 @@ class BackTranslation(Paraphrase):
         seed = self.seed_of(number, seeds)
         text = seed.question
         for step, language in enumerate((self.pivot, self.language)):
-            [reply] = yield [self.ask(self.template.format(language=language, text=text), number, step)]
+            [reply] = yield [self.ask(fill(self.template, language=language, text=text), number, step)]
             text = finished(reply)
         return [reworded(seed, text)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
@@ -124,6 +125,18 @@ class RecordGenerator(ABC):
         random = np.random.default_rng([self.seed, number])
         chosen = random.choice(len(seeds), min(self.num_shots + 1, len(seeds)), replace=False)
         return [seed for seed in (seeds[int(place)] for place in chosen) if seed.id != without][: self.num_shots]
+
+
+def fill(template: str, **texts: str) -> str:
+    """The template with a text for each `{name}`; other braces, in the template or in a text, stay as they are."""
+    return re.sub(r"\{(\w+)\}", lambda found: texts.get(found[1], found[0]), template)
+
+
+def check_template(generator: RecordGenerator, template: str, *names: str) -> str:
+    """The template; raises `DataError` where it has no place for what a record says."""
+    if missing := [name for name in names if f"{{{name}}}" not in template]:
+        raise DataError(f"generators: a template of {type(generator).__name__} has no place for {{{missing[0]}}}")
+    return template
 
 
 def finished(reply: Reply) -> str:

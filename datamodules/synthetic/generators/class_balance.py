@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.errors import DataError
-from datamodules.synthetic.generators.base import Draft, Dropped, RecordGenerator, Steps, finished
+from datamodules.synthetic.generators.base import check_template, fill, Draft, Dropped, RecordGenerator, Steps, finished
 from datamodules.synthetic.seeds import Seed, Seeds
 
 TEMPLATE = """\
@@ -44,7 +44,7 @@ class ClassBalance(RecordGenerator):
         super().__init__(num_shots=num_shots, **kwargs)
         self.column = column
         self.target = target
-        self.template = template
+        self.template = check_template(self, template, "label", "examples")
         self._classes: tuple[str, dict[str, np.ndarray]] = ("", {})
 
     def num_tasks(self, seeds: Seeds) -> int:
@@ -54,12 +54,12 @@ class ClassBalance(RecordGenerator):
 
     def steps(self, number: int, seeds: Seeds) -> Steps:
         """Ask once, with examples of the class."""
-        label, place = self._class_of(number, seeds)
+        label = self._class_of(number, seeds)
         members = self._members(seeds)[label]
         random = np.random.default_rng([self.seed, number])
         shots = [seeds[int(i)] for i in random.choice(members, min(self.num_shots, len(members)), replace=False)]
         examples = "\n\n".join(f"{place}. {shot.question}" for place, shot in enumerate(shots, 1))
-        [reply] = yield [self.ask(self.template.format(label=label, examples=examples), number, 0)]
+        [reply] = yield [self.ask(fill(self.template, label=label, examples=examples), number, 0)]
         text = finished(reply)
         if any(text == shot.question for shot in shots):
             raise Dropped("copies an example")
@@ -94,9 +94,9 @@ class ClassBalance(RecordGenerator):
         target = self.target or max(sizes.values())
         return [(label, max(0, target - size)) for label, size in sizes.items()]
 
-    def _class_of(self, number: int, seeds: Seeds) -> tuple[str, int]:
+    def _class_of(self, number: int, seeds: Seeds) -> str:
         for label, count in self._lacking(seeds):
             if number < count:
-                return label, number
+                return label
             number -= count
         raise IndexError(number)

@@ -2,7 +2,16 @@
 
 from typing import Any
 
-from datamodules.synthetic.generators.base import Draft, Dropped, RecordGenerator, Steps, finished, with_question
+from datamodules.synthetic.generators.base import (
+    check_template,
+    fill,
+    Draft,
+    Dropped,
+    RecordGenerator,
+    Steps,
+    finished,
+    with_question,
+)
 from datamodules.synthetic.seeds import Seed, Seeds
 
 TEMPLATE = """\
@@ -21,7 +30,7 @@ class Paraphrase(RecordGenerator):
 
     def __init__(self, template: str = TEMPLATE, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.template = template
+        self.template = check_template(self, template, "text")
 
     def makes_pairs(self, seeds_are_pairs: bool) -> bool:
         """As the real records."""
@@ -30,7 +39,7 @@ class Paraphrase(RecordGenerator):
     def steps(self, number: int, seeds: Seeds) -> Steps:
         """Ask once."""
         seed = self.seed_of(number, seeds)
-        [reply] = yield [self.ask(self.template.format(text=seed.question), number, 0)]
+        [reply] = yield [self.ask(fill(self.template, text=seed.question), number, 0)]
         return [reworded(seed, finished(reply))]
 
 

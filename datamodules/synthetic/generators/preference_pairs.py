@@ -4,7 +4,16 @@ import re
 from collections import Counter
 from typing import Any
 
-from datamodules.synthetic.generators.base import Draft, Dropped, RecordGenerator, Scorer, Steps, finished
+from datamodules.synthetic.generators.base import (
+    check_template,
+    fill,
+    Draft,
+    Dropped,
+    RecordGenerator,
+    Scorer,
+    Steps,
+    finished,
+)
 from datamodules.synthetic.seeds import Seeds
 
 JUDGE = """\
@@ -52,7 +61,7 @@ class PreferencePairs(RecordGenerator):
         super().__init__(temperature=temperature, **kwargs)
         self.scorer = scorer
         self.least_margin = least_margin
-        self.judge = judge
+        self.judge = check_template(self, judge, "question", "a", "b")
         self.path = path
 
     def makes_pairs(self, seeds_are_pairs: bool) -> bool:
@@ -68,7 +77,7 @@ class PreferencePairs(RecordGenerator):
             raise Dropped("two equal answers")
         if self.scorer is None:
             orders = [(first, second), (second, first)]
-            asked = [self.judge.format(question=seed.question, a=a, b=b) for a, b in orders]
+            asked = [fill(self.judge, question=seed.question, a=a, b=b) for a, b in orders]
             replies = yield [self.ask(text, number, 2, temperature=0.0, max_new_tokens=8) for text in asked]
             verdicts = [found[1] if (found := VERDICT.search(reply.text)) else None for reply in replies]
             if None in verdicts:

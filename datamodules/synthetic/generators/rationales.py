@@ -3,7 +3,16 @@
 from typing import Any
 
 from datamodules.errors import DataError
-from datamodules.synthetic.generators.base import Draft, Dropped, RecordGenerator, Scorer, Steps, turns
+from datamodules.synthetic.generators.base import (
+    check_template,
+    fill,
+    Draft,
+    Dropped,
+    RecordGenerator,
+    Scorer,
+    Steps,
+    turns,
+)
 from datamodules.synthetic.seeds import Seeds
 
 TEMPLATE = """\
@@ -39,7 +48,7 @@ class Rationales(RecordGenerator):
         self.correct = correct
         self.num_samples = num_samples
         self.most_kept = most_kept
-        self.template = template
+        self.template = check_template(self, template, "question")
 
     def steps(self, number: int, seeds: Seeds) -> Steps:
         """Ask for all chains at once."""
@@ -48,23 +57,22 @@ class Rationales(RecordGenerator):
             raise Dropped("the real record has no answer")
         shots = self.shots(number, seeds, without=seed.id)
         prompt = [turn for shot in shots for turn in turns(shot)]
-        prompt.append({"role": "user", "content": self.template.format(question=seed.question)})
+        prompt.append({"role": "user", "content": fill(self.template, question=seed.question)})
         replies = yield [self.ask(prompt, number, step) for step in range(self.num_samples)]
         texts = dict.fromkeys(reply.text.strip() for reply in replies if reply.is_finished and reply.text.strip())
         if not texts:
             raise Dropped("cut off at max_new_tokens")
-        columns = {"answer": seed.answer} | seed.columns
+        count = len(texts)
+        columns = {name: [value] * count for name, value in ({"answer": seed.answer} | seed.columns).items()}
         try:
-            right = self.correct(
-                [seed.prompt] * len(texts), list(texts), {k: [v] * len(texts) for k, v in columns.items()}
-            )
+            right = self.correct([seed.prompt] * count, list(texts), columns)
         except ValueError as error:
             raise DataError(f"generators: the answer of record {seed.id!r} cannot be compared: {error}") from error
         kept = [text for text, score in zip(texts, right, strict=True) if score > 0][: self.most_kept]
         if not kept:
             raise Dropped("wrong answer")
         used = (seed, *shots)
-        share = sum(score > 0 for score in right) / len(texts)
+        share = sum(score > 0 for score in right) / count
         return [
             Draft([*seed.prompt, {"role": "assistant", "content": text}], used, scores={"share_right": share})
             for text in kept

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from datamodules.synthetic.generators.base import Draft, Dropped, RecordGenerator, Steps, finished
+from datamodules.synthetic.generators.base import check_template, fill, Draft, Dropped, RecordGenerator, Steps, finished
 from datamodules.synthetic.seeds import Seeds
 
 TEMPLATE = """\
@@ -26,29 +26,26 @@ class SelfInstruct(RecordGenerator):
 
     Args:
         count: instructions to ask for.
-        num_shots: real instructions that are shown. The paper shows 8; three leave room in the context of a small model.
+        num_shots: real instructions that are shown. The paper shows 8; three leave room in a small model's context.
         template: what is asked; `{examples}` stands for the numbered instructions.
         kwargs: see `RecordGenerator`.
     """
 
     def __init__(self, count: int = 1000, num_shots: int = 3, template: str = TEMPLATE, **kwargs: Any) -> None:
         super().__init__(count, num_shots, **kwargs)
-        self.template = template
+        self.template = check_template(self, template, "examples")
 
     def steps(self, number: int, seeds: Seeds) -> Steps:
         """Ask for an instruction, then for its answer."""
         shots = self.shots(number, seeds)
         examples = "\n\n".join(f"{place}. {shot.question}" for place, shot in enumerate(shots, 1))
-        [reply] = yield [self.ask(self.template.format(examples=examples), number, 0)]
+        [reply] = yield [self.ask(fill(self.template, examples=examples), number, 0)]
         instruction = instruction_of(finished(reply))
         if not instruction:
             raise Dropped("no instruction in the reply")
         [reply] = yield [self.ask(instruction, number, 1)]
-        messages = [
-            {"role": "user", "content": instruction},
-            {"role": "assistant", "content": finished(reply)},
-        ]
-        return [Draft(messages, tuple(shots))]
+        answer = {"role": "assistant", "content": finished(reply)}
+        return [Draft([{"role": "user", "content": instruction}, answer], tuple(shots))]
 
 
 def instruction_of(text: str) -> str:
