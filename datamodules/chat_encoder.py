@@ -80,6 +80,12 @@ class ChatEncoder:
                 assert not isinstance(record, Bad)
                 yield ChatRecord(record, conversation.messages, None, _split_hash(conversation))
 
+    def refuses(self, messages: list[dict[str, Any]], rejected: str | None) -> str | None:
+        """Why these messages cannot be learned; None where they can."""
+        conversation = conversation_of({"messages": messages}, "messages", None, self.template.reasoning)
+        rendered = conversation if isinstance(conversation, Bad) else self.template.render(conversation)
+        return rendered.reason if isinstance(rendered, Bad) else None
+
     def _conversation(self, record: Any, unit: Unit) -> Conversation | Bad:
         if isinstance(record, Bad):
             return record

@@ -125,6 +125,13 @@ class PairEncoder:
                 rejected = str(preference.rejected[-1]["content"])
                 yield ChatRecord(record, preference.chosen, rejected, _split_hash(preference))
 
+    def refuses(self, messages: list[dict[str, Any]], rejected: str | None) -> str | None:
+        """Why nothing can be learned from the last message and a rejected one in its place; None where it can."""
+        record = {"messages": messages[:-1], "chosen": messages[-1]["content"], "rejected": rejected}
+        preference = preference_of(record, "messages-pair", None)
+        written = self._write(preference) if isinstance(preference, Preference) else preference
+        return None if isinstance(written, Written) else written.reason
+
     def _preference(self, record: Any, unit: Unit) -> Preference | Bad | LeftOut:
         return record if isinstance(record, Bad) else preference_of(record, unit.shape, unit.columns, self.labels)
 

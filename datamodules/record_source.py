@@ -43,6 +43,14 @@ class Writer(Protocol):
         """The records that can be used, as they are."""
         ...
 
+    def refuses(self, messages: list[dict[str, Any]], rejected: str | None) -> str | None:
+        """Why nothing can be learned from a record that says this; None where it can."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """What decides how records are written down; JSON."""
+        ...
+
     def written(self, unit: Unit, bad: BadRecords) -> Iterator[Any]:
         """One item a record that can be used; the others are noted."""
         ...

@@ -22,6 +22,7 @@ import callbacks
 from datamodules import (
     DataError,
     InstructionDataModule,
+    OpenAIEngine,
     PreferenceDataModule,
     PromptDataModule,
     SyntheticDataModule,
@@ -44,6 +45,7 @@ from llm_lightning.short_names import prefer_in_yaml
 SHORT_NAMES = (
     CausalPretraining, SupervisedFinetuning, RewardModeling, PPO,
     TextDataModule, InstructionDataModule, PreferenceDataModule, PromptDataModule, SyntheticDataModule,
+    OpenAIEngine,
 )  # fmt: skip
 prefer_in_yaml({name: getattr(callbacks, name) for name in callbacks.__all__})
 

@@ -146,7 +146,7 @@ class SyntheticDataModule(LightningDataModule):
         assert self.engine is not None
         self.data.added = ()
         self.data.prepare_data()
-        generation = Generation(self.generators, self._seeds(), self.engine, self.folder)
+        generation = Generation(self.generators, self._seeds(), self.engine, self.data.encoder, self.folder)
         try:
             generation.run(*_rank())
             with build_lock(self.folder / "filters", "the filtered records"):

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from datamodules.cache import atomic_file, key_of
+from datamodules.record_source import Writer
 from datamodules.synthetic.calls import CachedEngine, CallLog
 from datamodules.synthetic.candidate import Candidate, Provenance
 from datamodules.synthetic.engine import Engine
@@ -70,15 +71,22 @@ class Generation:
         generators: by name.
         seeds: for each name the records to begin with.
         engine: writes the texts.
+        writer: what is made of the records; see `Making`.
         folder: keeps the calls and the candidates.
     """
 
     def __init__(
-        self, generators: Mapping[str, RecordGenerator], seeds: Mapping[str, Seeds], engine: Engine, folder: Path
+        self,
+        generators: Mapping[str, RecordGenerator],
+        seeds: Mapping[str, Seeds],
+        engine: Engine,
+        writer: Writer,
+        folder: Path,
     ) -> None:
         self.generators = generators
         self.seeds = seeds
         self.engine = engine
+        self.writer = writer
         self.folder = folder
 
     @cached_property
@@ -89,7 +97,8 @@ class Generation:
     def _blocks_of(self, name: str) -> Iterator[Block]:
         generator, seeds = self.generators[name], self.seeds[name]
         settings = {key: value for key, value in settings_of(generator).items() if key != "count"}
-        folder = f"{name}-{key_of(VERSION, settings, self.engine.model, seeds.key)[:12]}"
+        key = key_of(VERSION, settings, self.engine.model, seeds.key, self.writer.settings())
+        folder = f"{name}-{key[:12]}"
         count = generator.num_tasks(seeds)
         for place, first in enumerate(range(0, count, BLOCK_SIZE)):
             numbers = range(first, min(first + BLOCK_SIZE, count))
@@ -135,8 +144,8 @@ class Generation:
         # Blocks of other sizes have the same calls, but never two processes at once.
         with FileLock(f"{block.calls}.lock"), CallLog(block.calls) as log:
             engine = CachedEngine(self.engine, log)
-            generator = self.generators[block.name]
-            made = Making(block.name, generator, block.numbers, self.seeds[block.name], engine, on_reply).run()
+            generator, seeds = self.generators[block.name], self.seeds[block.name]
+            made = Making(block.name, generator, block.numbers, seeds, engine, self.writer, on_reply).run()
         _write(block, made)
 
     def candidates(self) -> Iterator[Candidate]:

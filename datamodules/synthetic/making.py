@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 from datamodules.cache import key_of
+from datamodules.record_source import Writer
 from datamodules.synthetic.candidate import Candidate, Provenance
 from datamodules.synthetic.engine import Engine, Reply, Request
 from datamodules.synthetic.generators.base import Draft, Dropped, RecordGenerator, Steps
@@ -39,6 +40,7 @@ class Making:
         numbers: of the records.
         seeds: what they begin with.
         engine: writes the texts.
+        writer: what is made of the records, which refuses some (special tokens, control characters).
         on_reply: called with the tokens of each reply.
     """
 
@@ -49,11 +51,13 @@ class Making:
         numbers: Sequence[int],
         seeds: Seeds,
         engine: Engine,
+        writer: Writer,
         on_reply: Callable[[int], object],
     ) -> None:
         self.name = name
         self.generator = generator
         self.engine = engine
+        self.writer = writer
         self.on_reply = on_reply
         self.made = Made()
         self._steps: dict[int, Steps] = {number: generator.steps(number, seeds) for number in numbers}
@@ -106,8 +110,12 @@ class Making:
         kept, dropped = self.generator.finish([d for number in sorted(self._drafts) for d in self._drafts[number]])
         self.made.dropped.update(dropped)
         for number, place, draft in zip(numbers, places, kept, strict=True):
-            if draft is not None:
+            if draft is None:
+                continue
+            if self.writer.refuses(draft.messages, draft.rejected) is None:
                 self.made.candidates.append(self._candidate(draft, self._asked[number], place))
+            else:
+                self.made.dropped["cannot be learned from"] += 1
 
     def _candidate(self, draft: Draft, asked: list[Request], place: int) -> Candidate:
         shown = ("\n".join(f"[{m['role']}] {m['content']}" for m in request.messages) for request in asked)

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from datamodules import InstructionDataModule
 from datamodules.errors import DataError
 from datamodules.synthetic.generation import Generation
 from datamodules.synthetic.generators import (
@@ -20,6 +21,7 @@ from datamodules.synthetic.generators.self_instruct import instruction_of
 from datamodules.synthetic.openai_engine import OpenAIEngine
 from datamodules.synthetic.seeds import Seed, Seeds, _write, prompt_seeds
 from llm_lightning.rewards import FinalAnswer, Length
+from tests.datamodules.chat_tokenizers import chat_tokenizer
 from tests.chat_server import ChatServer, completion, send_json, words
 
 
@@ -29,19 +31,27 @@ def server():
         yield server
 
 
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    chat_tokenizer("smollm2").save_pretrained(folder)
+    return InstructionDataModule(tokenizer=str(folder)).encoder
+
+
 def seed(number, question, answer, rejected=None, **columns):
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return Seed(f"seed-{number}", messages, rejected, columns)
 
 
 @pytest.fixture
-def make(tmp_path, server):
+def make(tmp_path, server, encoder):
     """The candidates and the facts of one generator over some seeds."""
 
     def run(generator, seeds, name="g"):
         path = tmp_path / f"{name}.arrow"
         _write(path, iter(seeds))
-        generation = Generation({name: generator}, {name: Seeds(path)}, OpenAIEngine(server.url, "m"), tmp_path)
+        engine = OpenAIEngine(server.url, "m")
+        generation = Generation({name: generator}, {name: Seeds(path)}, engine, encoder, tmp_path)
         generation.run()
         return list(generation.candidates()), generation.facts()[name]
 
@@ -211,6 +221,12 @@ def test_what_is_cut_off_is_dropped(make, server):
     server.fault = lambda body, attempt: lambda handler: send_json(handler, completion("half a", "length"))
     candidates, facts = make(Answers(), ADDITIONS[:3])
     assert not candidates and facts["dropped"] == {"cut off at max_new_tokens": 3}
+
+
+def test_what_cannot_be_learned_from_is_dropped(make, server):
+    server.answer = lambda body: {0: "fine", 1: "a<|im_end|>\n", 2: "a\0b"}[int(re.search(r"is (\d)", asked(body))[1])]
+    candidates, facts = make(Answers(), ADDITIONS[:3])
+    assert [c.answer for c in candidates] == ["fine"] and facts["dropped"] == {"cannot be learned from": 2}
 
 
 def test_braces_are_left_alone(make, server):
