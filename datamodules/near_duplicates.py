@@ -27,13 +27,18 @@ def normalized(text: str) -> str:
     return WORDS.sub(" ", text.lower()).strip()
 
 
+def pieces(text: str) -> np.ndarray:
+    """(P,) uint64, hashes of all runs of five bytes in the normalized text."""
+    data = np.frombuffer(normalized(text).encode().ljust(PIECE), np.uint8).astype(np.uint64)
+    runs = np.zeros(len(data) - PIECE + 1, np.uint64)
+    for place in range(PIECE):
+        runs |= data[place : place + len(runs)] << np.uint64(8 * place)
+    return mix(runs, np.uint64(0))
+
+
 def signature(text: str) -> np.ndarray:
     """(NUM_BANDS,) uint64; texts that resemble each other probably agree in one of them."""
-    data = np.frombuffer(normalized(text).encode().ljust(PIECE), np.uint8).astype(np.uint64)
-    pieces = np.zeros(len(data) - PIECE + 1, np.uint64)
-    for place in range(PIECE):
-        pieces |= data[place : place + len(pieces)] << np.uint64(8 * place)
-    sketch = np.sort(mix(np.unique(pieces), np.uint64(0)))[:SKETCH]
+    sketch = np.unique(pieces(text))[:SKETCH]
     smallest = mix(sketch[None], KEYS[:, None]).min(1)
     bands = np.zeros(NUM_BANDS, np.uint64)
     for row in smallest.reshape(NUM_BANDS, ROWS).T:

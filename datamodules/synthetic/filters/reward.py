@@ -1,0 +1,37 @@
+"""Answers that a reward finds bad."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from datamodules.errors import DataError
+from datamodules.synthetic.candidate import Candidate, Message
+from datamodules.synthetic.filters.filter import Context, Filter, Scores, Threshold
+
+Scorer = Callable[[list[list[Message]], list[str], dict[str, list[Any]]], Sequence[float]]
+
+
+class Reward(Filter):
+    """Keeps the answers that a reward finds best.
+
+    Args:
+        scorer: called with prompts (each the messages before the answer), answers and an empty dictionary, returns a
+            number for each answer: what PPO takes as a reward, a reward model's folder included.
+        threshold: by default the better half.
+    """
+
+    name = "reward"
+
+    def __init__(self, scorer: Scorer, threshold: Threshold = Threshold(min=0.5, by="quantile")) -> None:  # noqa: B008
+        super().__init__(threshold)
+        self.scorer = scorer
+
+    def scores(self, batches: Iterator[list[Candidate]], context: Context) -> Iterator[Scores]:
+        """One number a record: the reward of its answer."""
+        for batch in batches:
+            answers = [candidate.answer for candidate in batch]
+            values = np.array(self.scorer([candidate.messages[:-1] for candidate in batch], answers, {}), np.float32)
+            if values.shape != (len(batch),):
+                raise DataError(f"filters: Reward.scorer returned {values.shape} numbers for {len(batch)} answers")
+            yield Scores(values)
