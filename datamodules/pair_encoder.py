@@ -122,6 +122,7 @@ class PairEncoder:
         for _, record in records(unit):
             preference = self._preference(record, unit)
             if isinstance(preference, Preference) and not preference.is_tie:
+                assert not isinstance(record, Bad)
                 rejected = str(preference.rejected[-1]["content"])
                 yield ChatRecord(record, preference.chosen, rejected, _split_hash(preference))
 

@@ -123,8 +123,8 @@ class TrainingCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Lightning's, `preview` and `augment`."""
-        ours = dict.fromkeys(("preview", "augment"), {"model", "datamodule"})
-        return {**LightningCLI.subcommands(), **ours}
+        ours = {"model", "datamodule"}
+        return {**LightningCLI.subcommands(), "preview": ours, "augment": ours}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what belongs to no single part."""

@@ -43,8 +43,9 @@ class SyntheticDataModule(LightningDataModule):
         data: the real data, and what is made of a record.
         generators: what makes new records, by name.
         filters: what new records have to pass, in this order.
-        engine: the model that writes. By the command line a `LocalEngine` of `model.backbone.path`, where none is named.
-        share: at most so much of the training rows is synthetic; 0 trains on the real ones alone, and generates nothing.
+        engine: the model that writes; where none is named, the command line takes a `LocalEngine` of the network that
+            is trained (`model.backbone.path`).
+        share: so much of the training rows is synthetic, at most; 0 generates nothing.
         folder: for the calls, the result (`synthetic.parquet`) and the report (`report.html`, `report.json`).
     """
 
@@ -72,7 +73,7 @@ class SyntheticDataModule(LightningDataModule):
         return getattr(self.data, name)
 
     @property
-    def trainer(self) -> Trainer | None:  # type: ignore[override]
+    def trainer(self) -> Trainer | None:
         """That of the real data, which serves the batches."""
         return self.data.trainer
 

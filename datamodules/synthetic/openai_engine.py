@@ -212,10 +212,10 @@ class OpenAIEngine(Engine):
         return Reply(encodable(text), num_tokens, finish == "stop")
 
     def perplexities(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
-        """Raises `DataError`: chat completions do not say how probable a given text is."""
+        """Raise `DataError`: chat completions do not say how probable a given text is."""
         raise DataError(
-            "engine: an OpenAI-compatible endpoint cannot tell the perplexity of a text: leave that filter out, or let a "
-            "LocalEngine write"
+            "engine: an OpenAI-compatible endpoint cannot tell the perplexity of a text: leave that filter out, or "
+            "let a LocalEngine write"
         )
 
     def settings(self) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class LocalEngine:
     def network(self) -> Any:
         """Read at the first use."""
         with self.device:
-            return Backbone(path=self.path, dtype=self.dtype).build(self.tokenizer).eval().requires_grad_(False)  # type: ignore[arg-type]
+            return Backbone(path=self.path, dtype=self.dtype).build(self.tokenizer).eval().requires_grad_(False)
 
     @cached_property
     def eos_token_ids(self) -> list[int]:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datamodules.cache import key_of
+from llm_lightning.__main__ import main
 from tests.chat_server import ChatServer, words
 
 TEMPLATE = Path(__file__).parents[2] / "datamodules" / "templates" / "chatml.jinja"
@@ -68,6 +69,19 @@ def augmented(folder, network):
 
 
 @pytest.fixture
+def here(augmented, cache, monkeypatch, capfd):
+    """Run a command in this process, in the folder; returns exit code and output."""
+    monkeypatch.chdir(augmented)
+    monkeypatch.setenv("LLM_LIGHTNING_CACHE", str(cache))
+
+    def finish(*args):
+        code = main([*args])
+        return code, "".join(capfd.readouterr())
+
+    return finish
+
+
+@pytest.fixture
 def server(augmented):
     """An endpoint that invents instructions and answers them, a few milliseconds each."""
 
@@ -81,8 +95,8 @@ def server(augmented):
         yield server
 
 
-def test_one_yaml_generates_and_trains(run, augmented):
-    code, output = run("fit", "--config", "synthetic.yaml")
+def test_one_yaml_generates_and_trains(here, augmented):
+    code, output = here("fit", "--config", "synthetic.yaml")
     assert code == 0, output
     rows = pq.read_table(augmented / "synthetic" / "synthetic.parquet").to_pylist()
     assert 20 < len(rows) < 600
@@ -103,15 +117,16 @@ def test_one_yaml_generates_and_trains(run, augmented):
 
     # Validation is that of the real data alone, and the same command goes on without generating anything.
     before = (augmented / "synthetic" / "synthetic.parquet").stat().st_mtime_ns
-    code, again = run("fit", "--config", "synthetic.yaml", "--trainer.max_steps", "8")
+    code, again = here("fit", "--config", "synthetic.yaml", "--trainer.max_steps", "8")
     assert code == 0 and "Loading weights" not in again.split("Going on from")[0], again
     assert (augmented / "synthetic" / "synthetic.parquet").stat().st_mtime_ns == before
-    real = re.search(r"  val: .*", run("preview", "--config", "synthetic.yaml", "--data.share", "0")[1])
-    assert real is None or real[0] in output
+    code, real = here("preview", "--config", "synthetic.yaml", "--data.share", "0")
+    assert code == 0 and re.search(r"  val: .*", real)[0] in output
+    assert re.search(r"  train: .*", real)[0] not in output
 
 
-def test_two_ranks_make_what_one_makes(run, command, augmented):
-    code, output = run("augment", "--config", "synthetic.yaml", "--data.folder", "one")
+def test_two_ranks_make_what_one_makes(here, command, augmented):
+    code, output = here("augment", "--config", "synthetic.yaml", "--data.folder", "one")
     assert code == 0, output
     ranks = [
         command(
@@ -132,9 +147,9 @@ def request_key(body):
     return key_of("m", request | {"top_p": body["top_p"], "max_new_tokens": body["max_tokens"]})
 
 
-def test_killed_at_three_points_it_repeats_no_call_and_ends_in_the_same_file(run, command, augmented, server):
+def test_killed_at_three_points_it_repeats_no_call_and_ends_in_the_same_file(here, command, augmented, server):
     args = ("augment", "--config", "synthetic.yaml", "--config", "instruct.yaml", "--data.folder")
-    code, output = run(*args, "whole")
+    code, output = here(*args, "whole")
     assert code == 0, output
     num_calls = len(server.calls)
     assert num_calls == 2 * 280
@@ -156,7 +171,7 @@ def test_killed_at_three_points_it_repeats_no_call_and_ends_in_the_same_file(run
         assert not known & {request_key(body) for body in server.calls[begun:]}
         known = noted()
     begun = len(server.calls)
-    code, output = run(*args, "killed")
+    code, output = here(*args, "killed")
     assert code == 0, output
     assert not known & {request_key(body) for body in server.calls[begun:]}
     assert len(server.calls) <= num_calls + 3 * 4  # and what was under way when it was killed
@@ -165,6 +180,37 @@ def test_killed_at_three_points_it_repeats_no_call_and_ends_in_the_same_file(run
 
     # A changed filter asks nothing.
     begun = len(server.calls)
-    code, output = run(*args, "killed", "--data.filters", "[{class_path: Length, init_args: {threshold: {min: 1}}}]")
+    code, output = here(*args, "killed", "--data.filters", "[{class_path: Length, init_args: {threshold: {min: 1}}}]")
     assert code == 0 and len(server.calls) == begun, output
-    assert "length" in output
+    assert "answer_words" in output
+
+
+def test_what_the_settings_cannot_do_is_said_at_once(here, augmented):
+    for args, words in (
+        (("--data.share", "1"), "data.share: it must be at least 0 and below 1"),
+        (("--data.generators", "{}"), "data.generators: none is named"),
+        (("--data.generators", "{p: {class_path: PreferencePairs}}"), "PreferencePairs) makes no conversations"),
+        (("--data.engine", "{class_path: OpenAIEngine, init_args: {url: x, model_name: m}}"), "'x' is no address"),
+        (("--data.data.path", "none.jsonl"), "data.path: 'none.jsonl' does not exist"),
+    ):
+        code, output = here("augment", "--config", "synthetic.yaml", *args)
+        assert code == 2 and words in output, output
+        assert not (augmented / "synthetic").exists()
+
+
+def test_without_seeds_or_with_nothing_left_it_ends_clearly(here, augmented, server):
+    args = ("augment", "--config", "synthetic.yaml", "--config", "instruct.yaml")
+    code, output = here(*args, "--data.data.val_path", "pairs.jsonl", "--data.data.path", "empty.jsonl")
+    assert code == 2 and "empty.jsonl" in output
+    # A model that says the same to everything.
+    server.answer = lambda body: "Always this."
+    code, output = here(*args)
+    assert code == 0 and re.search(r"exact_duplicates +280 -> +1 +279", output), output
+    assert "Only 1 of 280 generated records are left" in output
+    code, output = here(*args, "--data.filters", "[{class_path: Length, init_args: {threshold: {min: 50}}}]")
+    assert code == 2 and re.search(r"no record is left.*\n.*\n +answer_words +280 -> +0 +280 too low", output), output
+    assert "280" in (augmented / "synthetic" / "report.html").read_text()
+    # A model that never ends.
+    server.answer = lambda body: ""
+    code, output = here(*args, "--data.folder", "other")
+    assert code == 2 and "nothing came of any record: instruct: 280 empty reply" in output, output

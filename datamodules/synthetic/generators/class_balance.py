@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.errors import DataError
-from datamodules.synthetic.generators.base import check_template, fill, Draft, Dropped, RecordGenerator, Steps, finished
+from datamodules.synthetic.generators.base import Draft, Dropped, RecordGenerator, Steps, check_template, fill, finished
 from datamodules.synthetic.seeds import Seed, Seeds
 
 TEMPLATE = """\

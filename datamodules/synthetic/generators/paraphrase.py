@@ -3,12 +3,12 @@
 from typing import Any
 
 from datamodules.synthetic.generators.base import (
-    check_template,
-    fill,
     Draft,
     Dropped,
     RecordGenerator,
     Steps,
+    check_template,
+    fill,
     finished,
     with_question,
 )

@@ -5,13 +5,13 @@ from collections import Counter
 from typing import Any
 
 from datamodules.synthetic.generators.base import (
-    check_template,
-    fill,
     Draft,
     Dropped,
     RecordGenerator,
     Scorer,
     Steps,
+    check_template,
+    fill,
     finished,
 )
 from datamodules.synthetic.seeds import Seeds

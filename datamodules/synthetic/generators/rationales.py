@@ -4,13 +4,13 @@ from typing import Any
 
 from datamodules.errors import DataError
 from datamodules.synthetic.generators.base import (
-    check_template,
-    fill,
     Draft,
     Dropped,
     RecordGenerator,
     Scorer,
     Steps,
+    check_template,
+    fill,
     turns,
 )
 from datamodules.synthetic.seeds import Seeds

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from datamodules.synthetic.generators.base import check_template, fill, Draft, Dropped, RecordGenerator, Steps, finished
+from datamodules.synthetic.generators.base import Draft, Dropped, RecordGenerator, Steps, check_template, fill, finished
 from datamodules.synthetic.seeds import Seeds
 
 TEMPLATE = """\

@@ -21,8 +21,8 @@ from datamodules.synthetic.generators.self_instruct import instruction_of
 from datamodules.synthetic.openai_engine import OpenAIEngine
 from datamodules.synthetic.seeds import Seed, Seeds, _write, prompt_seeds
 from llm_lightning.rewards import FinalAnswer, Length
-from tests.datamodules.chat_tokenizers import chat_tokenizer
 from tests.chat_server import ChatServer, completion, send_json, words
+from tests.datamodules.chat_tokenizers import chat_tokenizer
 
 
 @pytest.fixture
@@ -67,8 +67,8 @@ def asked(body):
 
 def test_self_instruct(make, server):
     server.answer = lambda body: (
-        f"1. New task {body['seed']}\n2. Another one" if asked(body).startswith("Here are tasks") else f"Done: {asked(body)}"
-    )  # fmt: skip
+        f"1. New task {body['seed']}\n2. Another one" if asked(body).startswith("Here") else f"Done: {asked(body)}"
+    )
     candidates, facts = make(SelfInstruct(count=7, num_shots=3), ADDITIONS)
     assert facts == {"num_tasks": 7, "num_candidates": 7, "num_failed": 0, "num_tokens": 7 * 12, "dropped": {}}
     assert len({c.id for c in candidates}) == 7
@@ -230,7 +230,7 @@ def test_what_cannot_be_learned_from_is_dropped(make, server):
 
 
 def test_braces_are_left_alone(make, server):
-    candidates, _ = make(Paraphrase(template="{text} {other} {"), [seed(0, "f{x} {text}", "a")])
+    make(Paraphrase(template="{text} {other} {"), [seed(0, "f{x} {text}", "a")])
     assert asked(server.calls[0]) == "f{x} {text} {other} {"
     with pytest.raises(DataError, match=r"no place for \{text\}"):
         Paraphrase(template="Say it")

@@ -83,7 +83,7 @@ def test_what_fails_to_the_end_is_given_up_and_the_rest_arrives(server):
 @pytest.mark.filterwarnings("ignore:A call to")
 def test_a_dead_endpoint_ends_with_one_error(server):
     server.fault = lambda body, attempt: status(503)
-    with pytest.raises(DataError, match="8 calls to .* in a row came to nothing; the last: HTTP 503"):
+    with pytest.raises(DataError, match=r"8 calls to .* in a row came to nothing; the last: HTTP 503"):
         list(OpenAIEngine(server.url, "m", concurrency=2, max_retries=1).write(requests(100)))
     assert len(server.calls) < 40
 
