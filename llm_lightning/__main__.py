@@ -16,6 +16,7 @@ commands:
   predict    let a model write, or a reward model score
   preview    show the training data as the model will see it
   augment    let a model write more training data, and filter it
+  ablate     train with the synthetic data and without it, and compare
   merge      add an adapter to the weights of its network
 
 The first things to try:
@@ -34,7 +35,7 @@ options:
   --help     print this text
 """
 
-COMMANDS = ("fit", "validate", "test", "predict", "preview", "augment", "merge")
+COMMANDS = ("fit", "validate", "test", "predict", "preview", "augment", "ablate", "merge")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,6 +61,10 @@ def main(argv: list[str] | None = None) -> int:
         from llm_lightning.merge import run as merge
 
         return merge(words[1:], debug=len(words) < len(args))
+    if words[0] == "ablate":
+        from llm_lightning.ablation import run as ablate
+
+        return ablate(words[1:], debug=len(words) < len(args))
     from llm_lightning.cli import run
 
     return run(words, debug=len(words) < len(args))

@@ -186,7 +186,7 @@ def test_killed_at_three_points_it_repeats_no_call_and_ends_in_the_same_file(her
 
 
 def test_what_the_settings_cannot_do_is_said_at_once(here, augmented):
-    for args, words in (
+    for args, said in (
         (("--data.share", "1"), "data.share: it must be at least 0 and below 1"),
         (("--data.generators", "{}"), "data.generators: none is named"),
         (("--data.generators", "{p: {class_path: PreferencePairs}}"), "PreferencePairs) makes no conversations"),
@@ -194,7 +194,7 @@ def test_what_the_settings_cannot_do_is_said_at_once(here, augmented):
         (("--data.data.path", "none.jsonl"), "data.path: 'none.jsonl' does not exist"),
     ):
         code, output = here("augment", "--config", "synthetic.yaml", *args)
-        assert code == 2 and words in output, output
+        assert code == 2 and said in output, output
         assert not (augmented / "synthetic").exists()
 
 
