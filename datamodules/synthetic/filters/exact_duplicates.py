@@ -30,7 +30,7 @@ class ExactDuplicates(Filter):
             for candidate in batch:
                 # Of a text without letters, as "2 + 2" or "!?", its signs are all it says.
                 text = normalized(candidate.text) or candidate.text
-                digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+                digest = hashlib.blake2b(text.encode(), digest_size=12).digest()
                 repeated.append(digest in seen)
                 seen.add(digest)
             yield Scores(np.array(repeated, np.float32))

