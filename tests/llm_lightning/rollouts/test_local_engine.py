@@ -53,7 +53,8 @@ def test_greedy_texts_are_those_of_generate(folder):
             list(request.messages), add_generation_prompt=True, return_tensors="pt", return_dict=False
         )
         with torch.no_grad():
-            row = network.generate(ids, max_new_tokens=24, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+            mask = torch.ones_like(ids)
+            row = network.generate(ids, attention_mask=mask, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :]
         assert replies[place].text == engine.tokenizer.decode(row, skip_special_tokens=True)
         assert replies[place].num_tokens == len(row)
         assert replies[place].is_finished == (int(row[-1]) in network.generation_config.eos_token_id)
