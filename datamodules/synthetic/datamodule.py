@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from datamodules.cache import build_lock, cache_root, key_of
@@ -117,18 +118,19 @@ class SyntheticDataModule(LightningDataModule):
         self.data.check()
 
     def prepare_data(self) -> None:
-        """Generates what is missing, and tokenizes both."""
-        if self.share:
+        """Generates what is missing, and tokenizes both; where nothing is trained, only what is real."""
+        trains = self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
+        if self.share and trains:
             self.augment()
             self._add_result()
         self.data.prepare_data()
 
     def setup(self, stage: str) -> None:
-        """Opens the real rows and the synthetic ones."""
-        if self.share:
+        """Opens the real rows, and for training the synthetic ones."""
+        if self.share and stage == "fit":
             self._add_result()
         self.data.setup(stage)
-        if self.share:
+        if self.data.added:
             real, synthetic = self.data.row_counts()
             share = sum(synthetic) / (sum(real) + sum(synthetic))
             rank_zero_info(f"  {share:.1%} of the training rows are synthetic (share={self.share} at most)")

@@ -115,7 +115,8 @@ class Generation:
         waiting = [*self.blocks[start:], *self.blocks[:start]]
         # Made by an earlier run that had to give up calls: these are made anew, once.
         stale = {b.path: b.made_at() for b in waiting if b.made_at() is not None and b.facts()["num_failed"]}
-        with tqdm(total=sum(len(block.numbers) for block in waiting), desc="Generating", unit="record") as bar:
+        total = sum(len(block.numbers) for block in waiting)
+        with tqdm(total=total, desc="Generating", unit="record", disable=rank > 0) as bar:
             while waiting:
                 open_before = len(waiting)
                 waiting = [block for block in waiting if not self._attend(block, stale, bar)]

@@ -21,6 +21,9 @@ def settings_of(value: Any) -> Any:
     if inspect.isfunction(value):
         return f"{value.__module__}.{value.__qualname__}"
     kind = type(value)
-    arguments = {name for base in kind.__mro__[:-1] for name in inspect.signature(base).parameters}
+    try:
+        arguments = {name for base in kind.__mro__[:-1] for name in inspect.signature(base).parameters}
+    except ValueError:  # a class that is not written in Python, such as torch.device
+        return str(value)
     known = {name: settings_of(getattr(value, name)) for name in sorted(arguments) if hasattr(value, name)}
     return {"class": f"{kind.__module__}.{kind.__qualname__}"} | known

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -76,10 +77,8 @@ class LocalEngine:
             config = cached_file(self.path, "config.json")  # .../snapshots/COMMIT/config.json
             return f"{self.path}@{Path(str(config)).parent.name[:12]}-{self.dtype}"
         files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in READ)
-        digest = hashlib.blake2b(digest_size=12)
-        for file in files:
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "blake2b").digest())
+        with ThreadPoolExecutor() as pool:  # hashing leaves the other threads alone
+            digest = hashlib.blake2b(b"".join(pool.map(_digest, files)), digest_size=12)
         return f"{digest.hexdigest()}-{self.dtype}"
 
     def check(self) -> None:
@@ -180,6 +179,11 @@ class LocalEngine:
         # A template that writes a finished answer otherwise than it prompts for one.
         text = self.tokenizer(messages[-1]["content"], add_special_tokens=False).input_ids
         return prompt, torch.tensor([*text, self.eos_token_ids[0]])
+
+
+def _digest(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "blake2b").digest()
 
 
 def own_device() -> str:
