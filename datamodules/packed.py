@@ -338,6 +338,11 @@ class PackedDataModule(LightningDataModule):
         ranks = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
         return {"rank": ranks["rank"], "num_ranks": ranks["num_replicas"]} if ranks else {"rank": 0, "num_ranks": 1}
 
+    def describe(self) -> dict[str, Any]:
+        """What is trained on, for experiment trackers: `path`, `rows` (named by their content) and the statistics."""
+        rows = [index.folder.name for index, _ in self._train]
+        return {"path": self.path, "rows": rows, **self.statistics.get("train", {})}
+
     @rank_zero_only
     def _log_statistics(self, trainer: Trainer) -> None:
         names = ("num_tokens", "num_dropped", "padded_share", "trained_share", "too_long_share")

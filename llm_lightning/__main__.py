@@ -18,6 +18,7 @@ commands:
   augment    let a model write more training data, and filter it
   ablate     train with the synthetic data and without it, and compare
   merge      add an adapter to the weights of its network
+  workspace  make a W&B workspace that shows what matters of a stage
 
 The first things to try:
   llm-lightning fit --config configs/quickstart/pretrain.yaml
@@ -35,7 +36,7 @@ options:
   --help     print this text
 """
 
-COMMANDS = ("fit", "validate", "test", "predict", "preview", "augment", "ablate", "merge")
+COMMANDS = ("fit", "validate", "test", "predict", "preview", "augment", "ablate", "merge", "workspace")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,6 +66,10 @@ def main(argv: list[str] | None = None) -> int:
         from llm_lightning.ablation import run as ablate
 
         return ablate(words[1:], debug=len(words) < len(args))
+    if words[0] == "workspace":
+        from llm_lightning.loggers.workspaces import run as workspace
+
+        return workspace(words[1:], debug=len(words) < len(args))
     from llm_lightning.cli import run
 
     return run(words, debug=len(words) < len(args))

@@ -33,6 +33,7 @@ from llm_lightning.checkpointing import AtomicCheckpointIO, callback_states, new
 from llm_lightning.environment import with_environment
 from llm_lightning.errors import UserError
 from llm_lightning.loggers.metrics_file import MetricsFile
+from llm_lightning.loggers.redact import redact_arguments
 from llm_lightning.messages import readable
 from llm_lightning.modules import PPO, CausalPretraining, RewardModeling, SupervisedFinetuning
 from llm_lightning.modules.base import LanguageModule
@@ -101,7 +102,7 @@ class TrainingCLI(LightningCLI):
     """Turns YAML files and flags into a trainer, a module and a DataModule, and runs one command with them."""
 
     def __init__(self, args: list[str]) -> None:
-        self.next_command = shlex.join(["llm-lightning", "predict", *args[1:]])
+        self.next_command = shlex.join(["llm-lightning", "predict", *redact_arguments(args[1:])])
         strict = {"exit_on_error": False, "allow_abbrev": False}
         commands = {name: strict | _help(name) for name in self.subcommands()}
         super().__init__(
@@ -153,6 +154,9 @@ class TrainingCLI(LightningCLI):
             raise UserError("There is no data: name a DataModule by --data, for example --data TextDataModule.")
         stage = config.model.class_path.rsplit(".", 1)[1]
         trainer.default_root_dir = trainer.default_root_dir or str(Path("runs") / _snake_case(stage))
+        if sweep := os.environ.get("WANDB_SWEEP_ID"):
+            # The trials of a sweep are runs of their own; a trial that is started again goes on.
+            trainer.default_root_dir = str(Path(trainer.default_root_dir) / sweep / os.environ["WANDB_RUN_ID"])
         if trainer.max_epochs is None:
             endless = trainer.max_steps != -1 or trainer.max_time is not None
             trainer.max_epochs = -1 if endless else 1

@@ -230,12 +230,25 @@ class LanguageModule(LightningModule):
         self.skipped_steps += 1
         self._skipped_in_a_row += 1
         self.log_counters()
-        self.print(f"\nStep {self.trainer.global_step}: the loss or its gradient is not finite; the step is left out.")
+        self.alert("Step left out", f"Step {self.trainer.global_step}: the loss or its gradient is not finite.")
         if self._skipped_in_a_row >= self.max_skipped_steps:
             raise UserError(
                 f"{self._skipped_in_a_row} steps in a row were not finite (model.max_skipped_steps). Lower the "
                 "learning rate, lengthen model.schedule.warmup, or start again from an earlier checkpoint."
             )
+
+    def alert(self, title: str, text: str) -> None:
+        """Say what goes wrong, on the terminal and through loggers that can tell somebody.
+
+        Args:
+            title: what kind of thing it is, below 64 characters.
+            text: what happened.
+        """
+        self.print(f"\n{title}. {text}")
+        for logger in self.loggers:
+            tell = getattr(logger, "alert", None)
+            if callable(tell):
+                tell(title, text)
 
     def _log_step(self, totals: dict[str, float]) -> None:
         metrics = self.step_metrics(totals)

@@ -296,7 +296,7 @@ class PPO(LanguageModule):
     def finish(self, metrics: dict[str, float], phases: Phases, num_answers: int) -> None:
         """Count, adapt the KL coefficient, log and watch."""
         self.num_updates += 1
-        self.tokens_seen += round(num_answers * metrics["train/completion_length"])
+        self.tokens_seen += round(num_answers * metrics["rollout/completion_length"])
         metrics |= phases.seconds | {"train/kl_coef": self.kl_coef, "train/num_updates": float(self.num_updates)}
         metrics["train/lr"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         metrics["throughput/samples_per_s"] = num_answers / sum(phases.seconds.values())
@@ -308,7 +308,7 @@ class PPO(LanguageModule):
         self.log_dict({name: value for name, value in metrics.items() if name != "train/reward"})
         self.log_counters()
         for sign in self.watch.look(metrics):
-            self.print(f"\nStep {self.num_updates}: {sign}")
+            self.alert("Sign of a run going wrong", f"Step {self.num_updates}: {sign}")
             self.trainer.should_stop |= self.guards.action == "stop"
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
