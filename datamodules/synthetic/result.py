@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from datamodules.cache import atomic_file
 from datamodules.synthetic.candidate import Candidate
@@ -42,6 +41,8 @@ def write_result(path: Path, candidates: Iterator[Candidate], pairs: bool, key: 
         pairs: whether they have a rejected answer, to be written as `PreferenceDataModule` reads it.
         key: names what they were made from; `key_of_result` reads it again.
     """
+    import pyarrow.parquet as pq  # where it is used: it takes a while
+
     schema = (PAIRS if pairs else CONVERSATIONS).with_metadata({KEY: key.encode()})
     count = 0
     with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
@@ -53,6 +54,8 @@ def write_result(path: Path, candidates: Iterator[Candidate], pairs: bool, key: 
 
 def key_of_result(path: Path) -> str | None:
     """The key of a result; None where there is none."""
+    import pyarrow.parquet as pq
+
     if not path.exists():
         return None
     return (pq.read_schema(path).metadata or {}).get(KEY, b"").decode()

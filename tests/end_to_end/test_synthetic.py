@@ -240,8 +240,8 @@ def test_a_real_model_writes_after_real_seeds(here):
     args = [
         f"--config={configs}/sft.yaml", f"--config={configs}/synthetic.yaml", f"--model.backbone.path={gguf}",
         f"--data.data.path={SEED_TASKS}", "--data.data.seq_len=256", "--data.data.batch_size=1", "--data.filters",
-        "[{class_path: Format}, {class_path: ExactDuplicates}]", "--data.generators",
-        "{instruct: {class_path: SelfInstruct, init_args: {count: 24, max_new_tokens: 128}}}", "--data.folder=synthetic",
+        "[{class_path: Format}, {class_path: ExactDuplicates}]", "--data.folder=synthetic", "--data.generators",
+        "{instruct: {class_path: SelfInstruct, init_args: {count: 24, max_new_tokens: 128}}}",
     ]  # fmt: skip
     code, output = here("augment", *args)
     assert code == 0, output
