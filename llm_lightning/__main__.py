@@ -16,6 +16,8 @@ commands:
   test       loss of a model on the test documents
   predict    let a model write, or a reward model score
   preview    show the training data as the model will see it
+  augment    let a model write more training data, and filter it
+  ablate     train with the synthetic data and without it, and compare
   merge      add an adapter to the weights of its network
   slurm      submit one of these, or a chain of stages, to a cluster
   workspace  make a W&B workspace that shows what matters of a stage
@@ -38,11 +40,12 @@ options:
 
 # Commands with flags of their own, and where their `run` is.
 OTHERS = {
+    "ablate": "llm_lightning.ablation",
     "merge": "llm_lightning.merge",
     "slurm": "llm_lightning.launch.command",
     "workspace": "llm_lightning.loggers.workspaces",
 }
-COMMANDS = ("fit", "validate", "test", "predict", "preview", *OTHERS)
+COMMANDS = ("fit", "validate", "test", "predict", "preview", "augment", *OTHERS)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.distributed import DistNetworkError
@@ -25,10 +25,13 @@ import callbacks
 from datamodules import (
     DataError,
     InstructionDataModule,
+    OpenAIEngine,
     PreferenceDataModule,
     PromptDataModule,
+    SyntheticDataModule,
     TextDataModule,
 )
+from datamodules.synthetic.engine import Engine
 from llm_lightning.checkpointing import AtomicCheckpointIO, callback_states, newest_checkpoint, step_of
 from llm_lightning.environment import with_environment
 from llm_lightning.errors import UserError
@@ -39,15 +42,22 @@ from llm_lightning.messages import readable
 from llm_lightning.modules import PPO, CausalPretraining, RewardModeling, SupervisedFinetuning
 from llm_lightning.modules.base import LanguageModule
 from llm_lightning.precision import default_precision, use_fast_float32
+from llm_lightning.rollouts import LocalEngine
 from llm_lightning.run_folder import RunConfig, move_aside, saved_precision
 from llm_lightning.short_names import prefer_in_yaml
 
 # jsonargparse finds a class by its short name once it is imported: --model CausalPretraining.
 SHORT_NAMES = (
     CausalPretraining, SupervisedFinetuning, RewardModeling, PPO,
-    TextDataModule, InstructionDataModule, PreferenceDataModule, PromptDataModule,
+    TextDataModule, InstructionDataModule, PreferenceDataModule, PromptDataModule, SyntheticDataModule,
+    OpenAIEngine,
 )  # fmt: skip
 prefer_in_yaml({name: getattr(callbacks, name) for name in callbacks.__all__})
+
+# What writes synthetic records, where no other engine is named: the network that is trained, as it is before. Neither
+# package knows the other.
+ENGINE = "llm_lightning.rollouts.LocalEngine"
+Engine.register(LocalEngine)
 
 USER_ERRORS = (UserError, DataError, callbacks.CallbackError, ArgumentError, MisconfigurationException, OSError)
 
@@ -68,6 +78,7 @@ DESCRIPTIONS = {
     "test": "Loss of a model on the test documents.",
     "predict": "Let a model write, or a reward model score.",
     "preview": "Show the training data as the model will see it.",
+    "augment": "Let a model write records for the training data, and filter them; nothing is trained.",
 }
 
 
@@ -86,6 +97,13 @@ class RunTrainer(Trainer):
         datamodule.prepare_data()
         datamodule.setup("fit")
         print(*lines(num_records), sep="\n")
+
+    def augment(self, model: LanguageModule, datamodule: LightningDataModule) -> None:
+        """Generate and filter the records of a `SyntheticDataModule`; nothing is trained."""
+        if not isinstance(datamodule, SyntheticDataModule):
+            raise UserError(f"augment: {type(datamodule).__name__} generates nothing; use --data SyntheticDataModule.")
+        datamodule.augment()
+        print(f"Records: {datamodule.result}")
 
 
 class TrainingCLI(LightningCLI):
@@ -113,8 +131,9 @@ class TrainingCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, and `preview`."""
-        return {**LightningCLI.subcommands(), "preview": {"model", "datamodule"}}
+        """Lightning's, `preview` and `augment`."""
+        ours = {"model", "datamodule"}
+        return {**LightningCLI.subcommands(), "preview": ours, "augment": ours}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what belongs to no single part."""
@@ -157,6 +176,11 @@ class TrainingCLI(LightningCLI):
 
     def _name_tokenizer_once(self, config: Any) -> None:
         init_args: Any = config.data.get("init_args") or {}
+        if "generators" in init_args:  # a SyntheticDataModule, around the data
+            if init_args.engine is None:
+                path = config.model.init_args.backbone.path
+                init_args.engine = Namespace(class_path=ENGINE, init_args=Namespace(path=path)) if path else None
+            init_args = init_args.data.init_args
         if "tokenizer" not in init_args:
             return
         in_data, named = init_args.tokenizer, config.tokenizer
@@ -183,7 +207,11 @@ class TrainingCLI(LightningCLI):
         root = Path(config.default_root_dir)
         config.logger = [*_as_list(config.logger), MetricsFile(root)]
         config.plugins = [*_as_list(config.plugins), AtomicCheckpointIO()]
-        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        if self.subcommand == "augment":
+            # Each process works by itself, however many were started.
+            config.devices, config.num_nodes, config.strategy = 1, 1, "auto"
+            config.plugins.append(LightningEnvironment())
+        elif SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
             # Lightning's own requeue saves inside a signal handler, which deadlocks; GracefulStop and the script do it.
             config.plugins.append(SLURMEnvironment(auto_requeue=False))
         given = _as_list(config.callbacks)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,12 @@ STAGES = {
     "ppo.yaml": [*PROMPTS, RULE],
     "grpo.yaml": [*PROMPTS, RULE],
     "quickstart/ppo.yaml": PROMPTS,
-}
+    "synthetic.yaml": [
+        "--model.backbone.path=chat", "--data.data.path=pairs.jsonl", "--data.data.seq_len=64", "--data.filters=[]",
+        "--data.generators={again: {class_path: Answers, init_args: {count: 200, max_new_tokens: 24}}}",
+    ],
+}  # fmt: skip
+ON_TOP_OF = {"synthetic.yaml": "sft.yaml"}
 NEEDS = {"peft/qlora.yaml": "bitsandbytes"} | dict.fromkeys(
     ["compress.yaml", "quickstart/compress.yaml", "quantize.yaml"], "torchao"
 )
@@ -56,6 +62,8 @@ def small(tmp_path, cache, network, monkeypatch):
     Path("preferences.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in preferences))
     Path("texts.jsonl").write_text("".join(json.dumps({"text": str(pair)}) + "\n" for pair in pairs))
     Path("network").symlink_to(network)
+    shutil.copytree(network, "chat")
+    shutil.copy(CONFIGS.parent / "datamodules" / "templates" / "chatml.jinja", "chat/chat_template.jinja")
 
 
 @pytest.mark.parametrize("name", EVERY_FILE)
@@ -63,7 +71,7 @@ def test_it_runs(small, capfd, name):
     if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
         pytest.skip(f"{NEEDS[name]} is not installed")
     stage = name if name in STAGES else OVERLAYS[name.split("/")[0]]
-    files = dict.fromkeys([stage, name])
+    files = dict.fromkeys([ON_TOP_OF.get(stage, stage), name])
     code = main(
         ["fit", *(f"--config={CONFIGS / file}" for file in files), *STAGES[stage], "--trainer.fast_dev_run=2",
          "--trainer.accelerator=cpu", "--trainer.default_root_dir=run"]
