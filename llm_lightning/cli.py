@@ -18,6 +18,7 @@ from lightning.pytorch.trainer.connectors.accelerator_connector import _Accelera
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import callbacks
+import llm_lightning.strategies  # noqa: F401 (registers their names)
 from datamodules import (
     DataError,
     InstructionDataModule,
