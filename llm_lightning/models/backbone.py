@@ -146,7 +146,7 @@ class Backbone:
                 config, dtype=dtype, attn_implementation=self.attention, trust_remote_code=self.trust_remote_code
             )
         if self.path is not None:
-            model.name_or_path = self._weights_source()
+            model.name_or_path = model.config.name_or_path = self._weights_source()
         return model
 
     def fill(self, network: PreTrainedModel, task: Task, sharding: Sharding, names: Mapping[str, str]) -> None:
