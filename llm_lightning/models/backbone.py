@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from filelock import FileLock
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llm_lightning.errors import UserError
@@ -134,20 +135,26 @@ class Backbone:
         return replace(self, path=base_of(Path(self.path).expanduser()), **options)
 
     def _from_scratch(self, config: PreTrainedConfig, dtype: torch.dtype, task: Task) -> PreTrainedModel:
-        # In the same way as `fill`, for the same numbers; and torch's own numbers need not be drawn first.
-        model = self._empty(config, dtype, task).to_empty(device=torch.get_default_device())
-        initialize(model)
+        if is_deepspeed_zero3_enabled():
+            model = self._untrained(config, dtype, task)  # transformers cuts it up as it builds it
+        else:
+            # In the same way as `fill`, for the same numbers; and torch's own numbers need not be drawn first.
+            model = self._empty(config, dtype, task).to_empty(device=torch.get_default_device())
+            initialize(model)
         task.start_head(model)
         return model
 
     def _empty(self, config: PreTrainedConfig, dtype: torch.dtype, task: Task) -> PreTrainedModel:
         with torch.device("meta"):
-            model = task.from_config(
-                config, dtype=dtype, attn_implementation=self.attention, trust_remote_code=self.trust_remote_code
-            )
+            model = self._untrained(config, dtype, task)
         if self.path is not None:
             model.name_or_path = model.config.name_or_path = self._weights_source()
         return model
+
+    def _untrained(self, config: PreTrainedConfig, dtype: torch.dtype, task: Task) -> PreTrainedModel:
+        return task.from_config(
+            config, dtype=dtype, attn_implementation=self.attention, trust_remote_code=self.trust_remote_code
+        )
 
     def fill(self, network: PreTrainedModel, task: Task, sharding: Sharding, names: Mapping[str, str]) -> None:
         """Give a network that was built empty its weights; see `sharding.fill` for `names`.

@@ -97,6 +97,7 @@ class LanguageModule(LightningModule):
         self.skipped_steps = 0
         self._skipped_in_a_row = 0
         self._totals: dict[str, Tensor] = {}
+        self._newest: dict[str, Tensor] = {}
 
     def check(self, datamodule: LightningDataModule | None = None) -> None:
         """Find a user's mistakes before any long work starts; raises `UserError`."""
@@ -197,16 +198,27 @@ class LanguageModule(LightningModule):
         """Add a micro-batch's sums (0-d tensors) to those of the optimizer step: at least `loss`, whose gradient it is,
         `tokens`, and the divisor.
         """
+        self._newest = sums
         for name, value in sums.items():
             value = value.detach().float()
             self._totals[name] = self._totals[name] + value if name in self._totals else value
+
+    def micro_batch_weight(self) -> Tensor:
+        """() what the newest micro-batch's loss is multiplied by, where gradients cannot be divided afterwards."""
+        return self.num_ranks / self.sum_over_ranks(self._newest[self.divisor].float()).clamp(min=1)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Step, and free the gradients: Lightning does that after the next forward pass, on top of its activations."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.adapter is not None:
             self.adapter.after_step(self.trainer.global_step + 1)
-        optimizer.zero_grad(set_to_none=True)
+        if not self._is_deepspeed:
+            optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def _is_deepspeed(self) -> bool:
+        """Whether gradients are nowhere to be seen: they are averaged, clipped and freed by DeepSpeed's engine."""
+        return hasattr(self.trainer.strategy, "deepspeed_engine")
 
     def configure_gradient_clipping(
         self,
@@ -215,6 +227,10 @@ class LanguageModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Divide, measure and clip the gradients in one pass over them, and leave out a step that is not finite."""
+        if self._is_deepspeed:
+            if not self.trainer.fit_loop._should_accumulate():
+                self._log_deepspeed()
+            return
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in parameters]
         totals = self._reduce_totals(total_norm(gradients))
@@ -233,6 +249,13 @@ class LanguageModule(LightningModule):
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         self.tokens_seen += int(totals["tokens"])
         self._log_step(totals)
+
+    def _log_deepspeed(self) -> None:
+        """The norm is that of the step before: the engine knows it once it has stepped."""
+        norm = self.trainer.strategy.deepspeed_engine.get_global_grad_norm()  # type: ignore[attr-defined]
+        totals = self._reduce_totals(torch.tensor(float(norm or 0.0), device=self.device))
+        self.tokens_seen += int(totals["tokens"])
+        self._log_step(totals | {"grad_norm": totals["norm"]})
 
     def _reduce_totals(self, norm: Tensor) -> dict[str, float]:
         """The step's sums over all ranks, and the norm, in the step's only wait for the device."""

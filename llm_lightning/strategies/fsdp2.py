@@ -34,18 +34,25 @@ class FSDP2Strategy(ModelParallelStrategy):
     Args:
         tensor_parallel_size: ranks that share each layer; they see the same data. Best within a node.
         data_parallel_size: ranks with data of their own, over which the weights are cut up; by default all others.
+        gather_dtype: that weights are gathered and multiplied in; by default what `trainer.precision` says (bfloat16
+            under `bf16-mixed`). For devices that have no autocast.
         kwargs: see `ModelParallelStrategy`.
     """
 
     def __init__(
-        self, tensor_parallel_size: int = 1, data_parallel_size: Literal["auto"] | int = "auto", **kwargs: Any
+        self,
+        tensor_parallel_size: int = 1,
+        data_parallel_size: Literal["auto"] | int = "auto",
+        gather_dtype: Literal["bfloat16"] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(data_parallel_size, tensor_parallel_size, **kwargs)
+        self.gather_dtype = gather_dtype
 
     @property
     def sharding(self) -> Sharding:
         """How networks are to be cut up."""
-        mixed = str(self.precision_plugin.precision) == "bf16-mixed"
+        mixed = self.gather_dtype is not None or str(self.precision_plugin.precision) == "bf16-mixed"
         return Sharding(self.device_mesh, self.root_device, torch.bfloat16 if mixed else None)
 
     @override

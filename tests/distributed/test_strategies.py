@@ -4,6 +4,8 @@ import csv
 import json
 
 import pytest
+import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
 from llm_lightning.checkpointing import AtomicCheckpointIO
@@ -19,7 +21,7 @@ model:
   init_args:
     backbone: {{path: {network}}}
     optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 5.0e-3}}}}
-    schedule: {{kind: constant}}
+    schedule: {{kind: constant, warmup: 0}}
 data:
   class_path: {data}
   init_args: {{path: {file}, seq_len: 64, batch_size: 4, val_share: 0.1}}
@@ -84,10 +86,10 @@ def runs(tmp_path_factory, texts, network, cache):
 
 
 def metrics(folder, most_steps):
-    """By step what was logged, but for times."""
+    """By step what was logged, but for times and what every start says of its data."""
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    kept = [{n: float(v) for n, v in row.items() if v and not n.startswith(TIMES)} for row in rows]
+    kept = [{n: float(v) for n, v in row.items() if v and not n.startswith((*TIMES, "data/"))} for row in rows]
     return {row["step"]: row for row in kept if row["step"] <= most_steps}
 
 
@@ -107,7 +109,7 @@ def assert_same_folder(folder, expected):
             weights, wanted = load_file(other), load_file(path)
             assert weights.keys() == wanted.keys()
             for name, weight in wanted.items():
-                assert weights[name].numpy() == pytest.approx(weight.numpy(), rel=1e-3, abs=1e-3), name
+                torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=1e-3)
         elif path.name == "config.json":
             said, wanted = json.loads(other.read_text()), json.loads(path.read_text())
             normalization = said.pop("reward_normalization", {}), wanted.pop("reward_normalization", {})
@@ -148,9 +150,9 @@ def test_a_checkpoint_in_parts_is_whole_and_holds_no_frozen_weight(runs):
     folder = runs / "sft-fsdp2" / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["step=4.ckpt", "step=6.ckpt"]
     assert {".metadata", "meta.pt"} < {path.name for path in (folder / "step=6.ckpt").iterdir()}
-    files = list((folder / "step=6.ckpt").glob("*.distcp"))
-    adapter = (runs / "sft-fsdp2" / "model" / "last" / "adapter_model.safetensors").stat().st_size
-    assert len(files) == 2 and sum(path.stat().st_size for path in files) < 6 * adapter  # weights and two moments
+    saved = dcp.FileSystemReader(folder / "step=6.ckpt").read_metadata().state_dict_metadata
+    weights = [name for name in saved if name.startswith("state_dict.")]
+    assert weights and all(".lora_A." in name or ".lora_B." in name for name in weights)
 
 
 def test_one_process_says_how_to_read_a_checkpoint_in_parts(runs):
