@@ -137,7 +137,9 @@ class Adapter:
         """
         gathered = {}
         if is_sharded(self._network):
-            gathered = {name: whole(t) for name, t in self.model.state_dict().items() if name in self.names}
+            gathered = {
+                name: whole(t) for name, t in self.model.state_dict(keep_vars=True).items() if name in self.names
+            }
         if not is_global_zero:
             return
         if not hasattr(self.model, "peft_type"):
@@ -201,7 +203,7 @@ def _fingerprint(parameters: Mapping[str, nn.Parameter]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in parameters.items():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-    parts = (part.flatten() for parameter in parameters.values() for part in _parts(whole(parameter.detach())))
+    parts = (part.flatten() for parameter in parameters.values() for part in _parts(whole(parameter)))
     samples = [part[:: max(1, len(part) // SAMPLES)][:SAMPLES].to(torch.float32, copy=True) for part in parts]
     digest.update(torch.cat(samples).cpu().numpy().tobytes())
     return digest.hexdigest()

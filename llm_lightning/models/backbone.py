@@ -166,9 +166,9 @@ class Backbone:
         missing = fill(network, folder, sharding.device, names)
         head = {name for name in missing if task.head is not None and name.startswith(f"{task.head}.")}
         if missing - head:
-            names = ", ".join(sorted(missing - head)[:3])
+            some = ", ".join(sorted(missing - head)[:3])
             raise UserError(
-                f"model.backbone.path={self.path!r} lacks weights by the names {names}. Where transformers renames the "
+                f"model.backbone.path={self.path!r} lacks weights by the names {some}. Where transformers renames the "
                 "weights of an architecture as it reads them, only --config configs/trainer/ddp.yaml can."
             )
         if folder is None or head:

@@ -15,7 +15,7 @@ from llm_lightning.errors import UserError
 from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.heads import base_model
 from llm_lightning.models.merging import merged_copy
-from llm_lightning.models.sharding import is_sharded, reshard, whole
+from llm_lightning.models.sharding import is_sharded, reshard, shape_of, whole
 
 FILE_SIZE = "5GB"
 """Of a sharded network's files: what the first rank has in memory at a time."""
@@ -63,7 +63,7 @@ def _save_in_parts(network: Any, folder: Path, is_global_zero: bool) -> None:
     reshard(network)
     tensors = _untied(network)
     plan = split_torch_state_dict_into_shards(
-        {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in tensors.items()},
+        {name: torch.empty(shape_of(t), dtype=t.dtype, device="meta") for name, t in tensors.items()},
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=FILE_SIZE,
     )
@@ -71,7 +71,7 @@ def _save_in_parts(network: Any, folder: Path, is_global_zero: bool) -> None:
     for file, names in plan.filename_to_tensors.items():
         content = {}
         for name in names:
-            tensor = whole(tensors[name].detach())
+            tensor = whole(tensors[name])
             if is_global_zero and failed is None:
                 content[name] = tensor.cpu().contiguous()
             del tensor

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from llm_lightning.models.adalora import orthogonality
 from llm_lightning.models.attention import ATTENTION, Documents
-from llm_lightning.models.sharding import run_gathered
+from llm_lightning.models.sharding import is_zero3, run_gathered
 from llm_lightning.models.virtual_tokens import prompt_config, prompted_states
 from llm_lightning.objectives.language import (
     HeadScaling,
@@ -97,7 +97,7 @@ def language_loss(model: nn.Module, batch: Mapping[str, Any], z_loss: float = 0.
     states = hidden_states(model, batch).flatten(0, 1).index_select(0, batch["target_positions"])
     penalty = orthogonality(model) * len(targets)
     head, scaling = network.get_output_embeddings(), head_scaling(network)
-    if type(head) is nn.Linear and head.bias is None:
+    if type(head) is nn.Linear and head.bias is None and not is_zero3(head.weight):
         sums = linear_cross_entropy(states, head.weight, targets, z_loss=z_loss, scaling=scaling)
     else:
         vocab_size = network.config.get_text_config().vocab_size

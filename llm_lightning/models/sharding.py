@@ -37,9 +37,14 @@ class Sharding:
         """Cut up a network or a critic in place: each layer is gathered while it is needed, the rest with the root.
 
         The forward pass has to begin at the root: by its own `forward`, or by `RUN`.
+
+        Raises:
+            UserError: the layers cannot be shared by the ranks of a tensor-parallel group.
         """
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+        if self.mesh["tensor_parallel"].size() > 1:
+            share_layers(network, self.mesh["tensor_parallel"])
         mesh = self.mesh["data_parallel"]
         policy = MixedPrecisionPolicy(
             param_dtype=self.dtype, reduce_dtype=self.dtype and torch.float32, cast_forward_inputs=False
@@ -49,6 +54,28 @@ class Sharding:
         fully_shard(network, mesh=mesh, mp_policy=policy)
         setattr(network, RUN, _call)
         register_fsdp_forward_method(network, RUN)
+
+
+def share_layers(network: Any, mesh: DeviceMesh) -> None:
+    """Tensor parallelism (Megatron-LM, arXiv:1909.08053) by the plan in the architecture's config.
+
+    Raises:
+        UserError: there is no plan, or one that asks for more than halves of matrices.
+    """
+    from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+
+    field = f"trainer.strategy.tensor_parallel_size={mesh.size()}"
+    config = network.config.get_text_config()
+    styles: dict[str, type[ParallelStyle]] = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
+    plan = getattr(config, "base_model_tp_plan", None) or {}
+    if not plan or not styles.keys() >= set(plan.values()):
+        raise UserError(f"{field}: transformers has no plan of plain matrices for {config.model_type}; set it to 1.")
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        if getattr(config, name) % mesh.size():
+            raise UserError(f"{field} does not divide the {getattr(config, name)} heads of {name}; set it to 1.")
+    if hasattr(network, "peft_config") or any("lora" in name for name, _ in network.named_modules()):
+        raise UserError(f"{field} does not go with model.peft; set it to 1.")
+    parallelize_module(network.get_decoder(), mesh, {name: styles[style]() for name, style in plan.items()})
 
 
 def layers_of(network: Any) -> nn.ModuleList:
@@ -71,7 +98,7 @@ def all_gathered(network: nn.Module) -> Iterator[None]:
 
     Inside of it ranks do not wait for each other. It has to be entered inside of `run_gathered`.
     """
-    if not is_sharded(network):
+    if not hasattr(network, RUN):
         yield
         return
     from torch.distributed.fsdp import FSDPModule
@@ -91,7 +118,7 @@ def all_gathered(network: nn.Module) -> Iterator[None]:
 
 def reshard(network: nn.Module) -> None:
     """Give back what a forward pass left whole, so that every parameter is the part that is trained."""
-    if not is_sharded(network):
+    if not hasattr(network, RUN):
         return
     from torch.distributed.fsdp import FSDPModule
 
@@ -100,14 +127,31 @@ def reshard(network: nn.Module) -> None:
             module.reshard()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Any) -> Tensor:
     """A parameter with all its parts; all ranks have to ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if isinstance(tensor, DTensor):
+        return tensor.full_tensor().detach()
+    if not is_zero3(tensor):
+        return tensor.detach()
+    from deepspeed.zero import GatheredParameters
+
+    with GatheredParameters([tensor]):
+        return tensor.detach().clone()
+
+
+def shape_of(tensor: Any) -> torch.Size:
+    """Of all its parts."""
+    return tensor.ds_shape if is_zero3(tensor) else tensor.shape
+
+
+def is_zero3(tensor: Any) -> bool:
+    """Whether a parameter is in DeepSpeed's hands, which gathers it for calls of the module that it belongs to."""
+    return hasattr(tensor, "ds_id")
 
 
 def is_sharded(network: nn.Module) -> bool:
     """Whether this rank holds only parts of its weights."""
-    return hasattr(network, RUN)
+    return hasattr(network, RUN) or any(is_zero3(p) for p in network.parameters())
 
 
 @torch.no_grad()

@@ -151,15 +151,14 @@ class PPO(LanguageModule):
             self.engine = Sampler(self.sampling, eos, self.num_slots)
 
     def _build_critic(self) -> Critic:
-        backbone, network = self.critic_settings.backbone(self.backbone), None
-        if backbone is not None:
-            network = self.build_network(backbone)
-        config = base_model(self.model if network is None else network).config
-        critic = Critic(config.get_text_config().hidden_size, network)
+        backbone = self.critic_settings.backbone(self.backbone)
+        network = base_model(self.model) if backbone is None else self.build_network(backbone)
+        critic = Critic(network.config.get_text_config().hidden_size, None if backbone is None else network)
         if self.sharding is not None:
             if backbone is not None:
                 names = {id(p): name for name, p in network.named_parameters()}
-                self.fill(backbone, critic.network, {n: names[id(p)] for n, p in critic.network.named_parameters()})
+                decoder = network.get_decoder()
+                self.fill(backbone, decoder, {name: names[id(p)] for name, p in decoder.named_parameters()})
             replace(self.sharding, dtype=None).apply(critic)  # values are added up over an answer
         return critic
 

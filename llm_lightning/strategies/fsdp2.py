@@ -116,7 +116,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             if name.startswith("state_dict.") and isinstance(tensor, TensorStorageMetadata)
         }
         checkpoint["state_dict"] = saved
-        own = get_model_state_dict(self.model)
+        own: dict[str, Any] = get_model_state_dict(self.model)
         fitting = {name: own[name] for name, t in saved.items() if name in own and own[name].shape == t.shape}
         if len(fitting) < len(saved):
             return checkpoint
@@ -133,7 +133,8 @@ class FSDP2Strategy(ModelParallelStrategy):
     def _load_file(self, path: Path) -> dict[str, Any]:
         assert self.model is not None
         checkpoint = AtomicCheckpointIO().load_checkpoint(path)
-        saved, own = checkpoint["state_dict"], get_model_state_dict(self.model)
+        saved: dict[str, Any] = checkpoint["state_dict"]
+        own: dict[str, Any] = get_model_state_dict(self.model)
         if any(name not in own or own[name].shape != tensor.shape for name, tensor in saved.items()):
             return checkpoint
         set_model_state_dict(self.model, saved, options=StateDictOptions(full_state_dict=True, strict=False))

@@ -39,19 +39,19 @@ class TorchTPUAccelerator(Accelerator):
 
     @classmethod
     @override
-    def get_parallel_devices(cls, devices: Sequence[int]) -> list[torch.device]:  # type: ignore[override]
+    def get_parallel_devices(cls, devices: Sequence[int]) -> list[torch.device]:
         """A device for each number."""
         return [torch.device(cls.device_type, i) for i in devices]
 
     @classmethod
     @override
-    def auto_device_count(cls) -> int:  # type: ignore[override]
+    def auto_device_count(cls) -> int:
         """Chips of this host."""
         return torch.accelerator.device_count() if cls.is_available() else 1
 
     @classmethod
     @override
-    def is_available(cls) -> bool:  # type: ignore[override]
+    def is_available(cls) -> bool:
         """Whether torch has a TPU."""
         current = torch.accelerator.current_accelerator(check_available=True)
         return current is not None and current.type == cls.device_type
@@ -63,6 +63,6 @@ class TorchTPUAccelerator(Accelerator):
         return "torch_tpu"
 
     @override
-    def get_device_stats(self, device: torch.device) -> dict[str, Any]:
+    def get_device_stats(self, device: Any) -> dict[str, Any]:
         """`torch_tpu` counts nothing that `torch.accelerator` tells."""
         return {}

@@ -45,6 +45,8 @@ STAGES = {
     "ppo": ("--config=ppo.yaml", "--trainer.max_steps=2"),
 }  # fmt: skip
 TWO = ("--trainer.devices=2", "--data.batch_size=2")
+SHARED = ("--trainer.devices=2", "--trainer.strategy=llm_lightning.strategies.FSDP2Strategy",
+          "--trainer.strategy.tensor_parallel_size=2")  # fmt: skip
 FSDP2, DDP = "--trainer.strategy=fsdp2", "--trainer.strategy=ddp"
 SIX = ("--trainer.max_steps=6",)
 
@@ -80,6 +82,7 @@ def runs(tmp_path_factory, texts, network, cache):
     two += [fit(stage, f"{stage}-ddp", DDP, *TWO) for stage in ("sft", "reward")]
     two += [fit("pretrain", root, FSDP2, *TWO, *SIX) for root in ("parts-of-one", "pretrain-one")]
     two += [fit("sft", "sft-fsdp2", FSDP2, *TWO, *SIX)]
+    two += [fit("pretrain", "pretrain-shared", *SHARED)]
     run_all(folder, cache, two, num_ranks=2)
     run_all(folder, cache, [fit("pretrain", "pretrain-fsdp2", FSDP2, *SIX)])
     return folder
@@ -120,13 +123,15 @@ def assert_same_folder(folder, expected):
             assert other.read_bytes() == path.read_bytes(), path.name
 
 
-@pytest.mark.parametrize("name", ["pretrain-fsdp2", "sft-fsdp2", "reward-fsdp2", "ppo-fsdp2", "sft-ddp", "reward-ddp"])
+@pytest.mark.parametrize(
+    "name", ["pretrain-fsdp2", "pretrain-shared", "sft-fsdp2", "reward-fsdp2", "ppo-fsdp2", "sft-ddp", "reward-ddp"]
+)
 def test_two_ranks_are_one(runs, name):
     one = runs / f"{name.split('-')[0]}-one"
     assert_same_metrics(runs / name, one, most_steps=4)
 
 
-@pytest.mark.parametrize("name", ["reward-fsdp2", "ppo-fsdp2", "sft-ddp", "reward-ddp"])
+@pytest.mark.parametrize("name", ["pretrain-shared", "reward-fsdp2", "ppo-fsdp2", "sft-ddp", "reward-ddp"])
 def test_the_model_folder_is_the_same(runs, name):
     assert_same_folder(runs / name / "model" / "last", runs / f"{name.split('-')[0]}-one" / "model" / "last")
 
