@@ -275,6 +275,7 @@ class LanguageModule(LightningModule):
         """Over the ranks with data of their own."""
         if self.trainer.world_size == 1:
             return values
+        values = values.clone()  # strategies add in place
         return self.trainer.strategy.reduce(values, reduce_op="sum") * (self.num_ranks / self.trainer.world_size)
 
     def _skip_step(self, optimizer: Optimizer) -> None:
