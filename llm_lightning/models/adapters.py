@@ -18,7 +18,7 @@ from llm_lightning.errors import UserError
 from llm_lightning.models import adalora, empty, residual
 from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.bottleneck import BottleneckConfig, add_bottlenecks, save_bottleneck
-from llm_lightning.models.sharding import is_sharded, reshard, whole
+from llm_lightning.models.sharding import is_sharded, is_zero3, reshard, whole
 from llm_lightning.models.tasks import LANGUAGE, Task
 from llm_lightning.models.virtual_tokens import IN_ATTENTION, IN_EMBEDDINGS, prompt_config
 
@@ -45,6 +45,11 @@ class Adapter:
     """
 
     def __init__(self, network: PreTrainedModel, config: PeftConfig, task: Task = LANGUAGE) -> None:
+        if is_zero3(next(network.parameters())):
+            raise UserError(
+                "model.peft cannot start under ZeRO 3, which cuts its weights up before they have their first numbers: "
+                "take --config configs/trainer/fsdp.yaml or deepspeed_zero2.yaml."
+            )
         self._network = network
         is_empty = next(network.parameters()).is_meta
         if is_empty:

@@ -1,7 +1,7 @@
 """A network in parts on all ranks (FSDP2): built without weights, cut up, then filled; no rank ever holds all of it."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llm_lightning.errors import UserError
 
@@ -78,9 +79,11 @@ def share_layers(network: Any, mesh: DeviceMesh) -> None:
     parallelize_module(network.get_decoder(), mesh, {name: styles[style]() for name, style in plan.items()})
 
 
-def layers_of(network: Any) -> nn.ModuleList:
+def layers_of(network: Any) -> list[nn.Module]:
     """The decoder's layers; none for a critic, whose network is cut up by itself."""
-    return network.get_decoder().layers if hasattr(network, "get_decoder") else nn.ModuleList()
+    if not isinstance(network, PreTrainedModel):
+        return []
+    return [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _call(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -133,10 +136,18 @@ def whole(tensor: Any) -> Tensor:
         return tensor.full_tensor().detach()
     if not is_zero3(tensor):
         return tensor.detach()
-    from deepspeed.zero import GatheredParameters
-
-    with GatheredParameters([tensor]):
+    with gathered_zero3([tensor]):
         return tensor.detach().clone()
+
+
+def gathered_zero3(parameters: Iterable[Any], *, to_change: bool = False) -> AbstractContextManager[None]:
+    """These parameters whole, where DeepSpeed has them; what the first rank writes to them is kept if `to_change`."""
+    parameters = list(parameters)
+    if not any(map(is_zero3, parameters)):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if to_change else None)
 
 
 def shape_of(tensor: Any) -> torch.Size:
