@@ -11,11 +11,13 @@ from pathlib import Path
 from tests.command_line import ROOT
 
 
-def run_all(folder: Path, cache: Path, commands: list[tuple[str, ...]], num_ranks: int = 1) -> None:
+def run_all(
+    folder: Path, cache: Path, commands: list[tuple[str, ...]], num_ranks: int = 1, env: dict[str, str] | None = None
+) -> None:
     """`llm-lightning ARGS` for each in `folder`, in ranks that join as those of torchrun do; raises where one fails."""
     shared = {k: v for k, v in os.environ.items() if not k.startswith("LLM_LIGHTNING")} | {
         "PYTHONPATH": f"{ROOT}:{folder}", "LLM_LIGHTNING_CACHE": str(cache), "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1", **(env or {}),
     }  # fmt: skip
     if num_ranks > 1:
         shared |= {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
@@ -46,6 +48,10 @@ def _free_port() -> int:
 if __name__ == "__main__":
     from llm_lightning.__main__ import main
 
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        from tests.distributed import zero_on_cpu
+
+        zero_on_cpu.allow()
     for args in json.loads(sys.argv[1]):
         print(f"{time.monotonic():.1f} $", *args, flush=True)
         if code := main(["--debug", *args]):
