@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.accelerators import Accelerator
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
 
@@ -19,11 +18,6 @@ class TorchTPUAccelerator(Accelerator):
 
     @override
     def setup_device(self, device: torch.device) -> None:
-        if not self.is_available():
-            raise MisconfigurationException(
-                "trainer.accelerator=torch_tpu: torch finds no TPU. On a TPU VM: pip install torch_tpu; without one, "
-                "leave --config configs/trainer/tpu.yaml out."
-            )
         if device.index is not None:
             torch.accelerator.set_device_index(device)
 

@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from llm_lightning.__main__ import main
+from llm_lightning.strategies import TorchTPUAccelerator
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TEXTS = ["--data.path=texts.jsonl", "--data.vocab_size=300", "--data.seq_len=64", "--data.batch_size=1"]
@@ -73,3 +75,30 @@ def test_it_runs(small, capfd, name):
         return
     code = main([*args, "--trainer.fast_dev_run=2", "--trainer.accelerator=cpu", "--trainer.default_root_dir=run"])
     assert code == 0, capfd.readouterr().err
+
+
+TPU = [f"--config={CONFIGS}/sft.yaml", f"--config={CONFIGS}/trainer/tpu.yaml", *PAIRS, "--trainer.devices=1",
+       "--trainer.fast_dev_run=2", "--trainer.default_root_dir=run"]  # fmt: skip
+
+
+def test_the_tpu_overlay_on_the_cpu_device(small, capfd, monkeypatch):
+    """Everything but the chips."""
+    monkeypatch.setattr(TorchTPUAccelerator, "device_type", "cpu")
+    monkeypatch.setattr(TorchTPUAccelerator, "is_available", classmethod(lambda cls: True))
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda device: None)
+    code = main(["fit", *TPU, "--trainer.strategy.process_group_backend=gloo"])
+    printed = capfd.readouterr()
+    assert code == 0 and "all trained" in printed.out, printed.err
+
+
+def test_the_tpu_overlay_without_a_tpu(small, capfd):
+    assert main(["fit", *TPU]) == 2
+    assert "`TorchTPUAccelerator` can not run on your system" in capfd.readouterr().err
+
+
+def test_zero_without_deepspeed(small, capfd, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "deepspeed" else find(name, *a))
+    overlay = f"--config={CONFIGS}/trainer/deepspeed_zero2.yaml"
+    assert main(["fit", f"--config={CONFIGS}/sft.yaml", overlay, *PAIRS, "--trainer.accelerator=cpu"]) == 2
+    assert "needs deepspeed, which is not installed: pip install 'llm-lightning[deepspeed]'" in capfd.readouterr().err
