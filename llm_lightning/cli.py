@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.distributed import DistNetworkError
 
 import callbacks
+import llm_lightning.strategies  # noqa: F401 (registers their names)
 from datamodules import (
     DataError,
     InstructionDataModule,

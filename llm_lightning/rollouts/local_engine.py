@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llm_lightning.errors import UserError
-from llm_lightning.models.answers import answer_logprobs, answer_states, bounded_groups, pack_answers
+from llm_lightning.models.answers import bounded_groups, pack_answers, read_answers
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.rollouts.sampler import Sampler
 from llm_lightning.rollouts.sampling import Sampling
@@ -151,8 +151,7 @@ class LocalEngine:
         for group in bounded_groups([len(prompt) + len(answer) for prompt, answer in pairs], PACKED_TOKENS):
             prompts, answers = zip(*(pairs[number] for number in group), strict=True)
             packed = pack_answers(prompts, answers, self.device)
-            states = answer_states(self.network, packed)
-            logprobs = answer_logprobs(self.network, states, packed.targets, 1.0, with_entropies=False).logprobs
+            logprobs = read_answers(self.network, packed, 1.0, with_entropies=False)[1].logprobs
             means = [-part.mean() for part in logprobs.split([len(answer) for answer in answers])]
             values += torch.stack(means).exp().tolist()
         return values

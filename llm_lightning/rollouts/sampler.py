@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llm_lightning.models.attention import Documents
 from llm_lightning.models.heads import base_model, head_scaling
+from llm_lightning.models.sharding import all_gathered, run_gathered
 from llm_lightning.rollouts.engine import Completion, Key
 from llm_lightning.rollouts.sampling import Sampling, draw, uniforms
 from llm_lightning.rollouts.slots import Slots, rollout_mode
@@ -40,8 +41,12 @@ class Sampler:
     def __call__(self, model: Any, prompts: Sequence[Tensor], keys: Sequence[Sequence[Key]]) -> list[Completion]:
         """See `RolloutEngine`."""
         network = base_model(model)
+        # Parts that lie on other ranks are fetched once, and not for every token.
+        return run_gathered(network, self._write, network, prompts, keys)
+
+    def _write(self, network: Any, prompts: Sequence[Tensor], keys: Sequence[Sequence[Key]]) -> list[Completion]:
         writing = _Writing(network, self, prompts, keys)
-        with rollout_mode(network):
+        with rollout_mode(network), all_gathered(network):
             while writing.advance():
                 pass
         return writing.completions()

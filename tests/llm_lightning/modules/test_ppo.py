@@ -186,7 +186,7 @@ def test_a_reward_never_lands_on_padding(fit):
     [
         ("gae", {"lr": 3e-3}),
         pytest.param("gae", {"lr": 3e-3, "critic": CriticSettings("network")}, marks=pytest.mark.slow),
-        ("gae", {"lr": 2e-2, "peft": LORA}),
+        ("gae", {"lr": 3e-2, "peft": LORA}),
         ("grpo", {"lr": 3e-3, "num_samples": 4, "batch_size": 8}),
         pytest.param(
             "rloo",
