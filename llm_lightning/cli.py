@@ -5,18 +5,21 @@ import re
 import shlex
 import sys
 import traceback
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.distributed import DistNetworkError
 
 import callbacks
 from datamodules import (
@@ -32,6 +35,7 @@ from datamodules.synthetic.engine import Engine
 from llm_lightning.checkpointing import AtomicCheckpointIO, callback_states, newest_checkpoint, step_of
 from llm_lightning.environment import with_environment
 from llm_lightning.errors import UserError
+from llm_lightning.launch.checks import LaunchError, check_launch, explain, is_first_rank
 from llm_lightning.loggers.metrics_file import MetricsFile
 from llm_lightning.loggers.redact import redact_arguments
 from llm_lightning.messages import readable
@@ -56,6 +60,10 @@ ENGINE = "llm_lightning.rollouts.LocalEngine"
 Engine.register(LocalEngine)
 
 USER_ERRORS = (UserError, DataError, callbacks.CallbackError, ArgumentError, MisconfigurationException, OSError)
+
+# How long a rank waits for the others, where the strategy's `timeout` is not given: torch's own for NCCL. Lightning's
+# is half an hour, in which all other ranks would wait for one that is stuck.
+WAIT_FOR_RANKS = timedelta(minutes=10)
 
 TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
@@ -195,13 +203,19 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the callbacks and the metrics file that every run has."""
         config = self._get(self.config_init, "trainer")
+        if self.subcommand == "augment":
+            # Each process works by itself, however many were started.
+            config.devices, config.num_nodes, config.strategy = 1, 1, "auto"
+        else:
+            check_launch(config.devices, config.num_nodes)
         root = Path(config.default_root_dir)
         config.logger = [*_as_list(config.logger), MetricsFile(root)]
         config.plugins = [*_as_list(config.plugins), AtomicCheckpointIO()]
         if self.subcommand == "augment":
-            # Each process works by itself, however many were started.
-            config.devices, config.num_nodes, config.strategy = 1, 1, "auto"
             config.plugins.append(LightningEnvironment())
+        elif SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+            # Lightning's own requeue saves inside a signal handler, which deadlocks; GracefulStop and the script do it.
+            config.plugins.append(SLURMEnvironment(auto_requeue=False))
         given = _as_list(config.callbacks)
         module: LanguageModule = self._get(self.config_init, "model")
         defaults = [] if config.fast_dev_run else default_callbacks(self.next_command, module.monitor)
@@ -213,9 +227,12 @@ class TrainingCLI(LightningCLI):
             # Lightning clips only where it steps; the setting means the same for a module that steps by itself.
             module.gradient_clip_val, config.gradient_clip_val = config.gradient_clip_val, None
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"The trainer cannot be made from these settings: {error}") from error
+        if getattr(trainer.strategy, "_timeout", None) == default_pg_timeout:
+            trainer.strategy._timeout = WAIT_FOR_RANKS  # type: ignore[attr-defined]
+        return trainer
 
     def _choose_precision(self, config: Any, root: Path) -> None:
         """Fill in `trainer.precision`; what was chosen is part of the run, and a resumed run reads it there."""
@@ -312,6 +329,29 @@ class TrainingCLI(LightningCLI):
         return best or newest_checkpoint(folder)
 
 
+class _SettingsOnly(TrainingCLI):
+    """Reads the settings of a command and builds nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Leave the parts unbuilt."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+def read_settings(args: list[str]) -> Any:
+    """The settings that a command line gives, defaults that depend on others filled in, as a namespace.
+
+    Raises:
+        UserError: a setting does not exist, or has a value of another type.
+    """
+    try:
+        cli = _SettingsOnly(with_environment(args, os.environ))
+    except USER_ERRORS as error:
+        raise UserError(readable(error)) from error
+    return cli.config[args[0]]
+
+
 def _help(command: str) -> dict[str, str]:
     """What stands above a command's settings; argparse's own usage line fills a screen with their names."""
     return {
@@ -324,6 +364,7 @@ def _help(command: str) -> dict[str, str]:
 def default_callbacks(next_command: str, monitor: tuple[str, Any]) -> list[Callback]:
     """What every fit has; one of the same class in `trainer.callbacks` takes its place."""
     return [
+        callbacks.Heartbeat(),
         callbacks.RandomState(),
         callbacks.Throughput(),
         callbacks.TrainingProgress(),
@@ -351,6 +392,10 @@ def run(args: list[str], *, debug: bool = False) -> int:
         cli = TrainingCLI(with_environment(args, os.environ))
     except USER_ERRORS as error:
         return _report(error, debug)
+    except DistNetworkError as error:
+        if (explained := explain(error)) is None:
+            raise
+        return _report(explained, debug)
     except SystemExit as stop:  # --help and --print_config
         return int(stop.code or 0)
     except KeyboardInterrupt:
@@ -363,6 +408,8 @@ def run(args: list[str], *, debug: bool = False) -> int:
 def _report(error: BaseException, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
+    if isinstance(error, LaunchError) and not is_first_rank():
+        return 2
     field = "data." if isinstance(error, DataError) and re.match(r"[a-z_]+(:| and )", str(error)) else ""
     print(f"\nllm-lightning: error: {field}{readable(error)}", file=sys.stderr)
     return 2
