@@ -44,6 +44,7 @@ from llm_lightning.modules.base import LanguageModule
 from llm_lightning.precision import default_precision, use_fast_float32
 from llm_lightning.rollouts import LocalEngine
 from llm_lightning.run_folder import RunConfig, move_aside, saved_precision
+from llm_lightning.run_trainer import RunTrainer
 from llm_lightning.short_names import prefer_in_yaml
 
 # jsonargparse finds a class by its short name once it is imported: --model CausalPretraining.
@@ -80,30 +81,6 @@ DESCRIPTIONS = {
     "preview": "Show the training data as the model will see it.",
     "augment": "Let a model write records for the training data, and filter them; nothing is trained.",
 }
-
-
-class RunTrainer(Trainer):
-    """Lightning's trainer, with the commands that Lightning has not."""
-
-    def preview(self, model: LanguageModule, datamodule: LightningDataModule, num_records: int = 3) -> None:
-        """Print the first training records as the model will see them, and statistics of all; nothing is trained.
-
-        Args:
-            num_records: how many to print.
-        """
-        lines = getattr(datamodule, "preview", None)
-        if not callable(lines):
-            raise UserError(f"preview: {type(datamodule).__name__} has nothing to show.")
-        datamodule.prepare_data()
-        datamodule.setup("fit")
-        print(*lines(num_records), sep="\n")
-
-    def augment(self, model: LanguageModule, datamodule: LightningDataModule) -> None:
-        """Generate and filter the records of a `SyntheticDataModule`; nothing is trained."""
-        if not isinstance(datamodule, SyntheticDataModule):
-            raise UserError(f"augment: {type(datamodule).__name__} generates nothing; use --data SyntheticDataModule.")
-        datamodule.augment()
-        print(f"Records: {datamodule.result}")
 
 
 class TrainingCLI(LightningCLI):
