@@ -55,8 +55,7 @@ SHORT_NAMES = (
 )  # fmt: skip
 prefer_in_yaml({name: getattr(callbacks, name) for name in callbacks.__all__})
 
-# What writes synthetic records, where no other engine is named: the network that is trained, as it is before. Neither
-# package knows the other.
+# Writes synthetic records where no other engine is named; neither package knows the other.
 ENGINE = "llm_lightning.rollouts.LocalEngine"
 Engine.register(LocalEngine)
 
@@ -154,9 +153,8 @@ class TrainingCLI(LightningCLI):
     def _name_tokenizer_once(self, config: Any) -> None:
         init_args: Any = config.data.get("init_args") or {}
         if "generators" in init_args:  # a SyntheticDataModule, around the data
-            if init_args.engine is None:
-                path = config.model.init_args.backbone.path
-                init_args.engine = Namespace(class_path=ENGINE, init_args=Namespace(path=path)) if path else None
+            if init_args.engine is None and (path := config.model.init_args.backbone.path):
+                init_args.engine = Namespace(class_path=ENGINE, init_args=Namespace(path=path))
             init_args = init_args.data.init_args
         if "tokenizer" not in init_args:
             return
