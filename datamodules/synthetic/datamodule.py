@@ -139,8 +139,8 @@ class SyntheticDataModule(LightningDataModule):
         self.data.added = [RecordSource(str(self.result))]
         self.data.added_share = self.share
 
-    def augment(self) -> None:
-        """Generate, filter, and write the result and its report.
+    def augment(self) -> Path:
+        """Generate, filter, and write the result and its report; returns the result's path.
 
         Raises:
             DataError: nothing comes out of it; the message shows where it was lost.
@@ -158,6 +158,7 @@ class SyntheticDataModule(LightningDataModule):
                     self._filter(generation, key)
         finally:
             self.engine.release()
+        return self.result
 
     def _seeds(self) -> dict[str, Seeds]:
         folder, cache = self.folder / "seeds", cache_root(self.data.cache_dir)

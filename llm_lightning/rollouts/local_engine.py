@@ -27,13 +27,7 @@ READ = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model"}
 
 
 class WrittenText(NamedTuple):
-    """What was written.
-
-    Args:
-        text: without special tokens.
-        num_tokens: how many tokens it has.
-        is_finished: whether the model ended it, and not its length.
-    """
+    """What was written: without special tokens, its length, and whether the model ended it by itself."""
 
     text: str
     num_tokens: int

@@ -15,6 +15,7 @@ Write one more task of this kind, about something else. It must be complete, wit
 do it. Write the task alone, without its answer."""
 
 MARK = re.compile(r"^\s*(?:(?:new )?(?:task|instruction)\s*\d*\s*:|\d+\s*[.):]|[-*])\s*", re.IGNORECASE)
+SHORTEST_SENTENCE = 20  # characters
 NEXT = re.compile(r"\n\s*(?:\d+[.)]|task\s*\d*\s*:|answer\s*:)", re.IGNORECASE)
 
 
@@ -34,6 +35,9 @@ class SelfInstruct(RecordGenerator):
     def __init__(self, count: int = 1000, num_shots: int = 3, template: str = TEMPLATE, **kwargs: Any) -> None:
         super().__init__(count, num_shots, **kwargs)
         self.template = check_template(self, template, "examples")
+        # Small models copy parts of what they are asked.
+        parts = re.split(r"[.,:]\s|\{examples\}", template.lower())
+        self._sentences = [part.strip() for part in parts if len(part.strip()) > SHORTEST_SENTENCE]
 
     def steps(self, number: int, seeds: Seeds) -> Steps:
         """Ask for an instruction, then for its answer."""
@@ -43,6 +47,8 @@ class SelfInstruct(RecordGenerator):
         instruction = instruction_of(finished(reply))
         if not instruction:
             raise Dropped("no instruction in the reply")
+        if any(sentence in instruction.lower() for sentence in self._sentences):
+            raise Dropped("repeats the request")
         [reply] = yield [self.ask(instruction, number, 1)]
         answer = {"role": "assistant", "content": finished(reply)}
         return [Draft([{"role": "user", "content": instruction}, answer], tuple(shots))]

@@ -82,6 +82,12 @@ def test_self_instruct(make, server):
     assert len({c.provenance.seed_ids for c in candidates}) > 3  # the examples are drawn anew for each
 
 
+def test_self_instruct_drops_copies_of_the_request(make, server):
+    server.answer = lambda body: "Count to three. Write one more task of this kind, about cats."
+    candidates, facts = make(SelfInstruct(count=4), ADDITIONS)
+    assert not candidates and facts["dropped"] == {"repeats the request": 4}
+
+
 def test_other_seed_other_examples_same_seed_same_calls(make, server):
     make(SelfInstruct(count=5), ADDITIONS, "one")
     first = [body for body in server.calls if asked(body).startswith("Here")]
