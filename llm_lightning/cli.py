@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.distributed import DistNetworkError
+from torch import distributed as dist
 
 import callbacks
 from datamodules import (
@@ -358,7 +358,7 @@ def run(args: list[str], *, debug: bool = False) -> int:
         cli = TrainingCLI(with_environment(args, os.environ))
     except USER_ERRORS as error:
         return _report(error, debug)
-    except DistNetworkError as error:
+    except dist.DistNetworkError as error:
         if (explained := explain(error)) is None:
             raise
         return _report(explained, debug)
@@ -367,6 +367,8 @@ def run(args: list[str], *, debug: bool = False) -> int:
     except KeyboardInterrupt:
         return 130
     received = [c.received for c in cli.trainer.callbacks if isinstance(c, callbacks.GracefulStop)]  # type: ignore[attr-defined]
+    if any(received) and dist.is_initialized():
+        dist.barrier()  # srun ends the step with its first failing rank, and the first rank may still be writing
     # As a shell would report it, so that nothing chained behind a stopped run starts.
     return 128 + received[0] if received and received[0] else 0
 
