@@ -366,11 +366,11 @@ def run(args: list[str], *, debug: bool = False) -> int:
         return int(stop.code or 0)
     except KeyboardInterrupt:
         return 130
-    received = [c.received for c in cli.trainer.callbacks if isinstance(c, callbacks.GracefulStop)]  # type: ignore[attr-defined]
-    if any(received) and dist.is_initialized():
+    stops = [c for c in cli.trainer.callbacks if isinstance(c, callbacks.GracefulStop)]  # type: ignore[attr-defined]
+    if any(stop.stopped for stop in stops) and dist.is_initialized():
         dist.barrier()  # srun ends the step with its first failing rank, and the first rank may still be writing
     # As a shell would report it, so that nothing chained behind a stopped run starts.
-    return 128 + received[0] if received and received[0] else 0
+    return 128 + stops[0].received if stops and stops[0].received else 0
 
 
 def _report(error: BaseException, debug: bool) -> int:

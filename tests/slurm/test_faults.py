@@ -79,7 +79,7 @@ def test_death_of_a_node(slurm_run, uninterrupted, repeat):
 
 
 def test_time_limit(slurm_run, uninterrupted, repeat):
-    """Two minutes an attempt, of which the signal leaves 50 s (and starting takes a part): 48 s of steps are too many."""
+    """Two minutes an attempt, of which the signal leaves 50 s, and starting takes a part: too few for 48 s of steps."""
     slurm_run.submit("--time=2", "--stop-before=70", pace="seconds: [2]")
     finishes(slurm_run, uninterrupted, restarts=(1, 2, 3, 4))
     assert "Stopped at step" in slurm_run.log()
