@@ -42,7 +42,8 @@ class GracefulStop(Checkpoint):
     Args:
         signals: Names of the signals to listen to: Ctrl-C, and what SLURM and torchrun send.
         time_limit_s: Seconds that this process may take from its start. If not given, SLURM is asked when the job ends.
-        stop_before_s: Seconds before the limit at which to stop. Two minutes hold a step and a large checkpoint.
+        stop_before_s: Seconds before the limit at which to stop; if not given, those of the batch script that
+            `llm-lightning slurm` wrote, else 120, which hold a step and a large checkpoint.
 
     Attributes:
         stopped: Whether this fit was ended by a signal or the time limit.
@@ -56,7 +57,7 @@ class GracefulStop(Checkpoint):
         self,
         signals: Sequence[str] = ("SIGINT", "SIGTERM", "SIGUSR1"),
         time_limit_s: float | None = None,
-        stop_before_s: float = 120,
+        stop_before_s: float | None = None,
     ) -> None:
         unknown = [name for name in signals if name not in signal.Signals.__members__]
         if unknown and unknown != ["SIGUSR1"]:  # which Windows has not
@@ -87,7 +88,7 @@ class GracefulStop(Checkpoint):
             self._former_handlers = {number: signal.signal(number, self._on_signal) for number in self.signals}
         if stage == "fit":
             end = self._end_time() if trainer.is_global_zero else None  # one rank is enough, and spares SLURM the rest
-            self._stop_at = float("inf") if end is None else end - self.stop_before_s
+            self._stop_at = float("inf") if end is None else end - self._margin()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -174,6 +175,9 @@ class GracefulStop(Checkpoint):
         trainer.fit_loop.min_epochs = 0
         trainer.fit_loop.epoch_loop.min_steps = None
         trainer.limit_val_batches = 0  # Lightning validates once more when it is told to stop
+
+    def _margin(self) -> float:
+        return self.stop_before_s or float(os.environ.get("LLM_LIGHTNING_STOP_BEFORE", 120))
 
     def _end_time(self) -> float | None:
         """When this process has to be gone, in seconds since 1970; None where nothing says so."""

@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.distributed import DistNetworkError
+from torch import distributed as dist
 
 import callbacks
 import llm_lightning.strategies  # noqa: F401 (registers their names)
@@ -368,7 +368,7 @@ def run(args: list[str], *, debug: bool = False) -> int:
         cli = TrainingCLI(with_environment(args, os.environ))
     except USER_ERRORS as error:
         return _report(error, debug)
-    except DistNetworkError as error:
+    except dist.DistNetworkError as error:
         if (explained := explain(error)) is None:
             raise
         return _report(explained, debug)
@@ -376,9 +376,11 @@ def run(args: list[str], *, debug: bool = False) -> int:
         return int(stop.code or 0)
     except KeyboardInterrupt:
         return 130
-    received = [c.received for c in cli.trainer.callbacks if isinstance(c, callbacks.GracefulStop)]  # type: ignore[attr-defined]
+    stops = [c for c in cli.trainer.callbacks if isinstance(c, callbacks.GracefulStop)]  # type: ignore[attr-defined]
+    if any(stop.stopped for stop in stops) and dist.is_initialized():
+        dist.barrier()  # srun ends the step with its first failing rank, and the first rank may still be writing
     # As a shell would report it, so that nothing chained behind a stopped run starts.
-    return 128 + received[0] if received and received[0] else 0
+    return 128 + stops[0].received if stops and stops[0].received else 0
 
 
 def _report(error: BaseException, debug: bool) -> int:

@@ -122,6 +122,8 @@ def _environment(job: Job) -> str:
         "[[ -z $SLURM_CPUS_PER_TASK ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
         "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
         "",
+        f"export LLM_LIGHTNING_STOP_BEFORE={job.options.stop_before}  # the run looks at the clock too",
+        "",
         "# Where the ranks meet, on this first node: a port by the job's number, or the next one that is free.",
         "MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))",
         "while (: </dev/tcp/127.0.0.1/$MASTER_PORT) 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done",

@@ -89,13 +89,23 @@ class MetricsFile(Logger):
         if self._columns is None:
             self._columns = self._begin(int(key))
         if self._row.get("step") != key:
-            self._row, self._row_start = {"step": key}, self.path.stat().st_size
+            self._open_row(key)
         self._row.update({name: _format(value) for name, value in metrics.items()})
         if self._row.keys() <= set(self._columns):
             self._write_row()
         else:
             self._columns = _ordered([*self._columns, *self._row])
             self._rewrite([*_rows_before(self.path, int(key)), self._row])
+
+    def _open_row(self, key: str) -> None:
+        if int(key) < int(self._row.get("step", key)):
+            # A run that goes on within a validation logs first what its data is like, as of the step after it.
+            rows = _rows_before(self.path, int(key) + 1)
+            if rows and rows[-1]["step"] == key:
+                self._rewrite(rows)
+                self._row = rows[-1]
+                return
+        self._row, self._row_start = {"step": key}, self.path.stat().st_size
 
     def _begin(self, step: int) -> list[str]:
         """Makes the file, or takes over that of the run that this one resumes; returns its columns."""

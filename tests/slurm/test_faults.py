@@ -16,12 +16,12 @@ pytestmark = [
 ]
 
 
-def finishes(run, uninterrupted) -> None:
+def finishes(run, uninterrupted, restarts: tuple[int, ...] = (1, 2)) -> None:
     """A second restart is SLURM's: a kill that it sends again after a minute meets the next attempt's step."""
     assert run.ends() == "COMPLETED", run.log()
     assert run.losses() == uninterrupted
     run.report_latency(os.environ["PYTEST_CURRENT_TEST"].split("::")[1].split("[")[0].removeprefix("test_"))
-    assert int(run.cluster.detail(run.job, "Restarts")) in (1, 2), run.log()
+    assert int(run.cluster.detail(run.job, "Restarts")) in restarts, run.log()
 
 
 def test_sigusr1_with_a_straggler(slurm_run, uninterrupted, repeat):
@@ -79,9 +79,9 @@ def test_death_of_a_node(slurm_run, uninterrupted, repeat):
 
 
 def test_time_limit(slurm_run, uninterrupted, repeat):
-    """A minute an attempt, of which SLURM's signal leaves half (and starting takes a part): two or three attempts."""
-    slurm_run.submit("--time=1", "--stop-before=25", pace="seconds: [2]")
-    finishes(slurm_run, uninterrupted)
+    """Two minutes an attempt, of which the signal leaves 50 s, and starting takes a part: too few for 48 s of steps."""
+    slurm_run.submit("--time=2", "--stop-before=70", pace="seconds: [2]")
+    finishes(slurm_run, uninterrupted, restarts=(1, 2, 3, 4))
     assert "Stopped at step" in slurm_run.log()
 
 
