@@ -32,7 +32,8 @@ class ZeROStrategy(DeepSpeedStrategy):
                 "trainer.strategy=ZeROStrategy needs deepspeed, which is not installed: pip install "
                 "'llm-lightning[deepspeed]', or take --config configs/trainer/fsdp.yaml, which needs nothing."
             )
-        super().__init__(**kwargs)
+        # Left to itself, Lightning opens the loaders to find a number for DeepSpeed's log, before loggers are ready.
+        super().__init__(**{"logging_batch_size_per_gpu": 1} | kwargs)
         if self.config is not None:
             # Of optimizers for offloaded states DeepSpeed accepts only its own, which need a compiler.
             self.config.setdefault("zero_force_ds_cpu_optimizer", False)
