@@ -32,11 +32,12 @@ class ZeROStrategy(DeepSpeedStrategy):
                 "trainer.strategy=ZeROStrategy needs deepspeed, which is not installed: pip install "
                 "'llm-lightning[deepspeed]', or take --config configs/trainer/fsdp.yaml, which needs nothing."
             )
-        # Left to itself, Lightning opens the loaders to find a number for DeepSpeed's log, before loggers are ready.
-        super().__init__(**{"logging_batch_size_per_gpu": 1} | kwargs)
+        super().__init__(**kwargs)
         if self.config is not None:
             # Of optimizers for offloaded states DeepSpeed accepts only its own, which need a compiler.
             self.config.setdefault("zero_force_ds_cpu_optimizer", False)
+            # Lightning would open the loaders to find this number for DeepSpeed's log, before loggers are ready.
+            self.config.setdefault("train_micro_batch_size_per_gpu", 1)
         self._known_to_transformers: Any = None
 
     @contextmanager
