@@ -108,7 +108,7 @@ def measure(args: argparse.Namespace, folder: Path, name: str, other: str | None
     ranks = []
     for rank in range(devices):
         own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        line = ["taskset", "-c", str(cores[-1 - rank]), *command(args, scratch, devices, strategy, other)]
+        line = ["taskset", "-c", str(cores[-1 - rank % len(cores)]), *command(args, scratch, devices, strategy, other)]
         ranks.append(subprocess.Popen(line, cwd=ROOT, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
     said = [process.communicate()[1] for process in ranks]
     if any(process.returncode for process in ranks):

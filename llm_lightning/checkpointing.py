@@ -77,7 +77,8 @@ def callback_states(path: Path) -> dict[str, Any]:
 def newest_checkpoint(folder: Path, name: str = "step") -> Path | None:
     """The checkpoint with the most steps in a run's `checkpoints/`, None where there is none.
 
-    Files are complete by construction; a sharded checkpoint is a folder that is complete once `.metadata` is there.
+    Files are complete by construction; a sharded checkpoint is a folder that is complete once `.metadata` is there, or
+    what DeepSpeed writes last.
 
     Args:
         folder: where to look.
@@ -86,7 +87,8 @@ def newest_checkpoint(folder: Path, name: str = "step") -> Path | None:
     found = [
         path
         for path in folder.glob(f"*{name}=*.ckpt")
-        if not path.name.startswith(".") and (path.is_file() or (path / ".metadata").is_file())
+        if not path.name.startswith(".")
+        and (path.is_file() or any((path / last).is_file() for last in (".metadata", "latest")))
     ]
     return max(found, key=lambda path: step_of(path) or 0, default=None)
 

@@ -395,7 +395,8 @@ class LanguageModule(LightningModule):
         state = checkpoint[STATE_KEY]
         if self.adapter is not None:
             self.adapter.load_state_dict(state.get("adapter"))
-        self._check_same_model(checkpoint["state_dict"])
+        if "state_dict" in checkpoint:  # DeepSpeed compares by itself
+            self._check_same_model(checkpoint["state_dict"])
         self.tokens_seen, self.skipped_steps = state["tokens_seen"], state["skipped_steps"]
 
     def _check_same_model(self, saved: Mapping[str, Tensor]) -> None:

@@ -36,6 +36,8 @@ class ZeROStrategy(DeepSpeedStrategy):
         if self.config is not None:
             # Of optimizers for offloaded states DeepSpeed accepts only its own, which need a compiler.
             self.config.setdefault("zero_force_ds_cpu_optimizer", False)
+            # Lightning would open the loaders to find this number for DeepSpeed's log, before loggers are ready.
+            self.config.setdefault("train_micro_batch_size_per_gpu", 1)
         self._known_to_transformers: Any = None
 
     @contextmanager

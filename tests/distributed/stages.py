@@ -69,7 +69,7 @@ def metrics(folder, most_steps):
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     kept = [{n: float(v) for n, v in row.items() if v and not n.startswith((*TIMES, "data/"))} for row in rows]
-    return {row["step"]: row for row in kept if row["step"] <= most_steps}
+    return {row["step"]: row for row in kept if 0 < row["step"] <= most_steps}
 
 
 def assert_same_metrics(folder, expected, most_steps=100, without=()):

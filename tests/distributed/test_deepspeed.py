@@ -23,6 +23,7 @@ def runs(tmp_path_factory, texts, network, cache):
     one = [fit("sft", "sft-one", ONCE), fit("reward", "reward-one", ONCE), fit("sft", "full-one", ONCE, *full)]
     run_all(folder, cache, one)
     two = [
+        fit("sft", "sft-zero2", *ZERO2, *TWO, "--trainer.max_steps=2"),
         fit("sft", "sft-zero2", *ZERO2, *TWO),
         fit("reward", "reward-zero3", *ZERO3, *TWO, "--trainer.max_steps=2"),
         fit("reward", "reward-zero3", *ZERO3, *TWO),
@@ -30,6 +31,8 @@ def runs(tmp_path_factory, texts, network, cache):
     ]
     for command in two:  # in processes of their own: DeepSpeed keeps what it was told
         run_all(folder, cache, [command], num_ranks=2, env={"DS_ACCELERATOR": "cpu"})
+        went_on = "Going on from" in (folder / "output-0.txt").read_text()
+        assert went_on == (two.index(command) in (1, 3))
     return folder
 
 

@@ -108,8 +108,9 @@ def test_an_adapter_begins_as_on_a_whole_network(mesh, saved, method):
     assert adapter.is_on_its_base(adapter.model)
 
 
-def test_the_head_of_an_adapted_reward_model(mesh, saved):
-    backbone = saved(CONFIGS["tied"], REWARD)
+@pytest.mark.parametrize("trained_for", [LANGUAGE, REWARD], ids=["fresh head", "trained head"])
+def test_the_head_of_an_adapted_reward_model(mesh, saved, trained_for):
+    backbone = saved(CONFIGS["tied"], trained_for)
     config = peft.LoraConfig(r=4, target_modules=["q_proj"])
     torch.manual_seed(2)
     expected = Adapter(backbone.build(task=REWARD), config, REWARD)
