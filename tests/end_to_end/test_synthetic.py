@@ -227,6 +227,20 @@ def test_without_seeds_or_with_nothing_left_it_ends_clearly(here, augmented, ser
     assert code == 2 and "nothing came of any record: instruct: 280 empty reply" in output, output
 
 
+@pytest.mark.slow
+def test_ablate_trains_both_on_one_budget(run, augmented):
+    code, output = run("ablate", "--seeds", "2", "--config", "synthetic.yaml")
+    assert code == 0, output
+    rows = re.findall(r"^ +([12]) +(\d+\.\d+) +(\d+\.\d+) +([+-]\d+\.\d+)$", output, re.MULTILINE)
+    assert [row[0] for row in rows] == ["1", "2"]
+    assert re.search(r"mean difference [+-]\d+\.\d+, 95 % interval [+-]\d+\.\d+ to [+-]\d+\.\d+: ", output)
+    for name in ("without-seed-1", "with-seed-1", "without-seed-2", "with-seed-2"):
+        metrics = list(csv.DictReader((augmented / "run" / "ablation" / name / "metrics.csv").open()))
+        assert max(int(row["step"]) for row in metrics) in (5, 6)
+    code, output = run("ablate", "--config", "synthetic.yaml", "--trainer.max_steps", "-1")
+    assert code == 2 and "trainer.max_steps: set it" in output, output
+
+
 SEED_TASKS = Path(__file__).parents[3] / "shared" / "data" / "self_instruct" / "seed_tasks.jsonl"
 
 
