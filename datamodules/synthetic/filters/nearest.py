@@ -14,7 +14,7 @@ WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+")
 """Chinese, Japanese and Korean characters count as words."""
 UNKNOWN = "\0"  # a word that no reference has
 RUN = 2  # words; texts are compared where they share rare runs of so many
-MOST_OWNERS = 64  # runs that more references share say little about which one it is, and cost much
+MOST_OWNERS = 32  # runs that more references share say little about which one it is, and cost much
 COMPARED = 8  # references that share the most
 
 
