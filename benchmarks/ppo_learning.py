@@ -33,6 +33,7 @@ from datamodules.corpora import python_pairs
 
 KL_BOUND = 30.0
 NUM_WORDS = 12
+PHASE = re.compile(r"throughput/(?!.*_per_s$).*_s")
 COLOURS = {"ppo": "#7aa6d6", "grpo": "#d1495b", "rloo": "#3a7d44"}
 
 
@@ -151,7 +152,7 @@ def run(task: Task, method: str, seed: int, args: argparse.Namespace, folder: Pa
     )  # fmt: skip
     rows = read(folder)
     steps = [row for row in rows if "train/reward" in row]
-    names = ("train/reward", "train/kl", "train/eos_rate")
+    names = ("train/reward", "train/kl", "rollout/eos_rate")
     after = [row for row in rows if "val/reward" in row][-1]
     return {
         "rewards": [row["train/reward"] for row in steps],
@@ -159,7 +160,7 @@ def run(task: Task, method: str, seed: int, args: argparse.Namespace, folder: Pa
         "last": {name: statistics.mean(row[name] for row in steps[-5:]) for name in names},
         "before": before,
         "after": {name: after[name] for name in before},
-        "seconds": sum(value for row in steps for name, value in row.items() if name.startswith("time/")),
+        "seconds": sum(value for row in steps for name, value in row.items() if PHASE.fullmatch(name)),
     }
 
 
@@ -214,7 +215,7 @@ def report(method: str, seed: int, result: dict[str, Any], args: argparse.Namesp
     last, before, after = result["last"], result["before"], result["after"]
     held_out = "".join(f"{before[name]:>8.3f} -> {after[name]:.3f}" for name in sorted(before) if name != "val/reward")
     print(
-        f"{method:6}{seed:>5}{last['train/reward']:>8.3f}{last['train/kl']:>8.2f}{last['train/eos_rate']:>7.2f}"
+        f"{method:6}{seed:>5}{last['train/reward']:>8.3f}{last['train/kl']:>8.2f}{last['rollout/eos_rate']:>7.2f}"
         f"{result['seconds']:>6.0f}{held_out}",
         flush=True,
     )

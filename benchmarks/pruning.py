@@ -14,7 +14,9 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -155,21 +157,22 @@ def fit(data: Data, scratch: Path, callbacks: list[dict[str, Any]], steps: int, 
 def overhead(data: Data) -> dict[str, float]:
     """Processor time of a step of 512 tokens between two changes of the masks, half way to 2:4, against a dense one.
 
-    Wanda gathers activations and the masks are at work, all through the timed steps.
+    Wanda gathers activations and the masks are at work, all through the timed steps. Medians of three turns.
     """
     schedule = {"class_path": "Linear", "init_args": {"begin": 1, "end": 21, "interval": 10}}
     pruning = {"class_path": "Pruning", "init_args": {"structure": TWO_OF_FOUR, "schedule": schedule, "num_batches": 0}}
-    seconds = {}
-    for name, callbacks, warmup, steps in (("dense", [], 4, 13), ("pruned", [pruning], 12, 21)):
+    contenders = {"dense": [], "pruned": [pruning]}
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _, (name, callbacks) in product(range(3), contenders.items()):
         with tempfile.TemporaryDirectory(prefix="pruning-", dir=data.folder) as scratch:
             result = Path(scratch) / "times.json"
             timer = {"class_path": "benchmarks.step_timer.StepTimer",
-                     "init_args": {"result": str(result), "warmup": warmup, "steps": 9}}  # fmt: skip
+                     "init_args": {"result": str(result), "warmup": 12, "steps": 9}}  # fmt: skip
             # Before the pruning: its clock stops at step 21 ahead of the last change of the masks.
-            fit(data, Path(scratch), [timer, *callbacks], steps, "own", rows=1)
-            seconds[name] = json.loads(result.read_text())["cpu_s"] / 9
-    return {"dense_step_s": seconds["dense"], "pruned_step_s": seconds["pruned"],
-            "overhead": seconds["pruned"] / seconds["dense"] - 1}  # fmt: skip
+            fit(data, Path(scratch), [timer, *callbacks], 21, "own", rows=1)
+            seconds[name].append(json.loads(result.read_text())["cpu_s"] / 9)
+    dense, pruned = (median(each) for each in seconds.values())
+    return {"dense_step_s": dense, "pruned_step_s": pruned, "overhead": pruned / dense - 1}
 
 
 def compress(setting: Setting, data: Data, scratch: Path) -> Path:

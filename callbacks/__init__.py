@@ -4,6 +4,7 @@ from callbacks.curves import Curves
 from callbacks.early_stopping import EarlyStopping
 from callbacks.errors import CallbackError
 from callbacks.graceful_stop import GracefulStop
+from callbacks.heartbeat import Heartbeat
 from callbacks.model_folder import ModelFolder
 from callbacks.predictions import Predictions
 from callbacks.progress import TrainingProgress
@@ -26,6 +27,7 @@ __all__ = [
     "Divergence",
     "EarlyStopping",
     "GracefulStop",
+    "Heartbeat",
     "ModelFolder",
     "NoImprovement",
     "NotFinite",

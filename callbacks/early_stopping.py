@@ -15,7 +15,15 @@ from callbacks.graceful_stop import GracefulStop
 from callbacks.model_folder import ModelFolder
 from callbacks.phase import is_rehearsal, is_validating_fit
 from callbacks.samples import is_sharded
-from callbacks.stop_conditions import TOKENS, Moment, NoImprovement, StopCondition, is_of_training
+from callbacks.stop_conditions import (
+    TOKENS,
+    Divergence,
+    Moment,
+    NoImprovement,
+    NotFinite,
+    StopCondition,
+    is_of_training,
+)
 
 SKIPPED = "train/skipped_steps"  # in which modules count the steps that they left out
 
@@ -167,6 +175,9 @@ class EarlyStopping(Callback):
         pl_module.print(f"\nStopping at step {step}: {reason}.")
         for logger in trainer.loggers:
             logger.log_hyperparams({"stopped": f"step {step}: {reason}"})
+            alert = getattr(logger, "alert", None)
+            if callable(alert) and isinstance(condition, Divergence | NotFinite):
+                alert("Run diverged", f"step {step}: {reason}")
 
     def _measure(self, trainer: Trainer, names: Sequence[str]) -> dict[str, float]:
         """The metrics and the `seconds`, as all ranks see them."""

@@ -31,6 +31,7 @@ class RandomState(Callback):
         self._device = torch.device("cpu")
         self._restored: list[GeneratorStates] | None = None
         self._after_batch: GeneratorStates | None = None
+        self._is_validating = False
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -38,7 +39,8 @@ class RandomState(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        own = generator_states(self._device)
+        own = self._after_batch if self._is_validating else None
+        own = own or generator_states(self._device)
         if not dist.is_initialized():
             return {"ranks": [own]}
         ranks: list[Any] = [None] * dist.get_world_size()
@@ -70,7 +72,12 @@ class RandomState(Callback):
         self._after_batch = generator_states(self._device)
 
     @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_validating = True
+
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_validating = False
         # The sanity check comes before the first batch, and Lightning isolates it.
         if self._after_batch is not None:
             set_generator_states(self._after_batch, self._device)

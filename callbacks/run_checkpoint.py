@@ -47,6 +47,8 @@ class RunCheckpoint(Checkpoint):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._newest, self._is_due = None, False
+        # Lightning has read by now whether the checkpoint was written within a validation; later ones are not.
+        trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset()
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -80,6 +82,16 @@ class RunCheckpoint(Checkpoint):
             for old in sorted(folder.glob("step=*.ckpt"), key=_step)[: -self.keep]:
                 trainer.strategy.remove_checkpoint(old)
         return path
+
+    def save_within_validation(self, trainer: Trainer) -> Path:
+        """Write a checkpoint from which the validation that runs now is begun anew, on all ranks."""
+        self._newest = None  # the one of this step that may have been written before it would skip it
+        progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+        progress.reset_on_run()
+        progress.total.reset()
+        # What tells Lightning to validate first when it goes on: a batch was started and is not done.
+        progress.total.ready = progress.total.started = 1  # type: ignore[attr-defined]
+        return self.save(trainer)
 
     def _ends_run(self, trainer: Trainer) -> bool:
         loop = trainer.fit_loop

@@ -10,15 +10,19 @@ if TYPE_CHECKING:
     from datamodules.pretraining import TextDataModule as TextDataModule
     from datamodules.prompts import PromptDataModule as PromptDataModule
     from datamodules.record_source import RecordSource as RecordSource
+    from datamodules.synthetic.datamodule import SyntheticDataModule as SyntheticDataModule
+    from datamodules.synthetic.openai_engine import OpenAIEngine as OpenAIEngine
     from datamodules.text_source import TextSource as TextSource
 
 # Imported when asked for: the processes that tokenize import this package too, and have no use for Lightning.
 _PLACES = {
     "DataError": "datamodules.errors",
     "InstructionDataModule": "datamodules.instruction",
+    "OpenAIEngine": "datamodules.synthetic.openai_engine",
     "PreferenceDataModule": "datamodules.preference",
     "PromptDataModule": "datamodules.prompts",
     "RecordSource": "datamodules.record_source",
+    "SyntheticDataModule": "datamodules.synthetic.datamodule",
     "TextDataModule": "datamodules.pretraining",
     "TextSource": "datamodules.text_source",
 }

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from datamodules.chat_template import ChatTemplate, find_template
 from datamodules.errors import DataError
 from datamodules.packed import PackedDataModule
 from datamodules.record_shapes import SHAPES
-from datamodules.record_source import RecordSource, Shapes, Writer, peek_records, record_units
+from datamodules.record_source import ChatRecord, RecordSource, Shapes, Writer, peek_records, record_units
 from datamodules.tokenizer import load_tokenizer
 from datamodules.units import Unit
 
@@ -84,6 +88,20 @@ class ChatDataModule(PackedDataModule):
     def find_units(self, source: RecordSource, root: Path, look_again: bool) -> list[Unit]:
         """All there is to read, with the shape of the records."""
         return record_units(source, root, look_again, self.shapes)
+
+    def records(self, part: Literal["train", "val"]) -> Iterator[ChatRecord]:
+        """The records that are trained or validated on, as they were written, streaming; once the data is prepared."""
+        selection, encoder = self.selections[part], self.encoder
+        for unit in (unit for units in self._units[part] for unit in units):
+            for one in encoder.read(unit):
+                if selection.mask(np.array([one.hash], np.uint64)).item():
+                    yield one
+
+    def records_key(self, part: Literal["train", "val"]) -> list[Any]:
+        """What `records` depends on; JSON."""
+        units = [unit for units in self._units[part] for unit in units]
+        read = [[unit.digest, unit.start, unit.stop, unit.shape, unit.columns] for unit in units]
+        return [read, asdict(self.selections[part])]
 
     def make_tokenizer(self, units: list[Unit], root: Path) -> PreTrainedTokenizerFast:
         """The one that is named, with the chat template."""

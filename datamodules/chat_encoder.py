@@ -13,6 +13,7 @@ from datamodules.bad_records import BadRecords
 from datamodules.batches import bounded_batches
 from datamodules.chat_template import ChatTemplate, Rendered
 from datamodules.formats import records
+from datamodules.record_source import ChatRecord
 from datamodules.records import Conversation, conversation_of
 from datamodules.shards import Document, text_hash, token_dtype
 from datamodules.units import Bad, Unit
@@ -68,8 +69,22 @@ class ChatEncoder:
                 bad.note(place, rendered)
                 continue
             assert isinstance(conversation, Conversation)
-            split_hash = text_hash(_opening(conversation).encode())
+            split_hash = _split_hash(conversation)
             yield from (Written(document, split_hash) for document in rendered)
+
+    def read(self, unit: Unit) -> Iterator[ChatRecord]:
+        """The unit's conversations, without those that cannot be read."""
+        for _, record in records(unit):
+            conversation = self._conversation(record, unit)
+            if isinstance(conversation, Conversation):
+                assert not isinstance(record, Bad)
+                yield ChatRecord(record, conversation.messages, None, _split_hash(conversation))
+
+    def refuses(self, messages: list[dict[str, Any]], rejected: str | None) -> str | None:
+        """Why these messages cannot be learned; None where they can."""
+        conversation = conversation_of({"messages": messages}, "messages", None, self.template.reasoning)
+        rendered = conversation if isinstance(conversation, Bad) else self.template.render(conversation)
+        return rendered.reason if isinstance(rendered, Bad) else None
 
     def _conversation(self, record: Any, unit: Unit) -> Conversation | Bad:
         if isinstance(record, Bad):
@@ -113,7 +128,7 @@ def _token_from(encoding: Encoding, start: int, end: int) -> int | None:
     return next((token for token in found if token is not None), None)
 
 
-def _opening(conversation: Conversation) -> str:
-    """What the first user says: copies of a question, however they are answered, fall on the same side of a split."""
+def _split_hash(conversation: Conversation) -> int:
+    """Of what the first user says: copies of a question fall on the same side of a split, however answered."""
     said = (message.get("content") or "" for message in conversation.messages if message["role"] == "user")
-    return next(said, None) or str(conversation.messages)
+    return text_hash((next(said, None) or str(conversation.messages)).encode())

@@ -18,7 +18,7 @@ from datamodules.facts import facts_of, left_out_in_words, skipped_in_words
 from datamodules.loader import EvaluationLoader, ResumableLoader
 from datamodules.order import SequentialOrder, ShuffledOrder
 from datamodules.preview import preview
-from datamodules.rows import RowIndex, Selection, TooLong, pack_rows, split_documents
+from datamodules.rows import RowIndex, Selection, TooLong, hashes_of, pack_rows, split_documents
 from datamodules.shards import Encoder, Shard
 from datamodules.sources import Source
 from datamodules.tokenization import tokenize
@@ -59,6 +59,10 @@ class PackedDataModule(LightningDataModule):
     default_val_share = 0.01
     too_long: TooLong = "split"
     sources: Sequence[Source] | None = None
+    added: Sequence[Source] = ()
+    """What else is trained on: nothing of it validates, and what asks a question of validation is left out."""
+    added_share = 0.5
+    """The share of the rows that come from there, at most; the first ones are taken."""
 
     def __init__(
         self,
@@ -90,6 +94,8 @@ class PackedDataModule(LightningDataModule):
         self.statistics: dict[str, dict[str, float]] = {}
         self._train: Packed = []
         self._val: Packed = []
+        self._units: dict[str, list[list[Unit]]] = {}
+        self.selections: dict[str, Selection] = {}
         self._position = 0
         self._train_loader: ResumableLoader | None = None
 
@@ -190,14 +196,18 @@ class PackedDataModule(LightningDataModule):
         train_units = [self.find_units(source, root, look_again) for source in self._train_sources()]
         val_units = [self.find_units(source, root, look_again) for source in self._sources_of(self.val_path)]
         tokenizer = self.make_tokenizer([unit for units in train_units for unit in units], root)
-        units = [unit for units in [*train_units, *val_units] for unit in units]
+        added_units = [self.find_units(source, root, look_again) for source in self.added]
+        units = [unit for units in [*train_units, *val_units, *added_units] for unit in units]
         shards = iter(tokenize(units, self.make_encoder(tokenizer), root, self.on_bad_record))
         train_shards = [[next(shards) for _ in units] for units in train_units]
         val_shards = [[next(shards) for _ in units] for units in val_units]
-        self._pack(train_shards, val_shards)
+        self._pack(train_shards, val_shards, [[next(shards) for _ in units] for units in added_units])
         self.tokenizer = tokenizer
+        self._units = {"train": train_units, "val": val_units if self.val_path is not None else train_units}
 
-    def _pack(self, train_shards: list[list[Shard]], val_shards: list[list[Shard]]) -> None:
+    def _pack(
+        self, train_shards: list[list[Shard]], val_shards: list[list[Shard]], added_shards: list[list[Shard]]
+    ) -> None:
         share = self.default_val_share if self.val_share is None else self.val_share
         share = 0.0 if self.val_path is not None else share
         train, val = self.split([shard for shards in train_shards for shard in shards], share)
@@ -209,6 +219,10 @@ class PackedDataModule(LightningDataModule):
         self._val = [(self._rows(shards, val), shards) for shards in val_shards]
         for source, (index, shards) in zip(self._train_sources(), self._train, strict=True):
             self._check_not_empty(source, index.facts, shards)
+        self.selections = {"train": train, "val": val}
+        if added_shards:
+            held_out = Selection(exceptions=hashes_of([shard for shards in val_shards for shard in shards], val))
+            self._train += [(self._rows(shards, held_out), shards) for shards in added_shards]
 
     def split(self, shards: list[Shard], share: float) -> tuple[Selection, Selection]:
         """What trains and what validates."""
@@ -248,7 +262,7 @@ class PackedDataModule(LightningDataModule):
         """Shuffled batches without end, from where the checkpoint left off: `input_ids`, `labels`, `position_ids`."""
         rows = self.make_rows(self._train)
         per_batch = self.batch_size * self._data_ranks()["num_ranks"]
-        order = ShuffledOrder(rows.num_rows, self._weights(), self.seed)
+        order = ShuffledOrder(*self._mixture(rows.num_rows), self.seed)
         if self.trainer is not None and (limit := self.trainer.overfit_batches):  # type: ignore[attr-defined]
             wanted = limit * per_batch if isinstance(limit, int) else int(limit * len(rows))
             order = ShuffledOrder([max(1, min(wanted, len(rows)))], seed=self.seed)
@@ -261,6 +275,25 @@ class PackedDataModule(LightningDataModule):
             self._log_statistics(self.trainer)
         self._train_loader = self._loader(ResumableLoader, rows, order, position=self.position)
         return self._train_loader
+
+    def _mixture(self, num_rows: list[int]) -> tuple[list[int], list[float] | None]:
+        """How many rows of each source an epoch draws from, and the sources' weights."""
+        weights, num_real = self._weights(), len(num_rows) - len(self.added)
+        real = sum(num_rows[:num_real])
+        room = int(real * self.added_share / (1 - self.added_share))
+        counts = num_rows[:num_real]
+        for rows in num_rows[num_real:]:
+            counts.append(min(rows, room))
+            room -= counts[-1]
+        if weights is not None:
+            weights += [sum(weights) * count / real for count in counts[num_real:]]
+        return counts, weights
+
+    def row_counts(self) -> tuple[list[int], list[int]]:
+        """How many rows an epoch draws from, of each source and of each one in `added`."""
+        counts, _ = self._mixture(self.make_rows(self._train).num_rows)
+        num_real = len(counts) - len(self.added)
+        return counts[:num_real], counts[num_real:]
 
     def val_dataloader(self) -> EvaluationLoader | list:
         """The validation rows in a fixed order, equally many batches on each rank (blank rows fill the last)."""
@@ -305,6 +338,11 @@ class PackedDataModule(LightningDataModule):
         ranks = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
         return {"rank": ranks["rank"], "num_ranks": ranks["num_replicas"]} if ranks else {"rank": 0, "num_ranks": 1}
 
+    def describe(self) -> dict[str, Any]:
+        """What is trained on, for experiment trackers: `path`, `rows` (named by their content) and the statistics."""
+        rows = [index.folder.name for index, _ in self._train]
+        return {"path": self.path, "rows": rows, **self.statistics.get("train", {})}
+
     @rank_zero_only
     def _log_statistics(self, trainer: Trainer) -> None:
         names = ("num_tokens", "num_dropped", "padded_share", "trained_share", "too_long_share")
@@ -334,4 +372,5 @@ class PackedDataModule(LightningDataModule):
             )
 
     def _rows_key(self) -> str:
-        return key_of(self.seed, self._weights(), [index.folder.name for index, _ in self._train])
+        mixture = [self.added_share] if self.added else []
+        return key_of(self.seed, self._weights(), [index.folder.name for index, _ in self._train], *mixture)

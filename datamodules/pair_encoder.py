@@ -15,6 +15,7 @@ from datamodules.chat_template import ChatTemplate
 from datamodules.formats import records
 from datamodules.near_duplicates import NUM_BANDS, normalized, signature
 from datamodules.preference_records import IDENTICAL, Preference, preference_of
+from datamodules.record_source import ChatRecord
 from datamodules.shards import Document, text_hash, token_dtype
 from datamodules.units import Bad, Unit
 
@@ -116,6 +117,22 @@ class PairEncoder:
             else:
                 yield written
 
+    def read(self, unit: Unit) -> Iterator[ChatRecord]:
+        """The unit's pairs, without those that cannot be read, say nothing, or are ties."""
+        for _, record in records(unit):
+            preference = self._preference(record, unit)
+            if isinstance(preference, Preference) and not preference.is_tie:
+                assert not isinstance(record, Bad)
+                rejected = str(preference.rejected[-1]["content"])
+                yield ChatRecord(record, preference.chosen, rejected, _split_hash(preference))
+
+    def refuses(self, messages: list[dict[str, Any]], rejected: str | None) -> str | None:
+        """Why nothing can be learned from the last message and a rejected one in its place; None where it can."""
+        record = {"messages": messages[:-1], "chosen": messages[-1]["content"], "rejected": rejected}
+        preference = preference_of(record, "messages-pair", None)
+        written = self._write(preference) if isinstance(preference, Preference) else preference
+        return None if isinstance(written, Written) else written.reason
+
     def _preference(self, record: Any, unit: Unit) -> Preference | Bad | LeftOut:
         return record if isinstance(record, Bad) else preference_of(record, unit.shape, unit.columns, self.labels)
 
@@ -142,8 +159,7 @@ class PairEncoder:
         details["margin"] = self._margin(preference)
         details["bands"] = signature("\n".join(message.get("content") or "" for message in preference.prompt))
         num_bytes = len(one.chosen.encode()) + len(one.rejected.encode())
-        hash = text_hash(normalized(_opening(preference)).encode())
-        return Document(np.concatenate(parts), None, num_bytes, hash, details=details.tobytes())
+        return Document(np.concatenate(parts), None, num_bytes, _split_hash(preference), details=details.tobytes())
 
     def _margin(self, preference: Preference) -> float:
         if not self.score_margins:
@@ -182,7 +198,7 @@ def _answers(preference: Preference) -> Iterator[list[dict[str, Any]]]:
     yield preference.rejected
 
 
-def _opening(preference: Preference) -> str:
-    """What the first user says: pairs about one question fall on the same side of a split."""
+def _split_hash(preference: Preference) -> int:
+    """Of what the first user says: pairs about one question fall on the same side of a split."""
     said = (message.get("content") or "" for message in preference.prompt if message["role"] == "user")
-    return next(said, None) or str(preference.prompt)
+    return text_hash(normalized(next(said, None) or str(preference.prompt)).encode())

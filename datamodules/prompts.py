@@ -95,6 +95,7 @@ class PromptDataModule(LightningDataModule):
         self.on_bad_record = on_bad_record
         self.cache_dir = cache_dir
         self.tokenizer: PreTrainedTokenizerFast | None = None
+        self._files: list[Path] = []
         self._train = self._val = Prompts([], np.empty(0, np.int64))
         self._position = 0
         self._train_loader: ResumableLoader | None = None
@@ -130,9 +131,9 @@ class PromptDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Opens the prompts, from the cache where `prepare_data` ran."""
         if self.tokenizer is None:
-            files = self._build(self.path, look_again=False)
+            self._files = self._build(self.path, look_again=False)
             share = 0.05 if self.val_share is None and self.val_path is None else self.val_share or 0.0
-            self._train, self._val = _split(files, self.max_prompt_tokens, share)
+            self._train, self._val = _split(self._files, self.max_prompt_tokens, share)
             if self.val_path is not None:
                 self._val = _split(self._build(self.val_path, look_again=False), self.max_prompt_tokens, 0.0)[0]
             self._check_not_empty()
@@ -191,6 +192,11 @@ class PromptDataModule(LightningDataModule):
         template = template_of(tokenizer) if tokenizer.chat_template else None
         chat = template is not None if self.chat is None else self.chat
         return PromptEncoder(bare(tokenizer), framing(tokenizer).prefix, template, chat, self.column)
+
+    def describe(self) -> dict[str, Any]:
+        """What is trained on, for experiment trackers: `path`, `files` (named by their content) and their number."""
+        files = [file.parent.name for file in self._files]
+        return {"path": self.path, "files": files, "num_prompts": len(self._train)}
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled batches without end, from where the checkpoint left off; see `PromptBatchCollator`."""

@@ -14,6 +14,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "messages": ("system", "messages", "tools"),
     "sharegpt": ("system", "conversations", "tools"),
     "alpaca": ("system", "history", "instruction", "input", "reasoning", "output", "tools"),
+    "self-instruct": ("system", "instruction", "instances"),
     "prompt-completion": ("system", "prompt", "reasoning", "completion", "tools"),
     "question-answer": ("system", "question", "reasoning", "answer", "tools"),
 }

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -20,8 +20,36 @@ RECORDS_PEEKED = 16
 Shapes: TypeAlias = Mapping[str, tuple[str, ...]]
 
 
+class ChatRecord(NamedTuple):
+    """A record as it was read, and what it says.
+
+    Args:
+        record: all of its columns.
+        messages: the conversation; of a pair the one with the chosen answer.
+        rejected: of a pair the other answer.
+        hash: decides its side of a split.
+    """
+
+    record: Record
+    messages: list[dict[str, Any]]
+    rejected: str | None
+    hash: int
+
+
 class Writer(Protocol):
     """Writes records down as text, as an encoder does before it tokenizes."""
+
+    def read(self, unit: Unit) -> Iterator[ChatRecord]:
+        """The records that can be used, as they are."""
+        ...
+
+    def refuses(self, messages: list[dict[str, Any]], rejected: str | None) -> str | None:
+        """Why nothing can be learned from a record that says this; None where it can."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """What decides how records are written down; JSON."""
+        ...
 
     def written(self, unit: Unit, bad: BadRecords) -> Iterator[Any]:
         """One item a record that can be used; the others are noted."""

@@ -144,6 +144,15 @@ def _alpaca(fields: Fields) -> Iterator[Turn]:
     yield _answer(fields, "output")
 
 
+def _self_instruct(fields: Fields) -> Iterator[Turn]:
+    """The task's first instance, as one conversation comes of a record."""
+    instances = parsed(fields.record[fields.column("instances")], "instances")
+    first = instances[0] if isinstance(instances, list) and instances else None
+    if not isinstance(first, dict):
+        raise UnfitError("instances holds no list of inputs and outputs")
+    yield from _alpaca(Fields({"instruction": fields.text("instruction")} | first, None))
+
+
 def _prompt_completion(fields: Fields) -> Iterator[Turn]:
     if isinstance(fields.optional("prompt"), list):
         yield from fields.turns("prompt", learned=False)
@@ -171,6 +180,7 @@ READERS: dict[str, Callable[[Fields], Iterator[Turn]]] = {
     "messages": lambda fields: fields.turns("messages"),
     "sharegpt": lambda fields: fields.turns("conversations"),
     "alpaca": _alpaca,
+    "self-instruct": _self_instruct,
     "prompt-completion": _prompt_completion,
     "question-answer": _question_answer,
 }

@@ -68,6 +68,13 @@ def split_documents(shards: Sequence[Shard], share: float) -> tuple[Selection, S
     return Selection(low=point + 1), Selection(high=point)
 
 
+def hashes_of(shards: Sequence[Shard], selection: Selection) -> tuple[int, ...]:
+    """The hashes of the selected documents, each once and sorted."""
+    hashes = [shard.documents()["hash"] for shard in shards]
+    chosen = [np.unique(some[selection.mask(some)]) for some in hashes]
+    return tuple(np.unique(np.concatenate(chosen)).tolist()) if chosen else ()
+
+
 @dataclass(frozen=True)
 class RowIndex:
     """Packed rows on disk: `spans` in the order of rows, `rows` (the first span of each, and the end)."""

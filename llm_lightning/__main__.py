@@ -1,6 +1,7 @@
 """The entry of `llm-lightning`: it answers --help and --version at once, and imports the rest only for real work."""
 
 import sys
+from importlib import import_module
 
 from llm_lightning import __version__
 
@@ -15,7 +16,11 @@ commands:
   test       loss of a model on the test documents
   predict    let a model write, or a reward model score
   preview    show the training data as the model will see it
+  augment    let a model write more training data, and filter it
+  ablate     train with the synthetic data and without it, and compare
   merge      add an adapter to the weights of its network
+  slurm      submit one of these, or a chain of stages, to a cluster
+  workspace  make a W&B workspace that shows what matters of a stage
 
 The first things to try:
   llm-lightning fit --config configs/quickstart/pretrain.yaml
@@ -33,7 +38,14 @@ options:
   --help     print this text
 """
 
-COMMANDS = ("fit", "validate", "test", "predict", "preview", "merge")
+# Commands with flags of their own, and where their `run` is.
+OTHERS = {
+    "ablate": "llm_lightning.ablation",
+    "merge": "llm_lightning.merge",
+    "slurm": "llm_lightning.launch.command",
+    "workspace": "llm_lightning.loggers.workspaces",
+}
+COMMANDS = ("fit", "validate", "test", "predict", "preview", "augment", *OTHERS)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,10 +67,8 @@ def main(argv: list[str] | None = None) -> int:
 
     keep_freed_memory()
     quiet_libraries()
-    if words[0] == "merge":
-        from llm_lightning.merge import run as merge
-
-        return merge(words[1:], debug=len(words) < len(args))
+    if words[0] in OTHERS:
+        return int(import_module(OTHERS[words[0]]).run(words[1:], debug=len(words) < len(args)))
     from llm_lightning.cli import run
 
     return run(words, debug=len(words) < len(args))

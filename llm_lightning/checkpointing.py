@@ -48,6 +48,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: the file is missing, or no checkpoint.
         """
+        if Path(path).is_dir():
+            raise UserError(
+                f"ckpt_path={str(path)!r} is a checkpoint in parts: add --config configs/trainer/fsdp.yaml, with any "
+                "trainer.devices, or start over with --resume false."
+            )
         try:
             return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
         except FileNotFoundError as error:

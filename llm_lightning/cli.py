@@ -5,45 +5,66 @@ import re
 import shlex
 import sys
 import traceback
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.distributed import DistNetworkError
 
 import callbacks
+import llm_lightning.strategies  # noqa: F401 (registers their names)
 from datamodules import (
     DataError,
     InstructionDataModule,
+    OpenAIEngine,
     PreferenceDataModule,
     PromptDataModule,
+    SyntheticDataModule,
     TextDataModule,
 )
+from datamodules.synthetic.engine import Engine
 from llm_lightning.checkpointing import AtomicCheckpointIO, callback_states, newest_checkpoint, step_of
 from llm_lightning.environment import with_environment
 from llm_lightning.errors import UserError
+from llm_lightning.launch.checks import LaunchError, check_launch, explain, is_first_rank
 from llm_lightning.loggers.metrics_file import MetricsFile
+from llm_lightning.loggers.redact import redact_arguments
 from llm_lightning.messages import readable
 from llm_lightning.modules import PPO, CausalPretraining, RewardModeling, SupervisedFinetuning
 from llm_lightning.modules.base import LanguageModule
 from llm_lightning.precision import default_precision, use_fast_float32
+from llm_lightning.rollouts import LocalEngine
 from llm_lightning.run_folder import RunConfig, move_aside, saved_precision
+from llm_lightning.run_trainer import RunTrainer
 from llm_lightning.short_names import prefer_in_yaml
 
 # jsonargparse finds a class by its short name once it is imported: --model CausalPretraining.
 SHORT_NAMES = (
     CausalPretraining, SupervisedFinetuning, RewardModeling, PPO,
-    TextDataModule, InstructionDataModule, PreferenceDataModule, PromptDataModule,
+    TextDataModule, InstructionDataModule, PreferenceDataModule, PromptDataModule, SyntheticDataModule,
+    OpenAIEngine,
 )  # fmt: skip
 prefer_in_yaml({name: getattr(callbacks, name) for name in callbacks.__all__})
 
+# Writes synthetic records where no other engine is named; neither package knows the other.
+ENGINE = "llm_lightning.rollouts.LocalEngine"
+Engine.register(LocalEngine)
+
 USER_ERRORS = (UserError, DataError, callbacks.CallbackError, ArgumentError, MisconfigurationException, OSError)
+
+# How long a rank waits for the others, where the strategy's `timeout` is not given: torch's own for NCCL. Lightning's
+# is half an hour, in which all other ranks would wait for one that is stuck.
+WAIT_FOR_RANKS = timedelta(minutes=10)
 
 TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
@@ -58,31 +79,15 @@ DESCRIPTIONS = {
     "test": "Loss of a model on the test documents.",
     "predict": "Let a model write, or a reward model score.",
     "preview": "Show the training data as the model will see it.",
+    "augment": "Let a model write records for the training data, and filter them; nothing is trained.",
 }
-
-
-class RunTrainer(Trainer):
-    """Lightning's trainer, with the commands that Lightning has not."""
-
-    def preview(self, model: LanguageModule, datamodule: LightningDataModule, num_records: int = 3) -> None:
-        """Print the first training records as the model will see them, and statistics of all; nothing is trained.
-
-        Args:
-            num_records: how many to print.
-        """
-        lines = getattr(datamodule, "preview", None)
-        if not callable(lines):
-            raise UserError(f"preview: {type(datamodule).__name__} has nothing to show.")
-        datamodule.prepare_data()
-        datamodule.setup("fit")
-        print(*lines(num_records), sep="\n")
 
 
 class TrainingCLI(LightningCLI):
     """Turns YAML files and flags into a trainer, a module and a DataModule, and runs one command with them."""
 
     def __init__(self, args: list[str]) -> None:
-        self.next_command = shlex.join(["llm-lightning", "predict", *args[1:]])
+        self.next_command = shlex.join(["llm-lightning", "predict", *redact_arguments(args[1:])])
         strict = {"exit_on_error": False, "allow_abbrev": False}
         commands = {name: strict | _help(name) for name in self.subcommands()}
         super().__init__(
@@ -103,8 +108,9 @@ class TrainingCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, and `preview`."""
-        return {**LightningCLI.subcommands(), "preview": {"model", "datamodule"}}
+        """Lightning's, `preview` and `augment`."""
+        ours = {"model", "datamodule"}
+        return {**LightningCLI.subcommands(), "preview": ours, "augment": ours}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what belongs to no single part."""
@@ -133,6 +139,9 @@ class TrainingCLI(LightningCLI):
             raise UserError("There is no data: name a DataModule by --data, for example --data TextDataModule.")
         stage = config.model.class_path.rsplit(".", 1)[1]
         trainer.default_root_dir = trainer.default_root_dir or str(Path("runs") / _snake_case(stage))
+        if sweep := os.environ.get("WANDB_SWEEP_ID"):
+            # The trials of a sweep are runs of their own; a trial that is started again goes on.
+            trainer.default_root_dir = str(Path(trainer.default_root_dir) / sweep / os.environ["WANDB_RUN_ID"])
         if trainer.max_epochs is None:
             endless = trainer.max_steps != -1 or trainer.max_time is not None
             trainer.max_epochs = -1 if endless else 1
@@ -144,6 +153,10 @@ class TrainingCLI(LightningCLI):
 
     def _name_tokenizer_once(self, config: Any) -> None:
         init_args: Any = config.data.get("init_args") or {}
+        if "generators" in init_args:  # a SyntheticDataModule, around the data
+            if init_args.engine is None and (path := config.model.init_args.backbone.path):
+                init_args.engine = Namespace(class_path=ENGINE, init_args=Namespace(path=path))
+            init_args = init_args.data.init_args
         if "tokenizer" not in init_args:
             return
         in_data, named = init_args.tokenizer, config.tokenizer
@@ -166,9 +179,19 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the callbacks and the metrics file that every run has."""
         config = self._get(self.config_init, "trainer")
+        if self.subcommand == "augment":
+            # Each process works by itself, however many were started.
+            config.devices, config.num_nodes, config.strategy = 1, 1, "auto"
+        else:
+            check_launch(config.devices, config.num_nodes)
         root = Path(config.default_root_dir)
         config.logger = [*_as_list(config.logger), MetricsFile(root)]
         config.plugins = [*_as_list(config.plugins), AtomicCheckpointIO()]
+        if self.subcommand == "augment":
+            config.plugins.append(LightningEnvironment())
+        elif SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+            # Lightning's own requeue saves inside a signal handler, which deadlocks; GracefulStop and the script do it.
+            config.plugins.append(SLURMEnvironment(auto_requeue=False))
         given = _as_list(config.callbacks)
         module: LanguageModule = self._get(self.config_init, "model")
         defaults = [] if config.fast_dev_run else default_callbacks(self.next_command, module.monitor)
@@ -180,9 +203,12 @@ class TrainingCLI(LightningCLI):
             # Lightning clips only where it steps; the setting means the same for a module that steps by itself.
             module.gradient_clip_val, config.gradient_clip_val = config.gradient_clip_val, None
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"The trainer cannot be made from these settings: {error}") from error
+        if getattr(trainer.strategy, "_timeout", None) == default_pg_timeout:
+            trainer.strategy._timeout = WAIT_FOR_RANKS  # type: ignore[attr-defined]
+        return trainer
 
     def _choose_precision(self, config: Any, root: Path) -> None:
         """Fill in `trainer.precision`; what was chosen is part of the run, and a resumed run reads it there."""
@@ -279,6 +305,29 @@ class TrainingCLI(LightningCLI):
         return best or newest_checkpoint(folder)
 
 
+class _SettingsOnly(TrainingCLI):
+    """Reads the settings of a command and builds nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Leave the parts unbuilt."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+def read_settings(args: list[str]) -> Any:
+    """The settings that a command line gives, defaults that depend on others filled in, as a namespace.
+
+    Raises:
+        UserError: a setting does not exist, or has a value of another type.
+    """
+    try:
+        cli = _SettingsOnly(with_environment(args, os.environ))
+    except USER_ERRORS as error:
+        raise UserError(readable(error)) from error
+    return cli.config[args[0]]
+
+
 def _help(command: str) -> dict[str, str]:
     """What stands above a command's settings; argparse's own usage line fills a screen with their names."""
     return {
@@ -291,6 +340,7 @@ def _help(command: str) -> dict[str, str]:
 def default_callbacks(next_command: str, monitor: tuple[str, Any]) -> list[Callback]:
     """What every fit has; one of the same class in `trainer.callbacks` takes its place."""
     return [
+        callbacks.Heartbeat(),
         callbacks.RandomState(),
         callbacks.Throughput(),
         callbacks.TrainingProgress(),
@@ -318,6 +368,10 @@ def run(args: list[str], *, debug: bool = False) -> int:
         cli = TrainingCLI(with_environment(args, os.environ))
     except USER_ERRORS as error:
         return _report(error, debug)
+    except DistNetworkError as error:
+        if (explained := explain(error)) is None:
+            raise
+        return _report(explained, debug)
     except SystemExit as stop:  # --help and --print_config
         return int(stop.code or 0)
     except KeyboardInterrupt:
@@ -330,6 +384,8 @@ def run(args: list[str], *, debug: bool = False) -> int:
 def _report(error: BaseException, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
+    if isinstance(error, LaunchError) and not is_first_rank():
+        return 2
     field = "data." if isinstance(error, DataError) and re.match(r"[a-z_]+(:| and )", str(error)) else ""
     print(f"\nllm-lightning: error: {field}{readable(error)}", file=sys.stderr)
     return 2

@@ -8,6 +8,7 @@ import warnings
 WARNINGS = (
     r".*LightningCLI's args parameter.*",
     r".*does not have many workers.*",
+    r"The `srun` command is available on your system but is not used.*",  # an error of ours where it matters
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*You have overridden `on_before_batch_transfer`.*",
     r".*is not supported by the model summary.*",

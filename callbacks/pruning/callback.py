@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -291,5 +292,8 @@ class Pruning(Callback):
             (root / "pruning.txt").write_text(f"{text}\n", encoding="utf-8")
             if self._points:
                 report.draw(root / "pruning.png", self._points, self.guard.limit if self.guard else float("nan"))
+                for logger in trainer.loggers:
+                    if isinstance(logger, WandbLogger):
+                        logger.log_image("pruning/loss_and_sparsity", [str(root / "pruning.png")])
         except OSError as error:
             warnings.warn(f"The report on pruning was not written: {error}", stacklevel=2)

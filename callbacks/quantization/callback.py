@@ -244,4 +244,4 @@ class Quantization(Callback):
         pl_module.print("\n" + "\n".join(lines))
         picture = Path(trainer.default_root_dir) / "quantization.png"
         report.draw(picture, original, candidates, [name for name, why in refusals.items() if why])
-        report.log_to_wandb(trainer, original, candidates, picture)
+        report.log_to_wandb(trainer, original, candidates, self.kept, picture)

@@ -88,10 +88,15 @@ def draw(path: Path, original: Measured, candidates: Sequence[Measured], refused
     figure.savefig(path, dpi=150)
 
 
-def log_to_wandb(trainer: Trainer, original: Measured, candidates: Sequence[Measured], picture: Path) -> None:
-    """The table and the picture, on each W&B logger."""
+def log_to_wandb(
+    trainer: Trainer, original: Measured, candidates: Sequence[Measured], kept: Measured | None, picture: Path
+) -> None:
+    """The table, the picture, and what was kept in numbers, on each W&B logger."""
+    figures = kept.as_dict() if kept else {}
+    numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             data = [[each.name, *each.as_dict().values()] for each in (original, *candidates)]
-            logger.log_table("quantization", columns=["scheme", *original.as_dict()], data=data)
+            logger.log_metrics({f"quantization/{name}": value for name, value in numbers.items()})
+            logger.log_table("quantization/schemes", columns=["scheme", *original.as_dict()], data=data)
             logger.log_image("quantization/size_and_perplexity", [str(picture)])

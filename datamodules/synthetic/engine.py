@@ -1,8 +1,9 @@
 """What generators and judges ask of whatever writes their texts: a model in this process, or an endpoint."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from datamodules.synthetic.candidate import Message
 
@@ -42,26 +43,36 @@ class Reply:
     is_finished: bool
 
 
-class Engine(Protocol):
+class Engine(ABC):
     """Writes texts."""
 
     @property
+    @abstractmethod
     def model(self) -> str:
         """Names the model in caches and provenance: other weights, another name."""
-        ...
 
+    @abstractmethod
     def write(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
-        """The texts as they are done, each with its request's place, so that each can be kept at once."""
-        ...
+        """The texts as they are done, each with its request's place, so that each can be kept at once.
 
+        A request that had to be given up has no reply.
+        """
+
+    @abstractmethod
     def perplexities(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
         """Of each conversation's last message, given those before it.
 
         Raises:
             DataError: the engine cannot say; endpoints seldom can.
         """
-        ...
 
+    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What is written into reports; no secrets."""
-        ...
+
+    @abstractmethod
+    def release(self) -> None:
+        """Give back the memory of the model, which is read again when it is needed."""
+
+    def check(self) -> None:  # noqa: B027 (most engines have nothing to look at)
+        """Raise `DataError` for settings that cannot work, before anything long begins."""

@@ -11,12 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import DummyExperiment, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
+from llm_lightning.loggers.lineage import data_artifact, input_model_artifact, output_model_artifact
 from llm_lightning.loggers.redact import redact, redact_arguments
+
+BY_STEP = ("rollout", "pruning")
+"""Groups of metrics whose x-axis is the step; all others' is the tokens."""
 
 
 class WandbRun(WandbLogger):
@@ -39,6 +44,8 @@ class WandbRun(WandbLogger):
         job_type: Kind of run within a group.
         tags: Tags of the run.
         notes: A longer description.
+        log_model: Upload the model folder when fit ends. Without, W&B gets a description of it: which files, where,
+            and from which data and model it was made.
         init_timeout_s: Seconds to wait for the server at the start. W&B's own 90 are a long time to look at nothing.
         finish_timeout_s: Seconds to wait for the upload at the end; what is left stays on disk for `wandb sync`.
     """
@@ -54,6 +61,7 @@ class WandbRun(WandbLogger):
         job_type: str | None = None,
         tags: Sequence[str] | None = None,
         notes: str | None = None,
+        log_model: bool = False,
         init_timeout_s: float = 20.0,
         finish_timeout_s: float = 60.0,
     ) -> None:
@@ -69,9 +77,12 @@ class WandbRun(WandbLogger):
             notes=notes,
         )
         del self._wandb_init["anonymous"]  # Lightning passes it always, and wandb warns of it
+        self.uploads_model = log_model  # Lightning's own setting of that name uploads checkpoints
         self.init_timeout_s = init_timeout_s
         self.finish_timeout_s = finish_timeout_s
         self._config: dict[str, Any] = {}
+        self._trainer: Trainer | None = None
+        self._early: list[tuple[Mapping[str, Any], int | None]] = []
         self._ready = False
         self._failed = False
         self._newest: tuple[int | None, dict[str, Any]] = (None, {})
@@ -87,6 +98,7 @@ class WandbRun(WandbLogger):
     @override
     def log_graph(self, model: Any, input_array: Any = None) -> None:
         # Of a logger's hooks, this alone sees the trainer before the first metric.
+        self._trainer = model.trainer
         if self._save_dir is None:
             self._save_dir = model.trainer.default_root_dir
         self._ready = True
@@ -102,11 +114,59 @@ class WandbRun(WandbLogger):
     @rank_zero_only
     @override
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        if self._save_dir is None:  # what DataModules say of themselves may come before the trainer is known
+            self._early.append((metrics, step))
+            return
         self._ready = True
+        while self._early:
+            self.log_metrics(*self._early.pop(0))
         newest = (step, dict(metrics))
         if not self._failed and newest != self._newest:  # a checkpoint's step is logged before it and after it
             self._newest = newest
             self._guarded(super().log_metrics, metrics, step)
+
+    @rank_zero_only
+    def alert(self, title: str, text: str) -> None:
+        """Tells the run's owner (by mail or Slack, as W&B is set up) what goes wrong; of one title once in ten minutes.
+
+        Args:
+            title: below 64 characters.
+            text: what happened.
+        """
+        if self._ready and not self._failed:
+            self._guarded(lambda: self.experiment.alert(title, redact(text), level="WARN", wait_duration=600))
+
+    @rank_zero_only
+    @override
+    def finalize(self, status: str) -> None:
+        """Adds the model to the lineage; of a run that failed, tells why."""
+        error = sys.exc_info()[1]
+        if status != "success":
+            if isinstance(error, Exception):
+                self.alert("Run failed", f"{type(error).__name__}: {error}")
+        elif self._experiment is not None and self._fits():
+            self._guarded(self._log_output)
+
+    def _fits(self) -> bool:
+        return self._trainer is not None and self._trainer.state.fn == "fit"
+
+    def _log_inputs(self, run: Any) -> None:
+        """Declare what the run is made from."""
+        assert self._trainer is not None
+        path = getattr(getattr(self._trainer.lightning_module, "backbone", None), "path", None)
+        inputs = [data_artifact(getattr(self._trainer, "datamodule", None))]
+        inputs += [input_model_artifact(path)] if path else []
+        for artifact in inputs:
+            if artifact is not None:
+                # `use_artifact` refuses to work offline and waits for the server online. This is what it calls, without
+                # the wait; offline, `wandb sync` declares the use.
+                run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
+
+    def _log_output(self) -> None:
+        assert self._trainer is not None
+        artifact = output_model_artifact(self._trainer, self.experiment.id, self.uploads_model)
+        if artifact is not None:
+            self.experiment.log_artifact(artifact, aliases=["latest", f"step-{self._trainer.global_step}"])
 
     def _guarded(self, log: Any, *args: Any) -> None:
         # What wandb and its service raise has no base in common, and no tracking server is worth a run.
@@ -127,11 +187,18 @@ class WandbRun(WandbLogger):
         run: Any = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            init = {**self._wandb_init, "dir": str(folder), "id": self._run_id(folder), "config": self._config}
+            # Where artifacts wait for their upload, which may be long after; the home folder by default.
+            os.environ.setdefault("WANDB_DATA_DIR", str(folder.resolve() / "wandb"))
+            init = {**redact(self._wandb_init), "dir": str(folder), "id": self._run_id(folder), "config": self._config}
             with _redacted_command_line():
                 run = self._init(init | {"settings": settings})
             run.define_metric("tokens")
             run.define_metric("*", step_metric="tokens", step_sync=True)
+            # Masks change with the optimizer's steps, and rollouts are counted as steps.
+            for group in BY_STEP:
+                run.define_metric(f"{group}/*", step_metric="trainer/global_step", step_sync=True)
+            if self._fits():
+                self._log_inputs(run)
         except Exception as error:
             self._give_up(error)
         return run
@@ -152,9 +219,10 @@ class WandbRun(WandbLogger):
             return wandb.init(**init, mode="offline")
 
     def _run_id(self, folder: Path) -> str:
-        """The given id, else that of the run folder, else a new one; noted in the run folder."""
+        """The given id, else a sweep's, else that of the run folder, else a new one; noted in the run folder."""
         note = folder / "wandb" / "run-id"
-        run_id = self._id or (note.read_text().strip() if note.exists() else "") or _new_id()
+        noted = note.read_text().strip() if note.exists() else ""
+        run_id = self._id or os.environ.get("WANDB_RUN_ID") or noted or _new_id()
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(run_id)
         self._id = run_id

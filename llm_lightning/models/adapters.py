@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llm_lightning.errors import UserError
-from llm_lightning.models import adalora, residual
+from llm_lightning.models import adalora, empty, residual
 from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.bottleneck import BottleneckConfig, add_bottlenecks, save_bottleneck
+from llm_lightning.models.sharding import is_sharded, is_zero3, reshard, whole
 from llm_lightning.models.tasks import LANGUAGE, Task
 from llm_lightning.models.virtual_tokens import IN_ATTENTION, IN_EMBEDDINGS, prompt_config
 
@@ -37,17 +38,40 @@ class Adapter:
         model: what takes the network's place: a `PeftModel`, or the network itself where bottlenecks are on it.
         names: entries of the model's state dict that belong to the adapter.
         base: fingerprint of the network's weights before the adapter.
+        base_names: for each weight of the network, now that the adapter is on it, its name before.
 
     Raises:
         UserError: the method does not fit the network or its settings.
     """
 
     def __init__(self, network: PreTrainedModel, config: PeftConfig, task: Task = LANGUAGE) -> None:
-        base = {id(tensor) for _, tensor in _tensors(network)}
-        self.base = fingerprint(network)
+        if is_zero3(next(network.parameters())):
+            raise UserError(
+                "model.peft cannot start under ZeRO 3, which cuts its weights up before they have their first numbers: "
+                "take --config configs/trainer/fsdp.yaml or deepspeed_zero2.yaml."
+            )
+        self._network = network
+        is_empty = next(network.parameters()).is_meta
+        if is_empty:
+            empty.make_hollow(network)
+        # Of a weight that is shared the first name counts, as in files.
+        base = {id(tensor): name for name, tensor in reversed([*_tensors(network)])}
+        self.base = "" if is_empty else fingerprint(network)
         self.model: Any = put_on(network, copy.deepcopy(config), task)
         self.names = {name for name, tensor in _tensors(self.model) if tensor.requires_grad or id(tensor) not in base}
+        state = network.state_dict(keep_vars=True)
+        self.base_names = {name: base[id(tensor)] for name, tensor in state.items() if id(tensor) in base}
         self.initial = residual.initial_weights(self.model)
+        if is_empty:
+            empty.check_sharded(self.model, network, config)
+            empty.make_empty(network)
+        self._beneath = "" if is_empty else fingerprint(self.model, frozen=True)
+
+    def after_fill(self) -> None:
+        """Look at the weights of a network that was empty before."""
+        empty.fill_copies(self.model)
+        names = self.base_names
+        self.base = _fingerprint({names[n]: p for n, p in self._network.named_parameters() if n in names})
         self._beneath = fingerprint(self.model, frozen=True)
 
     def select(self, state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -109,12 +133,25 @@ class Adapter:
         """Whether `model` is still this adapter on the weights that it was put on."""
         return model is self.model and fingerprint(model, frozen=True) == self._beneath
 
-    def save(self, folder: Path) -> None:
-        """Write the adapter alone: a folder for `PeftModel.from_pretrained`, or for `load_bottleneck`."""
+    def save(self, folder: Path, *, is_global_zero: bool = True) -> None:
+        """Write the adapter alone: a folder for `PeftModel.from_pretrained`, or for `load_bottleneck`.
+
+        Args:
+            folder: made where it is missing.
+            is_global_zero: only this rank writes; all have to call it where the network is sharded.
+        """
+        gathered = {}
+        if is_sharded(self._network):
+            gathered = {
+                name: whole(t) for name, t in self.model.state_dict(keep_vars=True).items() if name in self.names
+            }
+        if not is_global_zero:
+            return
         if not hasattr(self.model, "peft_type"):
-            save_bottleneck(self.model, folder)
+            save_bottleneck(self.model, folder, gathered)
             return
         with _quiet(), residual.as_lora(self.model, self.initial) as options, _without_dropout(self.model):
+            options |= {"state_dict": gathered} if gathered else {}
             # Weights of the base are in no adapter; left to itself, peft asks the hub whether embeddings were resized.
             self.model.save_pretrained(str(folder), save_embedding_layers=False, **options)
 
@@ -163,12 +200,16 @@ def check_targets(network: PreTrainedModel, config: PeftConfig) -> None:
 
 def fingerprint(network: nn.Module, frozen: bool = False) -> str:
     """A short name for the values of a network's weights (or only the frozen ones): a sample of each is looked at."""
+    reshard(network)
+    return _fingerprint({n: p for n, p in network.named_parameters() if not (frozen and p.requires_grad)})
+
+
+def _fingerprint(parameters: Mapping[str, nn.Parameter]) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    parameters = {n: p for n, p in network.named_parameters() if not (frozen and p.requires_grad)}
     for name, parameter in parameters.items():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-    parts = [part.flatten() for parameter in parameters.values() for part in _parts(parameter.detach())]
-    samples = [part[:: max(1, len(part) // SAMPLES)][:SAMPLES].float() for part in parts]
+    parts = (part.flatten() for parameter in parameters.values() for part in _parts(whole(parameter)))
+    samples = [part[:: max(1, len(part) // SAMPLES)][:SAMPLES].to(torch.float32, copy=True) for part in parts]
     digest.update(torch.cat(samples).cpu().numpy().tobytes())
     return digest.hexdigest()
 

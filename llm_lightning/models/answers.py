@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_lightning.models.attention import Documents
-from llm_lightning.models.heads import base_model, head_scaling, hidden_states
+from llm_lightning.models.heads import base_model, head_scaling, hidden_states, with_head
 from llm_lightning.objectives.language import ROUNDING, TokenLogprobs, head_logprobs
 
 
@@ -57,23 +57,24 @@ def answer_states(model: nn.Module, packed: PackedAnswers) -> Tensor:
     return hidden_states(model, packed.batch)[0].index_select(0, packed.positions)
 
 
-def answer_logprobs(
-    model: nn.Module, states: Tensor, targets: Tensor, temperature: float, *, with_entropies: bool = True
-) -> TokenLogprobs:
-    """Logprobs (M,) and entropies (M,) at a temperature.
+@with_head
+def read_answers(
+    model: nn.Module, packed: PackedAnswers, temperature: float, *, with_entropies: bool = True
+) -> tuple[Tensor, TokenLogprobs]:
+    """`answer_states`, and the answers' logprobs (M,) and entropies (M,) at a temperature.
 
     Args:
         model: as in `hidden_states`.
-        states: from `answer_states`.
-        targets: (M,).
-        temperature: the one that the answers were drawn at.
+        packed: the answers.
+        temperature: the one that they were drawn at.
         with_entropies: see `head_logprobs`.
     """
+    states = answer_states(model, packed)
     network = base_model(model)
     head, scaling = network.get_output_embeddings(), head_scaling(network)
     vocab_size = network.config.get_text_config().vocab_size
-    return head_logprobs(
-        states, lambda h: scaling(head(h)) / temperature, targets, vocab_size, with_entropies=with_entropies
+    return states, head_logprobs(
+        states, lambda h: scaling(head(h)) / temperature, packed.targets, vocab_size, with_entropies=with_entropies
     )
 
 

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import importlib.util
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,11 +12,13 @@ from typing import Any, Literal
 import torch
 from filelock import FileLock
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.attention import ATTENTION, register_attention
 from llm_lightning.models.merging import base_of, check_mergeable, is_adapter, merge, task_of
+from llm_lightning.models.sharding import Sharding, fill, initialize
 from llm_lightning.models.tasks import LANGUAGE, Task, with_fresh_head
 
 VOCAB_MULTIPLE = 64
@@ -85,13 +88,16 @@ class Backbone:
             self._set_dropout(config)
         return config
 
-    def build(self, tokenizer: PreTrainedTokenizerBase | None = None, task: Task = LANGUAGE) -> PreTrainedModel:
+    def build(
+        self, tokenizer: PreTrainedTokenizerBase | None = None, task: Task = LANGUAGE, *, empty: bool = False
+    ) -> PreTrainedModel:
         """The network, on the default device (Lightning makes that the rank's own), in training mode.
 
         Args:
             tokenizer: decides the vocabulary and the special tokens of a network from scratch, and has to fit one
                 that is read.
             task: which head it has. One that the weights lack starts anew.
+            empty: on the meta device, without weights: see `fill`.
 
         Raises:
             UserError: the tokenizer has more tokens than the network has embeddings, or there is no such head for this
@@ -102,7 +108,7 @@ class Backbone:
         if tokenizer is not None:
             self._fit_vocabulary(config, tokenizer)
         dtype = torch.get_default_dtype() if self.dtype is None else getattr(torch, self.dtype)
-        model = self._network(config, dtype, task)
+        model = self._empty(config, dtype, task) if empty else self._network(config, dtype, task)
         model.config.use_cache = False
         model.train()
         if self.activation_checkpointing:
@@ -129,16 +135,75 @@ class Backbone:
         return replace(self, path=base_of(Path(self.path).expanduser()), **options)
 
     def _from_scratch(self, config: PreTrainedConfig, dtype: torch.dtype, task: Task) -> PreTrainedModel:
-        model = task.from_config(
-            config, dtype=dtype, attn_implementation=self.attention, trust_remote_code=self.trust_remote_code
-        )
+        if is_deepspeed_zero3_enabled():
+            model = self._untrained(config, dtype, task)  # transformers cuts it up as it builds it
+        else:
+            # In the same way as `fill`, for the same numbers; and torch's own numbers need not be drawn first.
+            model = self._empty(config, dtype, task).to_empty(device=torch.get_default_device())
+            initialize(model)
         task.start_head(model)
         return model
 
-    def _pretrained(self, config: PreTrainedConfig, dtype: torch.dtype, task: Task) -> PreTrainedModel:
+    def _empty(self, config: PreTrainedConfig, dtype: torch.dtype, task: Task) -> PreTrainedModel:
+        with torch.device("meta"):
+            model = self._untrained(config, dtype, task)
+        if self.path is not None:
+            model.name_or_path = model.config.name_or_path = self._weights_source()
+        return model
+
+    def _untrained(self, config: PreTrainedConfig, dtype: torch.dtype, task: Task) -> PreTrainedModel:
+        return task.from_config(
+            config, dtype=dtype, attn_implementation=self.attention, trust_remote_code=self.trust_remote_code
+        )
+
+    def fill(self, network: PreTrainedModel, task: Task, sharding: Sharding, names: Mapping[str, str]) -> None:
+        """Give a network that was built empty its weights; see `sharding.fill` for `names`.
+
+        Raises:
+            UserError: the folder has other weights than this network.
+        """
+        folder = None if self.path is None else Path(self._weights_folder())
+        missing = fill(network, folder, sharding.device, names)
+        head = {name for name in missing if task.head is not None and name.startswith(f"{task.head}.")}
+        if missing - head:
+            some = ", ".join(sorted(missing - head)[:3])
+            raise UserError(
+                f"model.backbone.path={self.path!r} lacks weights by the names {some}. Where transformers renames the "
+                "weights of an architecture as it reads them, only --config configs/trainer/ddp.yaml can."
+            )
+        if folder is None or head:
+            task.start_head(network)
+
+    def check_sharded(self) -> None:
+        """Raise `UserError` for what cannot be read in parts."""
+        if self.quantization is not None:
+            raise UserError("model.backbone.quantization cannot be sharded: take --config configs/trainer/ddp.yaml.")
+        if self.path is not None and is_adapter(self.path):
+            raise UserError(
+                f"model.backbone.path={self.path!r} is an adapter, which would be merged on each rank into the whole "
+                f"network: merge it first, by `llm-lightning merge {self.path} MERGED`."
+            )
+
+    def _weights_source(self) -> str:
+        """Folder or hub id of the weights; an adapter folder names it, and it has to be found from anywhere."""
         source, options = self._source()
         if "gguf_file" in options:
-            source, options = str(_converted_gguf(Path(source) / options["gguf_file"])), {}
+            return str(_converted_gguf(Path(source) / options["gguf_file"]))
+        return str(Path(source).resolve()) if Path(source).is_dir() else source
+
+    def _weights_folder(self) -> str:
+        """Where the .safetensors are."""
+        source = self._weights_source()
+        if not Path(source).is_dir():
+            from huggingface_hub import snapshot_download
+
+            source = snapshot_download(source, allow_patterns=["*.safetensors", "*.json"])
+        if not any(Path(source).glob("*.safetensors")):
+            raise UserError(f"model.backbone.path={self.path!r} has no .safetensors, which alone can be read in parts.")
+        return source
+
+    def _pretrained(self, config: PreTrainedConfig, dtype: torch.dtype, task: Task) -> PreTrainedModel:
+        source = self._weights_source()
         try:
             model = task.from_pretrained(
                 source,
@@ -147,7 +212,6 @@ class Backbone:
                 attn_implementation=self.attention,
                 use_safetensors=None if self.allow_pickle else True,
                 trust_remote_code=self.trust_remote_code,
-                **options,
                 **({} if self.quantization is None else {"quantization_config": copy.deepcopy(self.quantization)}),
             )
         except OSError as error:
@@ -161,8 +225,7 @@ class Backbone:
             # after it would go on from other numbers, and saving can spoil them.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
-        # What an adapter folder names as its network has to be found from anywhere.
-        model.name_or_path = str(Path(source).resolve()) if Path(source).is_dir() else source
+        model.name_or_path = source
         return model
 
     def _check_quantization(self) -> None:

@@ -3,7 +3,7 @@
 Each hangs as a submodule on the projection whose output it changes, so every weight of the network keeps its name.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -97,10 +97,11 @@ def add_bottlenecks(network: PreTrainedModel, config: BottleneckConfig) -> None:
     network.bottleneck_config = config  # type: ignore[assignment]
 
 
-def save_bottleneck(network: Any, folder: Path) -> None:
-    """Write the adapters alone, as safetensors beside their config."""
+def save_bottleneck(network: Any, folder: Path, gathered: Mapping[str, Tensor] | None = None) -> None:
+    """Write the adapters alone, as safetensors beside their config; weights in `gathered` are taken from there."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: p.detach().cpu().contiguous() for name, p in _adapter_parameters(network)}
+    gathered = gathered or {}
+    weights = {n: gathered.get(n, p).detach().cpu().contiguous() for n, p in _adapter_parameters(network)}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     network.bottleneck_config.save_pretrained(str(folder))
 

@@ -28,7 +28,7 @@ def describe(model: nn.Module, precision: str) -> str:
     share = "all" if sum(trained.values()) == total else f"{sum(trained.values()) / total:.2%}"
     dtypes = ", ".join(f"{_millions(count)} in {dtype}" for dtype, count in trained.items())
     line = (
-        f"{type(network).__name__}: {_millions(total)} parameters, {share} trained ({dtypes}); "
+        f"{type(network).__name__.removeprefix('FSDP')}: {_millions(total)} parameters, {share} trained ({dtypes}); "
         f"precision {precision}, attention {network.config._attn_implementation}"
     )
     return "\n".join([line, *(f"  {kind}" for kind in trained_kinds(model))]) if share != "all" else line

@@ -1,13 +1,15 @@
 """From a network to its loss, by way of the hidden states: the full logits are never asked for."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llm_lightning.models.adalora import orthogonality
 from llm_lightning.models.attention import ATTENTION, Documents
+from llm_lightning.models.sharding import is_zero3, run_gathered
 from llm_lightning.models.virtual_tokens import prompt_config, prompted_states
 from llm_lightning.objectives.language import (
     HeadScaling,
@@ -17,10 +19,23 @@ from llm_lightning.objectives.language import (
     next_token_targets,
 )
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 def base_model(model: Any) -> PreTrainedModel:
     """The transformers network inside a `peft.PeftModel`, or the network itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def with_head(function: Callable[P, R]) -> Callable[P, R]:
+    """For functions of a model, their first argument, that read its head: it is gathered where it is sharded."""
+
+    @wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        return run_gathered(base_model(args[0]), function, *args, **options)
+
+    return call
 
 
 def head_scaling(model: PreTrainedModel) -> HeadScaling:
@@ -65,6 +80,7 @@ def hidden_states(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     return network.get_decoder()(input_ids=batch["input_ids"], use_cache=False, **inputs).last_hidden_state
 
 
+@with_head
 def language_loss(model: nn.Module, batch: Mapping[str, Any], z_loss: float = 0.0) -> TokenLoss:
     """Summed next-token loss of a prepared batch.
 
@@ -81,7 +97,7 @@ def language_loss(model: nn.Module, batch: Mapping[str, Any], z_loss: float = 0.
     states = hidden_states(model, batch).flatten(0, 1).index_select(0, batch["target_positions"])
     penalty = orthogonality(model) * len(targets)
     head, scaling = network.get_output_embeddings(), head_scaling(network)
-    if type(head) is nn.Linear and head.bias is None:
+    if type(head) is nn.Linear and head.bias is None and not is_zero3(head.weight):
         sums = linear_cross_entropy(states, head.weight, targets, z_loss=z_loss, scaling=scaling)
     else:
         vocab_size = network.config.get_text_config().vocab_size

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.attention import ATTENTION, Documents
-from llm_lightning.models.heads import base_model, hidden_states
+from llm_lightning.models.heads import base_model, hidden_states, with_head
 
 ENDS = ("chosen_ends", "rejected_ends", "ends")
 
@@ -40,6 +40,7 @@ def prepare_texts(batch: Mapping[str, Any]) -> dict[str, Any]:
     return prepared
 
 
+@with_head
 def rewards(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
     """Rewards (N,) float32 of a prepared batch, for each name of `ENDS` in it.
 

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from llm_lightning.errors import UserError
+from llm_lightning.models.sharding import gathered_zero3
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,10 @@ class Task:
         so that an adapter's checkpoint finds the same network again.
         """
         if self.head is not None:
-            for parameter in model.get_submodule(self.head).parameters():
-                nn.init.zeros_(parameter)
+            parameters = list(model.get_submodule(self.head).parameters())
+            with gathered_zero3(parameters, to_change=True):
+                for parameter in parameters:
+                    nn.init.zeros_(parameter)
 
     @contextmanager
     def _as_user_error(self, config: PreTrainedConfig) -> Iterator[None]:

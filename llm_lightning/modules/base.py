@@ -11,7 +11,6 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from peft import PeftConfig
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -22,9 +21,11 @@ from llm_lightning.models.adapters import Adapter, check_targets
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.description import describe
 from llm_lightning.models.export import save_model_folder
-from llm_lightning.models.heads import prepare_batch
+from llm_lightning.models.heads import base_model, prepare_batch
 from llm_lightning.models.merging import is_adapter
+from llm_lightning.models.sharding import Sharding
 from llm_lightning.models.tasks import LANGUAGE, Task
+from llm_lightning.modules.gradients import scale, total_norm
 from llm_lightning.modules.schedule import Schedule
 
 STATE_KEY = "llm_lightning"
@@ -96,6 +97,7 @@ class LanguageModule(LightningModule):
         self.skipped_steps = 0
         self._skipped_in_a_row = 0
         self._totals: dict[str, Tensor] = {}
+        self._newest: dict[str, Tensor] = {}
 
     def check(self, datamodule: LightningDataModule | None = None) -> None:
         """Find a user's mistakes before any long work starts; raises `UserError`."""
@@ -142,14 +144,37 @@ class LanguageModule(LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         self.tokenizer = getattr(datamodule, "tokenizer", None)
 
+    @property
+    def sharding(self) -> Sharding | None:
+        """How the strategy wants the network cut up; None: whole on each rank."""
+        return getattr(self.trainer.strategy, "sharding", None) if self._trainer is not None else None
+
     def configure_model(self) -> None:
-        """Build the network on the rank's own device, with its adapter."""
+        """Build the network on the rank's own device, or in parts on all ranks, with its adapter."""
         if self.model is None:
-            self.model = self.backbone.build(self.tokenizer, self.task)
+            self.model = self.build_network(self.backbone)
         if self.peft is not None and self.adapter is None:
             self.adapter = Adapter(self.model, self.peft, self.task)
             self.model = self.adapter.model
             self.strict_loading = False  # the frozen weights are in no checkpoint
+        network = base_model(self.model)
+        if next(network.parameters()).is_meta:
+            self.fill(self.backbone, network, None if self.adapter is None else self.adapter.base_names)
+            if self.adapter is not None:
+                self.adapter.after_fill()
+
+    def build_network(self, backbone: Backbone) -> Any:
+        """A network; without weights where it has to be cut up before it is filled."""
+        if self.sharding is not None:
+            backbone.check_sharded()
+        return backbone.build(self.tokenizer, self.task, empty=self.sharding is not None)
+
+    def fill(self, backbone: Backbone, network: Any, names: Mapping[str, str] | None = None) -> None:
+        """Cut a network from `build_network` up and give it its weights; see `sharding.fill` for `names`."""
+        assert self.sharding is not None
+        names = names or {name: name for name in network.state_dict()}
+        self.sharding.apply(network)
+        backbone.fill(network, self.task, self.sharding, names)
 
     def on_fit_start(self) -> None:
         """Say what trains, and tell the adapter how long the run is."""
@@ -173,16 +198,27 @@ class LanguageModule(LightningModule):
         """Add a micro-batch's sums (0-d tensors) to those of the optimizer step: at least `loss`, whose gradient it is,
         `tokens`, and the divisor.
         """
+        self._newest = sums
         for name, value in sums.items():
             value = value.detach().float()
             self._totals[name] = self._totals[name] + value if name in self._totals else value
+
+    def micro_batch_weight(self) -> Tensor:
+        """() what the newest micro-batch's loss is multiplied by, where gradients cannot be divided afterwards."""
+        return self.num_ranks / self.sum_over_ranks(self._newest[self.divisor].float()).clamp(min=1)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Step, and free the gradients: Lightning does that after the next forward pass, on top of its activations."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.adapter is not None:
             self.adapter.after_step(self.trainer.global_step + 1)
-        optimizer.zero_grad(set_to_none=True)
+        if not self._is_deepspeed:
+            optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def _is_deepspeed(self) -> bool:
+        """Whether gradients are nowhere to be seen: they are averaged, clipped and freed by DeepSpeed's engine."""
+        return hasattr(self.trainer.strategy, "deepspeed_engine")
 
     def configure_gradient_clipping(
         self,
@@ -191,13 +227,15 @@ class LanguageModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Divide, measure and clip the gradients in one pass over them, and leave out a step that is not finite."""
+        if self._is_deepspeed:
+            if not self.trainer.fit_loop._should_accumulate():
+                self._log_deepspeed()
+            return
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in parameters]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        totals = self._reduce_totals(norm)
+        totals = self._reduce_totals(total_norm(gradients))
         # Strategies average gradients over ranks, and Lightning divides losses by the micro-batches of a step.
-        divisor = max(totals[self.divisor], 1.0) / (self.trainer.world_size * self.trainer.accumulate_grad_batches)
+        divisor = max(totals[self.divisor], 1.0) / (self.num_ranks * self.trainer.accumulate_grad_batches)
         totals["grad_norm"] = norm_value = totals.pop("norm") / divisor
         if not (math.isfinite(norm_value) and math.isfinite(totals["loss"])):
             self._skip_step(optimizer)
@@ -206,20 +244,39 @@ class LanguageModule(LightningModule):
         factor = 1 / divisor
         if gradient_clip_val and gradient_clip_algorithm != "value":
             factor *= min(1.0, gradient_clip_val / (norm_value + 1e-6))
-        torch._foreach_mul_(gradients, factor)
+        scale(gradients, factor)
         if gradient_clip_val and gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         self.tokens_seen += int(totals["tokens"])
         self._log_step(totals)
+
+    def _log_deepspeed(self) -> None:
+        """The norm is that of the step before: the engine knows it once it has stepped."""
+        norm = self.trainer.strategy.deepspeed_engine.get_global_grad_norm()  # type: ignore[attr-defined]
+        totals = self._reduce_totals(torch.tensor(float(norm or 0.0), device=self.device))
+        self.tokens_seen += int(totals["tokens"])
+        self._log_step(totals | {"grad_norm": totals["norm"]})
 
     def _reduce_totals(self, norm: Tensor) -> dict[str, float]:
         """The step's sums over all ranks, and the norm, in the step's only wait for the device."""
         names = sorted(self._totals)
         sums = torch.stack([self._totals[name].to(norm.device) for name in names])
         self._totals = {}
-        if self.trainer.world_size > 1:
-            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        sums = self.sum_over_ranks(sums)
         return dict(zip([*names, "norm"], torch.cat([sums, norm.float().reshape(1)]).tolist(), strict=True))
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks with data of their own; those that share a layer (tensor parallelism) see the same data."""
+        ranks = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {}
+        return ranks.get("num_replicas", self.trainer.world_size)
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """Over the ranks with data of their own."""
+        if self.trainer.world_size == 1:
+            return values
+        values = values.clone()  # strategies add in place
+        return self.trainer.strategy.reduce(values, reduce_op="sum") * (self.num_ranks / self.trainer.world_size)
 
     def _skip_step(self, optimizer: Optimizer) -> None:
         """Without gradients no torch optimizer changes anything, not even its moments."""
@@ -230,12 +287,25 @@ class LanguageModule(LightningModule):
         self.skipped_steps += 1
         self._skipped_in_a_row += 1
         self.log_counters()
-        self.print(f"\nStep {self.trainer.global_step}: the loss or its gradient is not finite; the step is left out.")
+        self.alert("Step left out", f"Step {self.trainer.global_step}: the loss or its gradient is not finite.")
         if self._skipped_in_a_row >= self.max_skipped_steps:
             raise UserError(
                 f"{self._skipped_in_a_row} steps in a row were not finite (model.max_skipped_steps). Lower the "
                 "learning rate, lengthen model.schedule.warmup, or start again from an earlier checkpoint."
             )
+
+    def alert(self, title: str, text: str) -> None:
+        """Say what goes wrong, on the terminal and through loggers that can tell somebody.
+
+        Args:
+            title: what kind of thing it is, below 64 characters.
+            text: what happened.
+        """
+        self.print(f"\n{title}. {text}")
+        for logger in self.loggers:
+            tell = getattr(logger, "alert", None)
+            if callable(tell):
+                tell(title, text)
 
     def _log_step(self, totals: dict[str, float]) -> None:
         metrics = self.step_metrics(totals)

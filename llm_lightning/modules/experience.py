@@ -55,10 +55,15 @@ class Experience:
         """(B,) bool: whether the answer ends with an EOS token."""
         return torch.tensor([c.is_finished for c in self.completions], device=self.scores.device)
 
-    def groups(self, rows: Sequence[int], most_tokens: int) -> list[list[int]]:
-        """These rows in micro-batches of at most so many tokens."""
+    def groups(self, rows: Sequence[int], most_tokens: int, at_least: int = 1) -> list[list[int]]:
+        """These rows in micro-batches of at most so many tokens, and at least so many micro-batches."""
         lengths = self.lengths
-        return [[rows[i] for i in group] for group in bounded_groups([lengths[row] for row in rows], most_tokens)]
+        groups = [[rows[i] for i in group] for group in bounded_groups([lengths[row] for row in rows], most_tokens)]
+        while len(groups) < min(at_least, len(rows)):
+            largest = max(range(len(groups)), key=lambda i: len(groups[i]))
+            half = len(groups[largest]) // 2
+            groups[largest : largest + 1] = [groups[largest][:half], groups[largest][half:]]
+        return groups
 
     def packed(self, rows: Sequence[int]) -> PackedAnswers:
         """These rows for a forward pass; its results are in the order of `tensor[rows][mask[rows]]`."""

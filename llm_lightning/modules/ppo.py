@@ -7,6 +7,7 @@ One training step is one rollout and all the updates that it is used for: `rollo
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,14 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from llm_lightning.errors import UserError
-from llm_lightning.models.answers import Critic, answer_logprobs, answer_states
+from llm_lightning.models.answers import Critic, read_answers
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.bottleneck import BottleneckConfig
 from llm_lightning.models.heads import base_model
 from llm_lightning.modules.advantages import estimate_advantages
 from llm_lightning.modules.base import STATE_KEY, LanguageModule, decay_groups
 from llm_lightning.modules.experience import Experience, minibatches
+from llm_lightning.modules.gradients import scale, total_norm
 from llm_lightning.modules.guards import Guards, Watch
 from llm_lightning.modules.judging import judge
 from llm_lightning.modules.ppo_checks import check_ppo
@@ -130,14 +132,16 @@ class PPO(LanguageModule):
         """Build policy, reference and critic."""
         if self.model is not None:
             return
-        self.model = self.backbone.build(self.tokenizer)
+        self.model = self.build_network(self.backbone)
         can_take_adapter_off = self.peft is not None and not isinstance(self.peft, BottleneckConfig)
         frozen = None if can_take_adapter_off or not self.kl.coef else frozen_copy(self.model)
         super().configure_model()
         if self.kl.coef:
+            if self.sharding is not None and frozen is not None:
+                self.fill(self.backbone, frozen)
             self._reference = [Reference(self.model, frozen)]
         if self.advantages == "gae":
-            self.critic = self.critic_settings.build(self.model, self.backbone, self.tokenizer)
+            self.critic = self._build_critic()
         switch_off_dropout(self)
         settings = base_model(self.model).generation_config
         ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
@@ -145,6 +149,18 @@ class PPO(LanguageModule):
         settings.eos_token_id = eos
         if self.engine is None:
             self.engine = Sampler(self.sampling, eos, self.num_slots)
+
+    def _build_critic(self) -> Critic:
+        backbone = self.critic_settings.backbone(self.backbone)
+        network = base_model(self.model) if backbone is None else self.build_network(backbone)
+        critic = Critic(network.config.get_text_config().hidden_size, None if backbone is None else network)
+        if self.sharding is not None:
+            if backbone is not None:
+                names = {id(p): name for name, p in network.named_parameters()}
+                decoder = network.get_decoder()
+                self.fill(backbone, decoder, {name: names[id(p)] for name, p in decoder.named_parameters()})
+            replace(self.sharding, dtype=None).apply(critic)  # values are added up over an answer
+        return critic
 
     def to(self, *args: Any, **kwargs: Any) -> "PPO":
         """Move or cast; under `bf16-true` what adds up small steps keeps its precision."""
@@ -168,8 +184,10 @@ class PPO(LanguageModule):
     def on_fit_start(self) -> None:
         """Refuse what would train wrongly, and say what trains."""
         strategy = type(self.trainer.strategy).__name__
-        if strategy not in ("SingleDeviceStrategy", "DDPStrategy"):
-            raise UserError(f"PPO runs on one device or with trainer.strategy=ddp, not yet with {strategy}.")
+        if strategy not in ("SingleDeviceStrategy", "DDPStrategy", "FSDP2Strategy"):
+            raise UserError(f"PPO runs on one device or with trainer.strategy ddp or fsdp2, not yet with {strategy}.")
+        if self.num_ranks < self.trainer.world_size:
+            raise UserError("trainer.strategy.tensor_parallel_size: PPO does not write answers with parts of a layer.")
         if str(self.trainer.precision).startswith("16-"):
             raise UserError("trainer.precision=16-mixed: PPO has no loss scaling; take bf16-mixed or 32-true.")
         super().on_fit_start()
@@ -188,12 +206,12 @@ class PPO(LanguageModule):
         with phases("advantage"):
             discounts = self.gamma, self.lam
             metrics = estimate_advantages(
-                experience, self.advantages, self.kl, self.kl_coef, discounts, self.num_samples, self._sum
+                experience, self.advantages, self.kl, self.kl_coef, discounts, self.num_samples, self.sum_over_ranks
             )
         with phases("update"):
             metrics |= self.update(experience, averages)
         measure(experience, averages, self.num_samples, has_reference=bool(self._reference))
-        self.finish(metrics | averages.means(self._sum), phases, self.trainer.world_size * len(prompts))
+        self.finish(metrics | averages.means(self.sum_over_ranks), phases, self.trainer.world_size * len(prompts))
 
     def rollout(self, batch: dict[str, Any], keys: list[Key]) -> tuple[list[Tensor], list[Completion]]:
         """The policy's answers, and for each its prompt.
@@ -219,28 +237,25 @@ class PPO(LanguageModule):
         experience = Experience(prompts, completions, judged.total.to(self.device))
         experience.scores -= self.missing_eos_penalty * ~experience.is_finished
         if self.scale_rewards:
-            self.score_moments += self._sum(policy.moments(experience.scores))
+            self.score_moments += self.sum_over_ranks(policy.moments(experience.scores))
             experience.scores /= policy.mean_and_std(self.score_moments)[1].float() + policy.EPS
         if self.critic is not None and self.num_updates == 0:
-            self.critic.expect(float(policy.mean_and_std(self._sum(policy.moments(experience.scores)))[0]))
+            self.critic.expect(float(policy.mean_and_std(self.sum_over_ranks(policy.moments(experience.scores)))[0]))
         return experience
 
     @torch.no_grad()
     def evaluate(self, experience: Experience) -> None:
         """Put in what policy, reference and critic make of each token, in passes like those of the update."""
-        for rows in experience.groups(range(len(experience.prompts)), self.micro_batch_tokens):
+        for rows in self._groups(experience, range(len(experience.prompts))):
             packed = experience.packed(rows)
             if not self.updates_once:
-                states = answer_states(self.model, packed)
-                own = answer_logprobs(self.model, states, packed.targets, self.sampling.temperature)
+                states, own = read_answers(self.model, packed, self.sampling.temperature)
                 experience.put(rows, logprobs=own.logprobs, entropies=own.entropies)
                 if self.critic is not None:
                     experience.put(rows, values=self.critic(packed, states))
             for reference in self._reference:
                 with reference.policy() as other:
-                    states = answer_states(other, packed)
-                    temperature = self.sampling.temperature
-                    ref = answer_logprobs(other, states, packed.targets, temperature, with_entropies=False)
+                    _, ref = read_answers(other, packed, self.sampling.temperature, with_entropies=False)
                 experience.put(rows, ref_logprobs=ref.logprobs)
         # Autocast keeps the weights that it casts, and these have no gradient.
         torch.clear_autocast_cache()
@@ -256,8 +271,8 @@ class PPO(LanguageModule):
         ]
         counts = torch.stack([experience.mask[rows].sum() for rows in plan]).double()
         norms: list[float] = []
-        for rows, num_tokens in zip(plan, self._sum(counts).tolist(), strict=True):
-            update_kl = self._sum(self._accumulate(experience, rows, num_tokens, averages)) / num_tokens
+        for rows, num_tokens in zip(plan, self.sum_over_ranks(counts).tolist(), strict=True):
+            update_kl = self.sum_over_ranks(self._accumulate(experience, rows, num_tokens, averages)) / num_tokens
             if norms and self.max_update_kl is not None and float(update_kl) > self.max_update_kl:
                 self.optimizers(use_pl_optimizer=False).zero_grad(set_to_none=True)  # type: ignore[union-attr]
                 break
@@ -267,9 +282,8 @@ class PPO(LanguageModule):
     def loss(self, experience: Experience, rows: Sequence[int], averages: Averages) -> tuple[Tensor, Tensor]:
         """Of these rows, the loss summed over tokens, and without gradient the KL from the policy that wrote them."""
         packed = experience.packed(rows)
-        states = answer_states(self.model, packed)
         temperature, with_entropies = self.sampling.temperature, self.entropy_coef > 0 or self.updates_once
-        now = answer_logprobs(self.model, states, packed.targets, temperature, with_entropies=with_entropies)
+        states, now = read_answers(self.model, packed, temperature, with_entropies=with_entropies)
         if self.updates_once:
             experience.put(rows, logprobs=now.logprobs.detach(), entropies=now.entropies.detach())
         old, ref, advantages, old_values, returns = experience.take(
@@ -296,7 +310,7 @@ class PPO(LanguageModule):
     def finish(self, metrics: dict[str, float], phases: Phases, num_answers: int) -> None:
         """Count, adapt the KL coefficient, log and watch."""
         self.num_updates += 1
-        self.tokens_seen += round(num_answers * metrics["train/completion_length"])
+        self.tokens_seen += round(num_answers * metrics["rollout/completion_length"])
         metrics |= phases.seconds | {"train/kl_coef": self.kl_coef, "train/num_updates": float(self.num_updates)}
         metrics["train/lr"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         metrics["throughput/samples_per_s"] = num_answers / sum(phases.seconds.values())
@@ -308,7 +322,7 @@ class PPO(LanguageModule):
         self.log_dict({name: value for name, value in metrics.items() if name != "train/reward"})
         self.log_counters()
         for sign in self.watch.look(metrics):
-            self.print(f"\nStep {self.num_updates}: {sign}")
+            self.alert("Sign of a run going wrong", f"Step {self.num_updates}: {sign}")
             self.trainer.should_stop |= self.guards.action == "stop"
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -324,7 +338,7 @@ class PPO(LanguageModule):
         """Log the mean rewards over all held-out prompts."""
         averages, self._validation = self._validation, None
         if averages is not None:
-            self.log_dict(averages.means(self._sum))
+            self.log_dict(averages.means(self.sum_over_ranks))
             self.log("tokens", torch.tensor(self.tokens_seen, dtype=torch.float64))
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -359,9 +373,18 @@ class PPO(LanguageModule):
         for reference in self._reference:
             reference.check(state["reference"])
 
+    def _groups(self, experience: Experience, rows: Sequence[int]) -> list[list[int]]:
+        """Micro-batches; ranks that gather each other's weights have to make equally many."""
+        groups = experience.groups(rows, self.micro_batch_tokens)
+        if self.sharding is None:
+            return groups
+        count = torch.tensor(len(groups), device=self.device)
+        most = int(self.trainer.strategy.reduce(count, reduce_op="max"))
+        return experience.groups(rows, self.micro_batch_tokens, at_least=most)
+
     def _accumulate(self, experience: Experience, rows: list[int], num_tokens: float, averages: Averages) -> Tensor:
         """Gradients of a minibatch, over micro-batches; returns the summed KL from the policy that wrote it."""
-        groups = experience.groups(rows, self.micro_batch_tokens)
+        groups = self._groups(experience, rows)
         update_kl = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, group in enumerate(groups, 1):
             unfinished = number < len(groups) and hasattr(self.trainer.strategy, "block_backward_sync")
@@ -375,8 +398,10 @@ class PPO(LanguageModule):
     def _optimizer_step(self, *, is_first: bool) -> float:
         """Clip and step; returns the gradient's norm. What is not finite is left out."""
         optimizer: Any = self.optimizers()
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.gradient_clip_val or math.inf, foreach=True))
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = float(total_norm(gradients))
+        if self.gradient_clip_val:
+            scale(gradients, min(1.0, self.gradient_clip_val / (norm + 1e-6)))
         if not math.isfinite(norm):
             optimizer.zero_grad(set_to_none=True)
             self._note_skipped_step()
@@ -392,7 +417,3 @@ class PPO(LanguageModule):
         optimizer.zero_grad(set_to_none=True)
         torch.clear_autocast_cache()
         return norm
-
-    def _sum(self, values: Tensor) -> Tensor:
-        """Over ranks."""
-        return self.trainer.strategy.reduce(values, reduce_op="sum") if self.trainer.world_size > 1 else values

@@ -50,18 +50,18 @@ class Phases:
         yield
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.seconds[f"time/{name}"] = time.perf_counter() - started
+        self.seconds[f"throughput/{name}_s"] = time.perf_counter() - started
 
 
 def measure(experience: Experience, averages: Averages, num_samples: int, *, has_reference: bool) -> None:
     """Count what the answers are like, and how far the policy is from the reference and from its own sampler."""
     mask = experience.mask
     averages.add("train/entropy", experience.entropies[mask])
-    averages.add("train/completion_length", mask.sum(1))
-    averages.add("train/eos_rate", experience.is_finished)
-    averages.add("train/sampler_gap", (experience.sampler_logprobs - experience.logprobs)[mask].abs())
+    averages.add("rollout/completion_length", mask.sum(1))
+    averages.add("rollout/eos_rate", experience.is_finished)
+    averages.add("rollout/sampler_gap", (experience.sampler_logprobs - experience.logprobs)[mask].abs())
     if has_reference:
         averages.add("train/kl", kl_estimate(experience.logprobs, experience.ref_logprobs, "k3").sum(1))
     if num_samples > 1:
         groups = experience.scores.view(-1, num_samples)
-        averages.add("train/equal_groups", groups.amax(1) == groups.amin(1))
+        averages.add("rollout/equal_groups", groups.amax(1) == groups.amin(1))

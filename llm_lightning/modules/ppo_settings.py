@@ -1,12 +1,10 @@
 """Settings of PPO that belong together."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from llm_lightning.errors import UserError
-from llm_lightning.models.answers import Critic
 from llm_lightning.models.backbone import Backbone
-from llm_lightning.models.heads import base_model
 from llm_lightning.objectives.policy import KLEstimator
 
 Advantages = Literal["gae", "grpo", "rloo"]
@@ -82,10 +80,8 @@ class CriticSettings:
             if getattr(self, name) <= 0:
                 raise UserError(f"model.critic.{name}={getattr(self, name)} must be above 0.")
 
-    def build(self, policy: Any, backbone: Backbone, tokenizer: Any) -> Critic:
-        """The critic of a policy that was built from this backbone."""
-        network = None
-        if self.kind == "network":
-            network = replace(backbone, path=self.path or backbone.path, quantization=None).build(tokenizer)
-        config = base_model(policy if network is None else network).config
-        return Critic(config.get_text_config().hidden_size, network)
+    def backbone(self, policy: Backbone) -> Backbone | None:
+        """What a network of its own is built from; None: the head reads the policy's states."""
+        if self.kind == "trunk":
+            return None
+        return replace(policy, path=self.path or policy.path, quantization=None)

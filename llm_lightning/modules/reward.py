@@ -204,6 +204,5 @@ class RewardModeling(LanguageModule):
                 values = torch.cat(list(rewards(self.model, batch).values())).double()
             sums += torch.stack([torch.tensor(len(values)).to(values), values.sum(), values.square().sum()])
         self.model.train(was_training)
-        if self.trainer.world_size > 1:
-            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        sums = self.sum_over_ranks(sums)
         self.normalization, self._normalized_at = Normalization.of_sums(*sums.tolist()), self.trainer.global_step

@@ -52,7 +52,8 @@ class ReliabilityBins(Metric):
         """Add pairs (N,)."""
         bins = (confidence * NUM_BINS).long().clamp(max=NUM_BINS - 1)
         for name, values in (("count", torch.ones_like(confidence)), ("confidence", confidence), ("right", right)):
-            getattr(self, name).index_add_(0, bins, values.double())
+            total = getattr(self, name)
+            total.index_add_(0, bins, values.to(total.dtype))  # DeepSpeed makes every number of a module float32
 
     def compute(self) -> Tensor:
         """(3, NUM_BINS): pairs, and the sums of their confidence and of how many were right."""

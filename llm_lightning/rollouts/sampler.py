@@ -1,7 +1,7 @@
 """Samples answers from the network that is being trained, in this process."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llm_lightning.models.attention import Documents
 from llm_lightning.models.heads import base_model, head_scaling
+from llm_lightning.models.sharding import all_gathered, run_gathered
 from llm_lightning.rollouts.engine import Completion, Key
 from llm_lightning.rollouts.sampling import Sampling, draw, uniforms
 from llm_lightning.rollouts.slots import Slots, rollout_mode
@@ -40,11 +41,28 @@ class Sampler:
     def __call__(self, model: Any, prompts: Sequence[Tensor], keys: Sequence[Sequence[Key]]) -> list[Completion]:
         """See `RolloutEngine`."""
         network = base_model(model)
+        # Parts that lie on other ranks are fetched once, and not for every token.
+        return run_gathered(network, self._write, network, prompts, keys)
+
+    def _write(self, network: Any, prompts: Sequence[Tensor], keys: Sequence[Sequence[Key]]) -> list[Completion]:
         writing = _Writing(network, self, prompts, keys)
-        with rollout_mode(network):
+        with rollout_mode(network), all_gathered(network):
             while writing.advance():
                 pass
         return writing.completions()
+
+    @torch.no_grad()
+    def stream(self, model: Any, prompts: Sequence[Tensor], keys: Sequence[Key]) -> Iterator[tuple[int, Completion]]:
+        """One answer to each prompt as they are done, each with its prompt's number.
+
+        The network is in the sampler's hands until the last one.
+        """
+        network = base_model(model)
+        writing = _Writing(network, self, prompts, [[key] for key in keys])
+        with rollout_mode(network):
+            while writing.advance():
+                yield from writing.left()
+        yield from writing.left()
 
 
 class _Writing:
@@ -68,6 +86,7 @@ class _Writing:
         # Of each slot: its answer's number, how many tokens it has, its newest one, and whether it is over.
         self.answers = torch.zeros(0, dtype=torch.int64, device=self.device)
         self.newest, self.is_over = self.answers, self.answers.bool()
+        self.leaving: list[Tensor] = []
         self.tokens = torch.zeros(count, longest, dtype=torch.int64, device=self.device)
         self.logprobs = torch.zeros(count, longest, dtype=torch.float32, device=self.device)
         self.num_tokens = torch.zeros(count, dtype=torch.int64, device=self.device)
@@ -92,11 +111,20 @@ class _Writing:
         lengths, finished = self.num_tokens.tolist(), self.is_finished.tolist()
         return [Completion(t[:n], p[:n], f) for t, p, n, f in zip(tokens, logprobs, lengths, finished, strict=True)]
 
+    def left(self) -> Iterator[tuple[int, Completion]]:
+        """The answers that have given up their slots since this was asked last, by number."""
+        chosen, self.leaving = self.leaving, []
+        for number in (number for numbers in chosen for number in numbers.tolist()):
+            count = int(self.num_tokens[number])
+            tokens, logprobs = self.tokens[number, :count].cpu(), self.logprobs[number, :count].cpu()
+            yield number, Completion(tokens, logprobs, bool(self.is_finished[number]))
+
     def _leave(self) -> None:
         """Take out answers that are over, once they are a quarter of the slots: each time costs a copy of the rest."""
         num_over = int(self.is_over.sum())
         if num_over == 0 or (num_over < len(self.slots) // 4):
             return
+        self.leaving.append(self.answers[self.is_over])
         index = (~self.is_over).nonzero().squeeze(1)
         self.slots.keep(index)
         self.answers, self.newest, self.is_over = self.answers[index], self.newest[index], self.is_over[index]

@@ -41,6 +41,11 @@ SAME_CONVERSATION = {
     },
     "roles in conversations": {"conversations": [SYSTEM, USER, {"role": "Assistant", "content": EMOJI}]},
     "alpaca": {"instruction": SPANISH, "input": "", "output": EMOJI, "system": "Sé breve."},
+    "self-instruct": {
+        "system": "Sé breve.",
+        "instruction": SPANISH,
+        "instances": [{"input": "", "output": EMOJI}, {"output": "other"}],
+    },
     "alpaca without input": {"instruction": SPANISH, "output": EMOJI, "system": "Sé breve.", "history": None},
     "dolly": {"instruction": SPANISH, "context": None, "response": EMOJI, "system": "Sé breve."},
     "prompt and completion": {"prompt": SPANISH, "completion": EMOJI, "system": "Sé breve."},
@@ -197,6 +202,7 @@ def test_long_texts_stay_whole_and_lone_surrogates_become_readable():
     [
         ("llamafactory/alpaca_en_demo.json", "alpaca", 999),
         ("llamafactory/identity.json", "alpaca", 91),
+        ("self_instruct/seed_tasks.jsonl", "self-instruct", 175),
         ("llamafactory/kto_en_demo.json", "messages", 300),
         ("gsm8k/train.jsonl", "question-answer", 7473),
         ("gsm8k/test.jsonl", "question-answer", 1319),

@@ -2,11 +2,15 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from llm_lightning.__main__ import main
+from llm_lightning.strategies import TorchTPUAccelerator
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TEXTS = ["--data.path=texts.jsonl", "--data.vocab_size=300", "--data.seq_len=64", "--data.batch_size=1"]
@@ -34,12 +38,22 @@ STAGES = {
     "ppo.yaml": [*PROMPTS, RULE],
     "grpo.yaml": [*PROMPTS, RULE],
     "quickstart/ppo.yaml": PROMPTS,
-}
+    "synthetic.yaml": [
+        "--model.backbone.path=chat", "--data.data.path=pairs.jsonl", "--data.data.seq_len=64", "--data.filters=[]",
+        "--data.generators={again: {class_path: Answers, init_args: {count: 200, max_new_tokens: 24}}}",
+    ],
+}  # fmt: skip
+ON_TOP_OF = {"synthetic.yaml": "sft.yaml"}
 NEEDS = {"peft/qlora.yaml": "bitsandbytes"} | dict.fromkeys(
     ["compress.yaml", "quickstart/compress.yaml", "quantize.yaml"], "torchao"
 )
-OVERLAYS = {"callbacks": "pretrain.yaml", "logger": "pretrain.yaml", "peft": "sft.yaml"}
-EVERY_FILE = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
+OVERLAYS = {"callbacks": "pretrain.yaml", "logger": "pretrain.yaml", "peft": "sft.yaml", "trainer": "sft.yaml"}
+OTHER_MACHINES = [f"trainer/{name}.yaml" for name in ("deepspeed_zero2", "deepspeed_zero3_offload", "tpu", "tpu_xla")]
+OTHER_MACHINES += ["trainer/tensor_parallel.yaml"]  # two devices: tests/distributed
+# Those in sweeps/ are for `wandb sweep`; see test_wandb.py.
+EVERY_FILE = sorted(
+    {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml") if path.parent.name != "sweeps"}
+)
 
 
 @pytest.fixture
@@ -53,6 +67,11 @@ def small(tmp_path, cache, network, monkeypatch):
     Path("preferences.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in preferences))
     Path("texts.jsonl").write_text("".join(json.dumps({"text": str(pair)}) + "\n" for pair in pairs))
     Path("network").symlink_to(network)
+    shutil.copytree(network, "chat")
+    shutil.copy(CONFIGS.parent / "datamodules" / "templates" / "chatml.jinja", "chat/chat_template.jinja")
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("name", EVERY_FILE)
@@ -60,9 +79,37 @@ def test_it_runs(small, capfd, name):
     if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
         pytest.skip(f"{NEEDS[name]} is not installed")
     stage = name if name in STAGES else OVERLAYS[name.split("/")[0]]
-    files = dict.fromkeys([stage, name])
-    code = main(
-        ["fit", *(f"--config={CONFIGS / file}" for file in files), *STAGES[stage], "--trainer.fast_dev_run=2",
-         "--trainer.accelerator=cpu", "--trainer.default_root_dir=run"]
-    )  # fmt: skip
+    files = dict.fromkeys([ON_TOP_OF.get(stage, stage), name])
+    args = ["fit", *(f"--config={CONFIGS / file}" for file in files), *STAGES[stage]]
+    if name in OTHER_MACHINES:
+        assert main([*args, "--print_config"]) == 0
+        return
+    code = main([*args, "--trainer.fast_dev_run=2", "--trainer.accelerator=cpu", "--trainer.default_root_dir=run"])
     assert code == 0, capfd.readouterr().err
+
+
+TPU = [f"--config={CONFIGS}/sft.yaml", f"--config={CONFIGS}/trainer/tpu.yaml", *PAIRS, "--trainer.devices=1",
+       "--trainer.fast_dev_run=2", "--trainer.default_root_dir=run"]  # fmt: skip
+
+
+def test_the_tpu_overlay_on_the_cpu_device(small, capfd, monkeypatch):
+    """Everything but the chips."""
+    monkeypatch.setattr(TorchTPUAccelerator, "device_type", "cpu")
+    monkeypatch.setattr(TorchTPUAccelerator, "is_available", classmethod(lambda cls: True))
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda device: None)
+    code = main(["fit", *TPU, "--trainer.strategy.process_group_backend=gloo"])
+    printed = capfd.readouterr()
+    assert code == 0 and "all trained" in printed.out, printed.err
+
+
+def test_the_tpu_overlay_without_a_tpu(small, capfd):
+    assert main(["fit", *TPU]) == 2
+    assert "`TorchTPUAccelerator` can not run on your system" in capfd.readouterr().err
+
+
+def test_zero_without_deepspeed(small, capfd, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "deepspeed" else find(name, *a))
+    overlay = f"--config={CONFIGS}/trainer/deepspeed_zero2.yaml"
+    assert main(["fit", f"--config={CONFIGS}/sft.yaml", overlay, *PAIRS, "--trainer.accelerator=cpu"]) == 2
+    assert "needs deepspeed, which is not installed: pip install 'llm-lightning[deepspeed]'" in capfd.readouterr().err

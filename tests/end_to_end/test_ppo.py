@@ -56,8 +56,8 @@ def test_a_run_its_files_and_kills_in_both_phases(run, straight, ppo_folder):
         "train/entropy",
         "train/clip_share",
         "train/explained_variance",
-        "train/completion_length",
-        "train/eos_rate",
+        "rollout/completion_length",
+        "rollout/eos_rate",
         "train/num_updates",
     } <= set(logged["6"])
     AutoModelForCausalLM.from_pretrained(straight / "model" / "best")

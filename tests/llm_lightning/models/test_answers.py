@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llm_lightning.models.answers import Critic, answer_logprobs, answer_states, bounded_groups, pack_answers
+from llm_lightning.models.answers import Critic, answer_states, bounded_groups, pack_answers, read_answers
 from llm_lightning.models.backbone import Backbone
 from tests.llm_lightning.conftest import VOCAB, tiny_config
 
@@ -38,8 +38,7 @@ def test_logprobs_entropies_and_their_gradients(monkeypatch, attention):
     network = Backbone(config=tiny_config(), attention=attention).build()
     packed = packed_pairs()
     assert packed.batch["input_ids"].shape == (1, 128)
-    states = answer_states(network, packed)
-    got = answer_logprobs(network, states, packed.targets, 0.7)
+    states, got = read_answers(network, packed, 0.7)
     logprobs, entropies, expected_states = plain(network)
     assert torch.allclose(states, expected_states, atol=1e-5)
     assert torch.allclose(got.logprobs.double(), logprobs, atol=1e-5)
@@ -54,9 +53,8 @@ def test_logprobs_entropies_and_their_gradients(monkeypatch, attention):
 
 def test_entropies_only_where_they_are_asked_for(network):
     packed = packed_pairs()
-    states = answer_states(network, packed)
-    with_them = answer_logprobs(network, states, packed.targets, 1.0)
-    without = answer_logprobs(network, states, packed.targets, 1.0, with_entropies=False)
+    _, with_them = read_answers(network, packed, 1.0)
+    _, without = read_answers(network, packed, 1.0, with_entropies=False)
     assert torch.equal(with_them.logprobs, without.logprobs)
     assert not without.entropies.any()
 

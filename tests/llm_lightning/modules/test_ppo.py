@@ -125,7 +125,7 @@ def test_the_first_update_begins_at_a_ratio_of_one(fit, peft):
     assert metrics["train/update_kl"] < 1e-9
     assert metrics["train/clip_share"] == 0
     assert metrics["train/kl"] < 1e-9
-    assert metrics["train/sampler_gap"] < 1e-5
+    assert metrics["rollout/sampler_gap"] < 1e-5
     e = module.experiences[0]
     assert e.values[e.mask].tolist() == pytest.approx([float(e.scores.mean())] * int(e.mask.sum()), abs=1e-6)
     assert metrics["train/policy_loss"] == pytest.approx(0, abs=1e-5)  # whitened advantages
@@ -186,7 +186,7 @@ def test_a_reward_never_lands_on_padding(fit):
     [
         ("gae", {"lr": 3e-3}),
         pytest.param("gae", {"lr": 3e-3, "critic": CriticSettings("network")}, marks=pytest.mark.slow),
-        ("gae", {"lr": 2e-2, "peft": LORA}),
+        ("gae", {"lr": 3e-2, "peft": LORA}),
         ("grpo", {"lr": 3e-3, "num_samples": 4, "batch_size": 8}),
         pytest.param(
             "rloo",
@@ -245,7 +245,7 @@ def test_one_pass_an_answer_gives_the_same_as_scoring_it_before(fit, kl):
 
     settings = {"advantages": "grpo", "num_samples": 4, "epochs": 1, "kl": kl, "micro_batch_tokens": 300}
     once, scored = fit(3, **settings), fit(3, kind=Scoring, **settings)
-    timeless = lambda m: {k: v for k, v in m.items() if not k.startswith(("time/", "throughput/"))}  # noqa: E731
+    timeless = lambda m: {k: v for k, v in m.items() if not k.startswith("throughput/")}  # noqa: E731
     assert [timeless(m) for m in once.history] == [timeless(m) for m in scored.history]
     assert once.history[2]["train/entropy"] > 0
     assert all(torch.equal(value, weights(scored)[name]) for name, value in weights(once).items())
@@ -267,7 +267,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(fit, tmp_path, settings):
     whole = fit(6, epochs=2, **settings)
     fit(3, epochs=2, callbacks=[RunCheckpoint(3, dirpath=tmp_path / "ckpt")], **settings)
     resumed = fit(6, epochs=2, ckpt_path=tmp_path / "ckpt" / "step=3.ckpt", **settings)
-    timeless = lambda m: {k: v for k, v in m.items() if not k.startswith(("time/", "throughput/"))}  # noqa: E731
+    timeless = lambda m: {k: v for k, v in m.items() if not k.startswith("throughput/")}  # noqa: E731
     assert [timeless(m) for m in resumed.history] == [timeless(m) for m in whole.history[3:]]
     assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
     assert resumed.kl_coef == whole.kl_coef
@@ -304,7 +304,7 @@ def test_what_adds_up_small_steps_is_exact_under_bf16_true(fit):
     assert {e.scores.dtype, e.logprobs.dtype, e.values.dtype, module.critic.head.weight.dtype} == {torch.float32}
     assert module.score_moments.dtype == torch.float64
     assert float(module.score_moments[0]) == 600
-    assert module.history[1]["train/sampler_gap"] < 0.1
+    assert module.history[1]["rollout/sampler_gap"] < 0.1
 
 
 def test_validation_is_the_mean_reward_of_held_out_prompts(fit):

@@ -1,0 +1,112 @@
+"""What a model was asked and what it answered, kept so that no call is made twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from datamodules.cache import key_of
+from datamodules.synthetic.candidate import Message
+from datamodules.synthetic.engine import Engine, Reply, Request
+
+
+class CallLog:
+    """An append-only file of calls by the key of their content. One process has it open at a time.
+
+    A line is written at once and whole; what a killed process left of its last one is cut off when the file is opened
+    again. Held in memory are places, not texts: about 200 bytes a call.
+
+    Args:
+        path: the file; it is made where there is none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._places: dict[str, int] = {}
+        # Unbuffered: what was noted outlives the process.
+        self._writing = path.open("ab", buffering=0)
+        self._reading = path.open("rb")
+        self._end = 0
+        for line in self._reading:
+            if not line.endswith(b"\n"):
+                break
+            self._places[line.partition(b" ")[0].decode()] = self._end
+            self._end += len(line)
+        self._writing.truncate(self._end)
+
+    def __enter__(self) -> CallLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writing.close()
+        self._reading.close()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def get(self, key: str) -> Any:
+        """What was noted under a key; None where there is nothing."""
+        if key not in self._places:
+            return None
+        self._reading.seek(self._places[key])
+        return json.loads(self._reading.readline().partition(b" ")[2])
+
+    def put(self, key: str, value: Any) -> None:
+        """Note a value (anything JSON can write) under a key without blanks."""
+        line = f"{key} {json.dumps(value)}\n".encode()
+        self._writing.write(line)
+        self._places[key] = self._end
+        self._end += len(line)
+
+
+class CachedEngine(Engine):
+    """An engine that asks another one only what the log does not know.
+
+    Args:
+        engine: what is asked.
+        log: what is known, and where replies are noted as they come.
+    """
+
+    def __init__(self, engine: Engine, log: CallLog) -> None:
+        self.engine = engine
+        self.log = log
+
+    @property
+    def model(self) -> str:
+        """The engine's."""
+        return self.engine.model
+
+    def write(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
+        """The known texts, then the others as they are done; equal requests are one call."""
+        unknown: dict[str, list[int]] = {}
+        for place, request in enumerate(requests):
+            key = key_of(self.model, asdict(request))
+            if (known := self.log.get(key)) is not None:
+                yield place, Reply(*known)
+            else:
+                unknown.setdefault(key, []).append(place)
+        keys = list(unknown)
+        for number, reply in self.engine.write([requests[unknown[key][0]] for key in keys]):
+            self.log.put(keys[number], [reply.text, reply.num_tokens, reply.is_finished])
+            for place in unknown[keys[number]]:
+                yield place, reply
+
+    def perplexities(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
+        """Those that are known, and the engine's of the others."""
+        keys = [key_of(self.model, "perplexity", list(conversation)) for conversation in conversations]
+        unknown = [number for number, key in enumerate(keys) if self.log.get(key) is None]
+        values = self.engine.perplexities([conversations[number] for number in unknown]) if unknown else []
+        for number, value in zip(unknown, values, strict=True):
+            self.log.put(keys[number], value)
+        return [self.log.get(key) for key in keys]
+
+    def settings(self) -> dict[str, Any]:
+        """The engine's."""
+        return self.engine.settings()
+
+    def release(self) -> None:
+        """The engine's."""
+        self.engine.release()

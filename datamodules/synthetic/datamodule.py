@@ -1,0 +1,251 @@
+"""Real data and what a model makes of it, in one DataModule."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from datamodules.cache import build_lock, cache_root, key_of
+from datamodules.chat import ChatDataModule
+from datamodules.errors import DataError
+from datamodules.preference import PreferenceDataModule
+from datamodules.record_source import RecordSource
+from datamodules.synthetic.calls import CachedEngine, CallLog
+from datamodules.synthetic.candidate import Message
+from datamodules.synthetic.engine import Engine
+from datamodules.synthetic.filters.filter import Context, Filter
+from datamodules.synthetic.funnel import Funnel, run_filters
+from datamodules.synthetic.generation import Generation
+from datamodules.synthetic.generators import RecordGenerator
+from datamodules.synthetic.identity import settings_of
+from datamodules.synthetic.report import write_report
+from datamodules.synthetic.result import key_of_result, write_result
+from datamodules.synthetic.seeds import Seeds, prompt_seeds, training_seeds
+
+VERSION = 1  # of what becomes of the filters' records
+SMALL_SHARE = 0.05
+
+
+class SyntheticDataModule(LightningDataModule):
+    """Enlarges instruction or preference data by what a model writes: generators make records of the training records,
+    filters drop the bad ones, and training draws from both. Validation stays real.
+
+    Generation happens once, in `prepare_data` or by `llm-lightning augment`, by as many processes as are started on one
+    `folder`. Everything a model was asked is kept there: a run that was killed goes on, and changed filters ask nothing
+    again.
+
+    Args:
+        data: the real data, and what is made of a record.
+        generators: what makes new records, by name.
+        filters: what new records have to pass, in this order.
+        engine: the model that writes; where none is named, the command line takes a `LocalEngine` of the network that
+            is trained (`model.backbone.path`).
+        share: so much of the training rows is synthetic, at most; 0 generates nothing.
+        folder: for the calls, the result (`synthetic.parquet`) and the report (`report.html`, `report.json`).
+    """
+
+    def __init__(
+        self,
+        data: ChatDataModule,
+        generators: dict[str, RecordGenerator],
+        filters: list[Filter] | None = None,
+        engine: Engine | None = None,
+        share: float = 0.5,
+        folder: str = "runs/synthetic",
+    ) -> None:
+        self.data = data
+        super().__init__()
+        self.generators = generators
+        self.filters = filters or []
+        self.engine = engine
+        self.share = share
+        self.folder = Path(folder)
+
+    def __getattr__(self, name: str) -> Any:
+        """What modules and callbacks ask of the real data (`tokenizer`, `seq_len`, `example_prompts`, ...)."""
+        if name.startswith("_") or name == "data":
+            raise AttributeError(name)
+        return getattr(self.data, name)
+
+    @property
+    def trainer(self) -> Trainer | None:
+        """That of the real data, which serves the batches."""
+        return self.data.trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer | None) -> None:
+        self.data.trainer = trainer
+
+    @property
+    def result(self) -> Path:
+        """The records."""
+        return self.folder / "synthetic.parquet"
+
+    @property
+    def _makes_pairs(self) -> bool:
+        return isinstance(self.data, PreferenceDataModule)
+
+    def check(self) -> None:
+        """Look at the settings and at the first real records.
+
+        Raises:
+            DataError: what is wrong, and the way out.
+        """
+        if not 0 <= self.share < 1:
+            raise DataError(f"share: it must be at least 0 and below 1, not {self.share}")
+        if not self.generators:
+            raise DataError("generators: none is named, so there is nothing to add")
+        for name, generator in self.generators.items():
+            if not name.replace("_", "").replace("-", "").isalnum():
+                raise DataError(f"generators: the name {name!r} is to be a folder's; use letters, digits, _ and -")
+            if generator.makes_pairs(self._makes_pairs) != self._makes_pairs:
+                wanted = "pairs of answers" if self._makes_pairs else "conversations"
+                raise DataError(
+                    f"generators: {name} ({type(generator).__name__}) makes no {wanted}, which "
+                    f"{type(self.data).__name__} learns from; "
+                    + ("use PreferencePairs" if self._makes_pairs else "use it with a PreferenceDataModule")
+                )
+        if self.engine is None:
+            raise DataError("engine: none is named; give an OpenAIEngine, or a LocalEngine with the path of a model")
+        if self.share:
+            self.engine.check()
+        self.data.check()
+
+    def prepare_data(self) -> None:
+        """Generates what is missing, and tokenizes both; where nothing is trained, only what is real."""
+        trains = self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
+        if self.share and trains:
+            self.augment()
+            self._add_result()
+        self.data.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        """Opens the real rows, and for training the synthetic ones."""
+        if self.share and stage == "fit":
+            self._add_result()
+        self.data.setup(stage)
+        if self.data.added:
+            real, synthetic = self.data.row_counts()
+            share = sum(synthetic) / (sum(real) + sum(synthetic))
+            rank_zero_info(f"  {share:.1%} of the training rows are synthetic (share={self.share} at most)")
+
+    def _add_result(self) -> None:
+        self.data.added = [RecordSource(str(self.result))]
+        self.data.added_share = self.share
+
+    def augment(self) -> Path:
+        """Generate, filter, and write the result and its report; returns the result's path.
+
+        Raises:
+            DataError: nothing comes out of it; the message shows where it was lost.
+        """
+        self.check()
+        assert self.engine is not None
+        self.data.added = ()
+        self.data.prepare_data()
+        generation = Generation(self.generators, self._seeds(), self.engine, self.data.encoder, self.folder)
+        try:
+            generation.run(*_rank())
+            with build_lock(self.folder / "filters", "the filtered records"):
+                key = self._key(generation)
+                if key_of_result(self.result) != key:
+                    self._filter(generation, key)
+        finally:
+            self.engine.release()
+        return self.result
+
+    def _seeds(self) -> dict[str, Seeds]:
+        folder, cache = self.folder / "seeds", cache_root(self.data.cache_dir)
+        training = training_seeds(self.data, folder)
+        return {
+            name: training if generator.path is None else prompt_seeds(generator.path, folder, cache)
+            for name, generator in self.generators.items()
+        }
+
+    def _key(self, generation: Generation) -> str:
+        return key_of(VERSION, generation.key(), settings_of(self.filters), self.data.records_key("val"))
+
+    def _filter(self, generation: Generation, key: str) -> None:
+        facts = generation.facts()
+        for name, fact in facts.items():
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in fact["dropped"].items())
+            failed = f", {fact['num_failed']:,} given up" if fact["num_failed"] else ""
+            rank_zero_info(
+                f"{name}: {fact['num_candidates']:,} records of {fact['num_tasks']:,}, {fact['num_tokens']:,} tokens"
+                f"{failed}{f' ({reasons})' if reasons else ''}"
+            )
+        if not any(fact["num_candidates"] for fact in facts.values()):
+            raise DataError(f"generators: nothing came of any record: {_lost(facts)}")
+        with CallLog(self.folder / "calls" / "filters.log") as log:
+            assert self.engine is not None
+            engine = CachedEngine(self.engine, log)
+            context = Context(lambda: self._said("train"), lambda: self._said("val"), engine, self.folder / "filters")
+            funnel = run_filters(self.filters, generation.candidates, context)
+        about = {"engine": self.engine.settings(), "generators": facts, "filters": settings_of(self.filters)}
+        report = write_report(self.folder, funnel, about)
+        rank_zero_info(f"{funnel.table()}\nReport: {report}")
+        self._check_funnel(funnel)
+        write_result(self.result, funnel.kept(), self._makes_pairs, key)
+
+    def _check_funnel(self, funnel: Funnel) -> None:
+        if not funnel.num_kept:
+            raise DataError(f"filters: no record is left, see {self.folder / 'report.html'}\n{funnel.table()}")
+        if funnel.num_kept < SMALL_SHARE * funnel.num_in:
+            rank_zero_warn(f"Only {funnel.num_kept:,} of {funnel.num_in:,} generated records are left.")
+
+    def _said(self, part: Any) -> Iterator[list[Message]]:
+        return (record.messages for record in self.data.records(part))
+
+    def preview(self, num_records: int) -> Iterator[str]:
+        """As the real data, over both."""
+        return self.data.preview(num_records)
+
+    def train_dataloader(self) -> Any:
+        """Real and synthetic rows, shuffled."""
+        return self.data.train_dataloader()
+
+    def val_dataloader(self) -> Any:
+        """Real rows alone."""
+        return self.data.val_dataloader()
+
+    def test_dataloader(self) -> Any:
+        """Real rows alone."""
+        return self.data.test_dataloader()
+
+    def predict_dataloader(self) -> Any:
+        """Of the real data."""
+        return self.data.predict_dataloader()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in both."""
+        return self.data.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self.data.load_state_dict(state_dict)
+
+
+def _rank() -> tuple[int, int]:
+    """This process's number among those that were started together, as SLURM or torchrun say."""
+    rank, count = (
+        next((int(os.environ[name]) for name in names if name in os.environ), default)
+        for names, default in ((("RANK", "SLURM_PROCID"), 0), (("WORLD_SIZE", "SLURM_NTASKS"), 1))
+    )
+    return min(rank, count - 1), count
+
+
+def _lost(facts: dict[str, dict[str, Any]]) -> str:
+    lost = {
+        name: fact["dropped"] | ({"given up": fact["num_failed"]} if fact["num_failed"] else {})
+        for name, fact in facts.items()
+    }
+    return "; ".join(
+        f"{name}: {', '.join(f'{count:,} {reason}' for reason, count in reasons.items())}"
+        for name, reasons in lost.items()
+    )

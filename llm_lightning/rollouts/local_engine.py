@@ -1,0 +1,187 @@
+"""Writes texts with a model in this process: what `SyntheticDataModule` asks an engine for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from llm_lightning.errors import UserError
+from llm_lightning.models.answers import bounded_groups, pack_answers, read_answers
+from llm_lightning.models.backbone import Backbone
+from llm_lightning.rollouts.sampler import Sampler
+from llm_lightning.rollouts.sampling import Sampling
+
+PACKED_TOKENS = 8192
+"""Of one forward pass over finished texts, but for a single longer one."""
+
+READ = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model"}
+"""Suffixes of the files that decide what a model folder writes."""
+
+
+class WrittenText(NamedTuple):
+    """What was written: without special tokens, its length, and whether the model ended it by itself."""
+
+    text: str
+    num_tokens: int
+    is_finished: bool
+
+
+class LocalEngine:
+    """A model folder, a .gguf file or a hub id, written from by the sampler that PPO uses: many texts at the same time,
+    without padding, and a text that is over gives its place to the next one.
+
+    The model is read when it is needed first. On several GPUs each process takes the one of its local rank.
+
+    Args:
+        path: folder, .gguf file or hub id of a model with a chat template; an adapter is merged.
+        num_slots: texts that are written at the same time.
+        dtype: of the weights; by default bfloat16 on a GPU, float32 on a CPU.
+        device: by default this process's GPU, where there is one.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        num_slots: int = 64,
+        dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+        device: str | None = None,
+    ) -> None:
+        if num_slots < 1:
+            raise UserError(f"engine.num_slots={num_slots} must be at least 1.")
+        self.path = path
+        self.num_slots = num_slots
+        self.device = torch.device(device or own_device())
+        self.dtype = dtype or ("bfloat16" if self.device.type == "cuda" else "float32")
+
+    @cached_property
+    def model(self) -> str:
+        """A hash of the files that are read, and the dtype; of a hub id its commit."""
+        path = Path(self.path).expanduser()
+        if not path.exists():
+            from transformers.utils import cached_file
+
+            config = cached_file(self.path, "config.json")  # .../snapshots/COMMIT/config.json
+            return f"{self.path}@{Path(str(config)).parent.name[:12]}-{self.dtype}"
+        files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in READ)
+        with ThreadPoolExecutor() as pool:  # hashing leaves the other threads alone
+            digest = hashlib.blake2b(b"".join(pool.map(_digest, files)), digest_size=12)
+        return f"{digest.hexdigest()}-{self.dtype}"
+
+    def check(self) -> None:
+        """Read config and tokenizer; raises `UserError` where that fails, or where there is no chat template."""
+        Backbone(path=self.path).read_config()
+        if not self.tokenizer.chat_template:
+            raise UserError(f"engine.path={self.path!r}: its tokenizer has no chat template, so it cannot be asked.")
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's own."""
+        from transformers import AutoTokenizer
+
+        path = Path(self.path).expanduser()
+        try:
+            if path.suffix == ".gguf":
+                return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+            return AutoTokenizer.from_pretrained(str(path) if path.exists() else self.path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"engine.path={self.path!r} has no tokenizer that can be read: {error}") from error
+
+    @cached_property
+    def network(self) -> Any:
+        """Read at the first use."""
+        with self.device:
+            return Backbone(path=self.path, dtype=self.dtype).build(self.tokenizer).eval().requires_grad_(False)
+
+    @cached_property
+    def eos_token_ids(self) -> list[int]:
+        """Tokens that end a text: the tokenizer's, and those of the generation config."""
+        ends = self.network.generation_config.eos_token_id
+        return sorted({*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None})
+
+    def write(self, requests: Sequence[Any]) -> Iterator[tuple[int, WrittenText]]:
+        """The texts as they are done, each with its request's place.
+
+        Args:
+            requests: with `messages`, `seed`, `temperature`, `top_p` and `max_new_tokens`. One whose prompt leaves the
+                context no room for the text gets an empty one that is not finished.
+        """
+        groups: dict[Sampling, list[int]] = {}
+        for place, request in enumerate(requests):
+            sampling = Sampling(request.max_new_tokens, request.temperature, top_p=request.top_p)
+            groups.setdefault(sampling, []).append(place)
+        for sampling, places in groups.items():
+            yield from self._write([(place, requests[place]) for place in places], sampling)
+
+    def _write(self, requests: Sequence[tuple[int, Any]], sampling: Sampling) -> Iterator[tuple[int, WrittenText]]:
+        longest = getattr(self.network.config.get_text_config(), "max_position_embeddings", None) or 2**31
+        prompts: list[tuple[Tensor, int, Any]] = []
+        for place, request in requests:
+            ids = self._ids(list(request.messages), reply=True)
+            if len(ids) + sampling.max_new_tokens > longest:
+                yield place, WrittenText("", 0, False)
+            else:
+                prompts.append((ids, place, request))
+        # Texts of similar length stand side by side: the slots' keys are as wide as the longest.
+        prompts.sort(key=lambda one: len(one[0]))
+        sampler = Sampler(sampling, self.eos_token_ids, self.num_slots)
+        stream = sampler.stream(self.network, [one[0] for one in prompts], [(one[2].seed,) for one in prompts])
+        for number, completion in stream:
+            text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True)
+            yield prompts[number][1], WrittenText(text, len(completion.tokens), completion.is_finished)
+
+    @torch.no_grad()
+    def perplexities(self, conversations: Sequence[Sequence[dict[str, Any]]]) -> list[float]:
+        """Of each conversation's last message, given those before it; the logits of all are never there at once."""
+        pairs = [self._prompt_and_answer(list(messages)) for messages in conversations]
+        values: list[float] = []
+        for group in bounded_groups([len(prompt) + len(answer) for prompt, answer in pairs], PACKED_TOKENS):
+            prompts, answers = zip(*(pairs[number] for number in group), strict=True)
+            packed = pack_answers(prompts, answers, self.device)
+            logprobs = read_answers(self.network, packed, 1.0, with_entropies=False)[1].logprobs
+            means = [-part.mean() for part in logprobs.split([len(answer) for answer in answers])]
+            values += torch.stack(means).exp().tolist()
+        return values
+
+    def settings(self) -> dict[str, Any]:
+        """What is written into reports."""
+        shown = {"path": self.path, "model": self.model, "num_slots": self.num_slots, "device": str(self.device)}
+        return {"engine": type(self).__name__} | shown
+
+    def release(self) -> None:
+        """Forget the network; it is read again when it is needed."""
+        self.__dict__.pop("network", None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _ids(self, messages: list[dict[str, Any]], reply: bool) -> Tensor:
+        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=reply, return_dict=False)
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def _prompt_and_answer(self, messages: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        prompt, whole = self._ids(messages[:-1], reply=True), self._ids(messages, reply=False)
+        if len(whole) > len(prompt) and torch.equal(whole[: len(prompt)], prompt):
+            return prompt, whole[len(prompt) :]
+        # A template that writes a finished answer otherwise than it prompts for one.
+        text = self.tokenizer(messages[-1]["content"], add_special_tokens=False).input_ids
+        return prompt, torch.tensor([*text, self.eos_token_ids[0]])
+
+
+def _digest(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "blake2b").digest()
+
+
+def own_device() -> str:
+    """The GPU of this process's local rank, as SLURM or torchrun number it, else the CPU."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    local_rank = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+    return f"cuda:{local_rank % torch.cuda.device_count()}"

@@ -1,0 +1,160 @@
+"""FSDP2, and tensor parallelism with it: Lightning's ModelParallelStrategy with our sizes and our checkpoints."""
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed.checkpoint as dcp
+from lightning.fabric.utilities.load import _METADATA_FILENAME
+from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from llm_lightning.checkpointing import AtomicCheckpointIO
+from llm_lightning.errors import UserError
+from llm_lightning.models.sharding import Sharding
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Weights, gradients and optimizer states in parts on all ranks; checkpoints in parts too, for any number of ranks.
+
+    Lightning's own, left to itself, makes the ranks of a node one tensor-parallel group. Its checkpoints are complete
+    once they have their name.
+
+    Args:
+        tensor_parallel_size: ranks that share each layer; they see the same data. Best within a node.
+        data_parallel_size: ranks with data of their own, over which the weights are cut up; by default all others.
+        gather_dtype: that weights are gathered and multiplied in; by default what `trainer.precision` says (bfloat16
+            under `bf16-mixed`). For devices that have no autocast.
+        kwargs: see `ModelParallelStrategy`.
+    """
+
+    def __init__(
+        self,
+        tensor_parallel_size: int = 1,
+        data_parallel_size: Literal["auto"] | int = "auto",
+        gather_dtype: Literal["bfloat16"] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(data_parallel_size, tensor_parallel_size, **kwargs)
+        self.gather_dtype = gather_dtype
+
+    @property
+    def sharding(self) -> Sharding:
+        """How networks are to be cut up."""
+        mixed = self.gather_dtype is not None or str(self.precision_plugin.precision) == "bf16-mixed"
+        return Sharding(self.device_mesh, self.root_device, torch.bfloat16 if mixed else None)
+
+    @override
+    def setup_environment(self) -> None:
+        world_size, tensor = self.num_nodes * self.num_processes, self._tensor_parallel_size
+        if self._data_parallel_size == "auto":
+            self._data_parallel_size = world_size // int(tensor)
+        if int(self._data_parallel_size) * int(tensor) != world_size:
+            raise UserError(
+                f"trainer.strategy: tensor_parallel_size={tensor} and data_parallel_size={self._data_parallel_size} do "
+                f"not make {world_size} devices (trainer.devices times trainer.num_nodes)."
+            )
+        super().setup_environment()
+
+    @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        # Neither copied nor moved: the module takes out what is not kept, and the writer moves the rest piece by piece.
+        assert self.model is not None
+        return get_model_state_dict(self.model)
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: _PATH, storage_options: Any = None) -> None:
+        path = Path(self.broadcast(filepath))
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        if self.is_global_zero:
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a killed run
+        self.barrier("save_checkpoint")
+        optimizers = {_optimizer_key(i): state for i, state in enumerate(checkpoint.pop("optimizer_states", []))}
+        try:
+            dcp.save({"state_dict": checkpoint.pop("state_dict")} | optimizers, checkpoint_id=unfinished)
+        except dcp.CheckpointException as error:
+            if self.is_global_zero:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise UserError(
+                f"{path} could not be written: {next(iter(error.failures.values()))[0]}. The checkpoint before it is "
+                "whole; make room and run the same command again to go on from there."
+            ) from error
+        if self.is_global_zero:
+            AtomicCheckpointIO().save_checkpoint(checkpoint, unfinished / _METADATA_FILENAME)
+            shutil.rmtree(path, ignore_errors=True)
+            unfinished.replace(path)
+        self.barrier("save_checkpoint")
+
+    @override
+    def load_checkpoint(self, checkpoint_path: _PATH, weights_only: bool | None = None) -> dict[str, Any]:
+        """Restore weights and optimizers from a folder in parts, or from one file of another strategy.
+
+        What does not fit this network is left as it is: `on_load_checkpoint` gets the shapes of all, to compare.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        return self._load_file(path) if path.is_file() else self._load_folder(path)
+
+    def _load_folder(self, path: Path) -> dict[str, Any]:
+        assert self.model is not None
+        checkpoint = AtomicCheckpointIO().load_checkpoint(path / _METADATA_FILENAME)
+        reader = dcp.FileSystemReader(path)
+        there = reader.read_metadata().state_dict_metadata
+        saved = {
+            name.removeprefix("state_dict."): torch.empty(tensor.size, device="meta")
+            for name, tensor in there.items()
+            if name.startswith("state_dict.") and isinstance(tensor, TensorStorageMetadata)
+        }
+        checkpoint["state_dict"] = saved
+        own: dict[str, Any] = get_model_state_dict(self.model)
+        fitting = {name: own[name] for name, t in saved.items() if name in own and own[name].shape == t.shape}
+        if len(fitting) < len(saved):
+            return checkpoint
+        dcp.load({"state_dict": fitting}, storage_reader=reader)
+        set_model_state_dict(self.model, fitting, options=StateDictOptions(strict=False))
+        for i, optimizer in enumerate(self.optimizers):
+            key = _optimizer_key(i)
+            if any(name.startswith(f"{key}.") for name in there):  # none with the weights of a validation alone
+                state = {key: get_optimizer_state_dict(self.model, optimizer)}
+                dcp.load(state, storage_reader=reader)
+                set_optimizer_state_dict(self.model, optimizer, optim_state_dict=state[key])
+        return checkpoint
+
+    def _load_file(self, path: Path) -> dict[str, Any]:
+        assert self.model is not None
+        checkpoint = AtomicCheckpointIO().load_checkpoint(path)
+        saved: dict[str, Any] = checkpoint["state_dict"]
+        own: dict[str, Any] = get_model_state_dict(self.model)
+        if any(name not in own or own[name].shape != tensor.shape for name, tensor in saved.items()):
+            return checkpoint
+        set_model_state_dict(self.model, saved, options=StateDictOptions(full_state_dict=True, strict=False))
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        for optimizer, state in zip(self.optimizers, checkpoint.pop("optimizer_states", []), strict=False):
+            set_optimizer_state_dict(
+                self.model,
+                optimizer,
+                optim_state_dict=_by_name(state, optimizer, names),
+                options=StateDictOptions(full_state_dict=True),
+            )
+        return checkpoint
+
+
+def _optimizer_key(index: int) -> str:
+    return f"optimizer_{index}"
+
+
+def _by_name(state: dict[str, Any], optimizer: Optimizer, names: dict[int, str]) -> dict[str, Any]:
+    """An optimizer's state with the names of parameters for their numbers."""
+    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    groups = [group | {"params": [order[i] for i in group["params"]]} for group in state["param_groups"]]
+    return {"state": {order[i]: one for i, one in state["state"].items()}, "param_groups": groups}

@@ -1,0 +1,58 @@
+"""The log of calls: nothing is asked twice, and a torn end is cut off."""
+
+import pytest
+
+from datamodules.synthetic.calls import CachedEngine, CallLog
+from datamodules.synthetic.engine import Request
+from datamodules.synthetic.openai_engine import OpenAIEngine
+from tests.chat_server import ChatServer
+
+
+@pytest.fixture
+def server():
+    with ChatServer().running() as server:
+        yield server
+
+
+def requests(*numbers):
+    return [Request(({"role": "user", "content": f"Question {i}"},), seed=1) for i in numbers]
+
+
+def test_what_was_noted_is_there_again(tmp_path):
+    with CallLog(tmp_path / "calls" / "log") as log:
+        log.put("a", ["one\ntwo", 3])
+        log.put("b", 2.5)
+        assert log.get("a") == ["one\ntwo", 3] and log.get("c") is None
+        log.put("c", "é\ud800")
+        assert log.get("c") == "é\ud800"
+    with CallLog(tmp_path / "calls" / "log") as log:
+        assert len(log) == 3 and log.get("b") == 2.5
+
+
+def test_every_torn_end_is_cut_off(tmp_path):
+    path = tmp_path / "log"
+    with CallLog(path) as log:
+        log.put("a", "first")
+        whole = path.read_bytes()
+        log.put("b", "second")
+        both = path.read_bytes()
+    for cut in range(len(whole), len(both)):
+        path.write_bytes(both[:cut])
+        with CallLog(path) as log:
+            assert log.get("a") == "first" and log.get("b") is None
+            log.put("b", "again")
+            assert log.get("b") == "again"
+        with CallLog(path) as log:
+            assert len(log) == 2 and log.get("b") == "again"
+
+
+def test_known_calls_are_not_made_again(tmp_path, server):
+    with CallLog(tmp_path / "log") as log:
+        first = dict(CachedEngine(OpenAIEngine(server.url, "m"), log).write(requests(1, 2, 2, 3)))
+    assert len(server.calls) == 3 and first[1] == first[2]
+    with CallLog(tmp_path / "log") as log:
+        engine = CachedEngine(OpenAIEngine(server.url, "m"), log)
+        again = dict(engine.write(requests(4, 3, 2)))
+        assert len(server.calls) == 4 and (again[1], again[2]) == (first[3], first[1])
+        other = CachedEngine(OpenAIEngine(server.url, "m2"), log)
+        assert len(list(other.write(requests(3)))) == 1 and len(server.calls) == 5  # another model
