@@ -4,7 +4,8 @@
 
 Speed: records of sentences drawn from Alpaca's demonstrations and GSM8K, as JSON lines on disk, through all filters
 that need no model, in a process of its own; also a fourth of them, to see whether memory grows with their number.
-Finding: real records with known faults among them (`benchmarks/planted.py`), precision and recall for each filter.
+Finding: real records with known faults among them (`benchmarks/planted.py`), precision and recall for each filter,
+and what the bounded search for the nearest seed finds of what comparing with all finds.
 """
 
 import argparse
@@ -22,9 +23,10 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.planted import CASES, DATA, alpaca, candidate, conversation, gsm8k, seed_tasks  # noqa: E402
+from benchmarks.planted import CASES, DATA, alpaca, candidate, conversation, edited, gsm8k, seed_tasks  # noqa: E402
 
-SPEED = "speed"
+SPEED, NEAREST = "speed", "nearest"
+ALL = [SPEED, *CASES, NEAREST]
 SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -86,12 +88,33 @@ def speed(data: Path, count: int, scratch: Path) -> dict[str, Any]:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout)
 
 
+def nearest(data: Path, count: int) -> dict[str, float]:
+    """Of edited prompts that are nearer than 0.7 to a real one, the share for which the bounded search finds that."""
+    from rapidfuzz.distance.LCSseq import similarity
+
+    from datamodules.synthetic.filters.nearest import Coder, Nearest
+
+    rng, coder = random.Random(8), Coder()
+    prompts = [prompt for prompt, _ in gsm8k(data, "train") + seed_tasks(data) + alpaca(data)]
+    words = " ".join(prompts[:300]).split()
+    search = Nearest(map(coder.learn, prompts))
+    scores = []
+    for share in (0.1, 0.2, 0.25, 0.3, 0.35):
+        for prompt in rng.sample(prompts, count):
+            text = coder.code(edited(prompt, rng, share, words))
+            truth = max(2 * similarity(text, each) / max(1, len(text) + len(each)) for each in search.references)
+            scores.append((truth, search.rouge_l(text)))
+    near = [found for truth, found in scores if truth > 0.7]
+    found = sum(score > 0.7 for score in near) / len(near)
+    return {"num_references": len(search.references), "num_near": len(near), "found": found}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA, help="the folder shared/data")
     parser.add_argument("--records", type=int, default=100_000)
     parser.add_argument("--planted", type=int, default=200, help="faulty records of each kind")
-    parser.add_argument("--only", nargs="+", choices=[SPEED, *CASES], default=[SPEED, *CASES])
+    parser.add_argument("--only", nargs="+", choices=ALL, default=ALL)
     parser.add_argument("--quick", action="store_true", help="2,000 records, 40 faulty ones of each kind")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append one object a figure")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
@@ -112,8 +135,12 @@ def main() -> int:
             units = {"seconds": "s", "cpu_seconds": "s", "peak_rss_mb": "MB", "rss_before_mb": "MB"}
             figures += [(f"{SPEED}-{size}", name, value, units.get(name, "")) for name, value in facts.items()]
         for name in args.only:
-            if name in CASES:
-                facts = CASES[name](args.data, planted).measure(Path(scratch))
+            if name != SPEED:
+                facts = (
+                    nearest(args.data, planted)
+                    if name == NEAREST
+                    else CASES[name](args.data, planted).measure(Path(scratch))
+                )
                 figures += [(name, metric, value, "") for metric, value in facts.items()]
     print(text_table(["", "metric", "value"], [[case, metric, f"{value:,.3f}"] for case, metric, value, _ in figures]))
     if args.json:

@@ -9,6 +9,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -142,9 +143,9 @@ class Funnel:
     candidates: Callable[[], Iterator[Candidate]]
     stages: list[Stage]
     positions: np.ndarray
-    lengths: np.ndarray
-    origins: np.ndarray
-    generators: list[str]
+    lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    origins: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint16))
+    generators: list[str] = field(default_factory=list)
     samples: list[Candidate] = field(default_factory=list)
 
     @property
@@ -159,13 +160,19 @@ class Funnel:
 
     def kept(self) -> Iterator[Candidate]:
         """The records that all filters kept, with the filters' scores beside those of the generators."""
-        scores = {stage.name: self.scores(stage) for stage in self.stages}
         for row, (_, candidate) in enumerate(_chosen(self.candidates(), self.positions)):
-            yield replace(candidate, scores=candidate.scores | {name: float(of[row]) for name, of in scores.items()})
+            yield self.scored(row, candidate)
 
-    def scores(self, stage: Stage) -> np.ndarray:
-        """(K,) float32, what a filter said of the records that all filters kept."""
-        return stage.scores[np.searchsorted(stage.positions, self.positions)]
+    def scored(self, row: int, candidate: Candidate) -> Candidate:
+        """The candidate at `positions[row]` with the filters' scores."""
+        names = (stage.name for stage in self.stages)
+        return replace(candidate, scores=candidate.scores | dict(zip(names, self._scores[row].tolist(), strict=True)))
+
+    @cached_property
+    def _scores(self) -> np.ndarray:
+        """(K, S) float32, what each filter said of the records that all of them kept."""
+        of_stages = (stage.scores[np.searchsorted(stage.positions, self.positions)] for stage in self.stages)
+        return np.stack([*of_stages], 1) if self.stages else np.zeros((self.num_kept, 0), np.float32)
 
     def table(self) -> str:
         """The funnel as plain text, a line for each filter, with the reasons for what it dropped."""
@@ -182,7 +189,7 @@ def run_filters(filters: Sequence[Filter], candidates: Callable[[], Iterator[Can
 
     Args:
         candidates: all of them, anew and in the same order at each call; it is called about once for each filter that
-            has to see all records (near duplicates, quantiles), and twice more.
+            has to see all records (near duplicates, quantiles), and once more for `lengths` and examples.
         context: what filters may look at beside the records.
     """
     stages = [Stage(name, each) for name, each in zip(_names(filters), filters, strict=True)]
@@ -194,28 +201,30 @@ def run_filters(filters: Sequence[Filter], candidates: Callable[[], Iterator[Can
         for _ in batches:
             pass
         positions = stages_of_pass[-1].positions[stages_of_pass[-1].codes == 0]
-    return _survey(candidates, stages, positions)
+    if positions is None:
+        positions = np.arange(sum(1 for _ in candidates()))
+    funnel = Funnel(candidates, stages, positions)
+    _survey(funnel)
+    return funnel
 
 
-def _survey(candidates: Callable[[], Iterator[Candidate]], stages: list[Stage], positions: np.ndarray | None) -> Funnel:
+def _survey(funnel: Funnel) -> None:
     """Reads all candidates once more, for their lengths and for examples of what was dropped and kept."""
     generator = np.random.default_rng(0)
-    shown = [(stage, stage.choose(generator)) for stage in stages]
-    lengths, origins = array("i"), array("H")
-    generators: dict[str, int] = {}
-    for position, candidate in enumerate(candidates()):
+    dropped = [(stage, stage.choose(generator)) for stage in funnel.stages]
+    rows = generator.permutation(funnel.num_kept)[:NUM_EXAMPLES]
+    kept = dict(zip(funnel.positions[rows].tolist(), rows.tolist(), strict=True))
+    lengths, origins, names = array("i"), array("H"), dict[str, int]()
+    for position, candidate in enumerate(funnel.candidates()):
         lengths.append(len(candidate.answer))
-        origins.append(generators.setdefault(candidate.provenance.generator, len(generators)))
-        for stage, rows in shown:
-            if position in rows:
-                stage.examples.append(stage.example(rows[position], candidate))
-    kept = np.arange(len(lengths)) if positions is None else positions
-    funnel = Funnel(
-        candidates, stages, kept, np.array(lengths, np.int32), np.array(origins, np.uint16), list(generators)
-    )
-    places = np.sort(generator.permutation(len(kept))[:NUM_EXAMPLES])
-    funnel.samples = list(replace(funnel, positions=kept[places]).kept())
-    return funnel
+        origins.append(names.setdefault(candidate.provenance.generator, len(names)))
+        if position in kept:
+            funnel.samples.append(funnel.scored(kept[position], candidate))
+        for stage, examples in dropped:
+            if position in examples:
+                stage.examples.append(stage.example(examples[position], candidate))
+    funnel.lengths, funnel.origins = np.array(lengths, np.int32), np.array(origins, np.uint16)
+    funnel.generators = list(names)
 
 
 def _names(filters: Sequence[Filter]) -> list[str]:

@@ -11,7 +11,8 @@ SELF = re.compile(
     r"|\bi(?:'m| am) (?:just |only )?an? (?:ai|(?:large )?language model)\b"
     r"|\bcomo (?:una? )?(?:ia|inteligencia artificial|modelo de lenguaje)\b"
 )
-SELF_MARKS = ("as a", "'m ", "i am ", "como ")  # spares most texts the search
+SELF_MARKS = ("language model", "an ai", "an artificial", "como ia", "una ia", "inteligencia", "modelo de lenguaje")
+"""One of these is in each of them: spares most texts the search."""
 APOLOGY = re.compile(
     r"(?:i|i'm|i am|we are) (?:very |so )?(?:sorry|afraid|apologi[sz]e)\b"
     r"[^.!?]{0,40}\b(?:can't|can ?not|unable|not able|won't)\b"
@@ -32,9 +33,8 @@ HANGING = re.compile(
 )
 """No sentence, list or line of code ends so. A missing full stop is no sign: half of all good answers have none."""
 
-LOOPED_CHARACTER = re.compile(r"([^\s\-=_*.#~|+0])\1{29}")  # not what rules, tables and numbers are made of
+LOOPED_CHARACTER = re.compile(r"([^\s\-=_*.#~|+0])\1{29}")  # none of what rules, tables and numbers are made of
 WORDS_OF_PIECE, FEWEST_PIECES, LOOPED = 4, 12, 0.4
-WORD = re.compile(r"\S+")
 
 
 class Format(Filter):
@@ -79,9 +79,9 @@ def fault_of(prompt: str, answer: str) -> str:
 
 def is_looped(text: str) -> bool:
     """Whether many of its runs of four words were there before, as where a model repeats itself to the end."""
-    if LOOPED_CHARACTER.search(text):
+    words = text.split()
+    if max(map(len, words)) >= 30 and LOOPED_CHARACTER.search(text):
         return True
-    words = WORD.findall(text)
     count = len(words) - WORDS_OF_PIECE + 1
     if count < FEWEST_PIECES:
         return False

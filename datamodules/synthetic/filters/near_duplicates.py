@@ -1,6 +1,7 @@
 """Records that resemble an earlier one."""
 
 from collections.abc import Iterator
+from operator import index
 from tempfile import TemporaryFile
 
 import numpy as np
@@ -27,7 +28,7 @@ class NearDuplicates(Filter):
     error of at most 0.045. Which records are compared is found by banding and sorting (Leskovec et al., "Mining of
     Massive Datasets", chapter 3): for each band with the first and the last earlier record that agrees in it.
 
-    `datasketch`'s own index holds Python objects for each band of each record, in memory; here a record is 250 bytes in
+    `datasketch`'s own index holds Python objects for each band of each record, in memory; here a record is 225 bytes in
     a file.
 
     Args:
@@ -65,7 +66,7 @@ class Sketch:
     def __init__(self) -> None:
         from datasketch import MinHash
 
-        self._minhash = MinHash(NUM_PERM, hashfunc=int, scheme="affine32")
+        self._minhash = MinHash(NUM_PERM, hashfunc=index, scheme="affine32")
 
     def __call__(self, text: str) -> np.ndarray:
         """(NUM_PERM,) uint32."""

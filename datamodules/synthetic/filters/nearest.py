@@ -7,14 +7,14 @@ Computation Revisited", 2004) runs over words as it does over characters.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import chain, repeat
 
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+")
 """Chinese, Japanese and Korean characters count as words."""
 UNKNOWN = "\0"  # a word that no reference has
 RUN = 2  # words; texts are compared where they share rare runs of so many
-MOST_OWNERS = 64  # runs that more references share say little about which one it is, and cost much
+MOST_OWNERS = 32  # runs that more references share say little about which one it is, and cost much
 COMPARED = 8  # references that share the most
 
 
@@ -38,9 +38,9 @@ class Coder:
         return "".join(map(self._characters.get, WORD.findall(text.lower()), repeat(UNKNOWN)))
 
 
-def runs(coded: str, length: int) -> Iterator[str]:
-    """All runs of so many words."""
-    return map(coded.__getitem__, map(slice, range(len(coded) - length + 1), range(length, len(coded) + 1)))
+def runs(coded: str, length: int, step: int = 1) -> set[str]:
+    """All runs of so many words, or those that begin at every `step`-th word."""
+    return {coded[i : i + length] for i in range(0, len(coded) - length + 1, step)}
 
 
 class Nearest:
@@ -57,7 +57,7 @@ class Nearest:
         self.references = list(dict.fromkeys(references))
         self._owners: dict[str, list[int]] = {}
         for number, reference in enumerate(self.references):
-            for run in set(runs(reference, RUN)):
+            for run in runs(reference, RUN):
                 owners = self._owners.setdefault(run, [])
                 if len(owners) <= MOST_OWNERS:
                     owners.append(number)
@@ -73,7 +73,7 @@ class Nearest:
         """
         from rapidfuzz.distance.LCSseq import similarity
 
-        owners = filter(None, map(self._owners.get, set(runs(text, RUN))))
+        owners = filter(None, map(self._owners.get, runs(text, RUN)))
         shared = Counter(chain.from_iterable(owners))
         return max(
             (
