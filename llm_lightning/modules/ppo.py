@@ -7,7 +7,6 @@ One training step is one rollout and all the updates that it is used for: `rollo
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from llm_lightning.errors import UserError
 from llm_lightning.models.answers import Critic, read_answers
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.bottleneck import BottleneckConfig
@@ -27,7 +25,8 @@ from llm_lightning.modules.experience import Experience, minibatches
 from llm_lightning.modules.gradients import scale, total_norm
 from llm_lightning.modules.guards import Guards, Watch
 from llm_lightning.modules.judging import judge
-from llm_lightning.modules.ppo_checks import check_ppo
+from llm_lightning.modules.ppo_checks import check_ppo, check_strategy
+from llm_lightning.modules.ppo_critic import build_critic
 from llm_lightning.modules.ppo_metrics import Averages, Phases, measure
 from llm_lightning.modules.ppo_settings import Advantages, CriticSettings, KLPenalty
 from llm_lightning.modules.reference import Reference, frozen_copy, switch_off_dropout
@@ -141,7 +140,7 @@ class PPO(LanguageModule):
                 self.fill(self.backbone, frozen)
             self._reference = [Reference(self.model, frozen)]
         if self.advantages == "gae":
-            self.critic = self._build_critic()
+            self.critic = build_critic(self)
         switch_off_dropout(self)
         settings = base_model(self.model).generation_config
         ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
@@ -149,18 +148,6 @@ class PPO(LanguageModule):
         settings.eos_token_id = eos
         if self.engine is None:
             self.engine = Sampler(self.sampling, eos, self.num_slots)
-
-    def _build_critic(self) -> Critic:
-        backbone = self.critic_settings.backbone(self.backbone)
-        network = base_model(self.model) if backbone is None else self.build_network(backbone)
-        critic = Critic(network.config.get_text_config().hidden_size, None if backbone is None else network)
-        if self.sharding is not None:
-            if backbone is not None:
-                names = {id(p): name for name, p in network.named_parameters()}
-                decoder = network.get_decoder()
-                self.fill(backbone, decoder, {name: names[id(p)] for name, p in decoder.named_parameters()})
-            replace(self.sharding, dtype=None).apply(critic)  # values are added up over an answer
-        return critic
 
     def to(self, *args: Any, **kwargs: Any) -> "PPO":
         """Move or cast; under `bf16-true` what adds up small steps keeps its precision."""
@@ -183,13 +170,7 @@ class PPO(LanguageModule):
 
     def on_fit_start(self) -> None:
         """Refuse what would train wrongly, and say what trains."""
-        strategy = type(self.trainer.strategy).__name__
-        if strategy not in ("SingleDeviceStrategy", "DDPStrategy", "FSDP2Strategy"):
-            raise UserError(f"PPO runs on one device or with trainer.strategy ddp or fsdp2, not yet with {strategy}.")
-        if self.num_ranks < self.trainer.world_size:
-            raise UserError("trainer.strategy.tensor_parallel_size: PPO does not write answers with parts of a layer.")
-        if str(self.trainer.precision).startswith("16-"):
-            raise UserError("trainer.precision=16-mixed: PPO has no loss scaling; take bf16-mixed or 32-true.")
+        check_strategy(self)
         super().on_fit_start()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:

@@ -31,6 +31,17 @@ def check_ppo(module: Any, datamodule: Any) -> None:
         _check_data(module, datamodule)
 
 
+def check_strategy(module: Any) -> None:
+    """Raise `UserError` for what would train wrongly, once the trainer is there."""
+    strategy = type(module.trainer.strategy).__name__
+    if strategy not in ("SingleDeviceStrategy", "DDPStrategy", "FSDP2Strategy"):
+        raise UserError(f"PPO runs on one device or with trainer.strategy ddp or fsdp2, not yet with {strategy}.")
+    if module.num_ranks < module.trainer.world_size:
+        raise UserError("trainer.strategy.tensor_parallel_size: PPO does not write answers with parts of a layer.")
+    if str(module.trainer.precision).startswith("16-"):
+        raise UserError("trainer.precision=16-mixed: PPO has no loss scaling; take bf16-mixed or 32-true.")
+
+
 def _check_numbers(module: Any) -> None:
     for name, least in (
         ("num_samples", 1), ("epochs", 1), ("num_minibatches", 1), ("micro_batch_tokens", 1), ("num_slots", 1),
