@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -123,3 +125,12 @@ def _leave_signals_to_the_trainer(_: int) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    # Python ends what is left of them by SIGTERM, which they ignore, and would wait for them for ever: where an error
+    # or a stop within a validation ends the process, their iterator was not closed.
+    for worker in multiprocessing.active_children():
+        if worker.daemon:
+            worker.kill()

@@ -25,7 +25,7 @@ def wait_for(process, condition):
 
 @pytest.mark.parametrize("ranks", [(), TWO], ids=["one rank", "two ranks"])
 def test_a_stop_within_a_validation_is_answered_there_and_the_validation_begun_anew(command, run, folder, ranks):
-    fit = (*FIT, "--model.backbone.dropout=0.1", *ranks)
+    fit = (*FIT, "--data.num_workers=2", "--model.backbone.dropout=0.1", *ranks)
     code, output = run(*fit, "--trainer.default_root_dir=straight")
     assert code == 0, output
 
