@@ -1,4 +1,4 @@
-"""A run that was started in the wrong way says so at once; `tests/slurm` does the same under a real SLURM."""
+"""A run that was started in the wrong way says so at once."""
 
 import os
 import socket
