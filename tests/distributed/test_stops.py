@@ -23,7 +23,7 @@ def wait_for(process, condition):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("ranks", [(), TWO], ids=["one rank", "two ranks"])
+@pytest.mark.parametrize("ranks", [(), pytest.param(TWO, marks=pytest.mark.slow)], ids=["one rank", "two ranks"])
 def test_a_stop_within_a_validation_is_answered_there_and_the_validation_begun_anew(command, run, folder, ranks):
     fit = (*FIT, "--data.num_workers=2", "--model.backbone.dropout=0.1", *ranks)
     code, output = run(*fit, "--trainer.default_root_dir=straight")

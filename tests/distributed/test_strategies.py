@@ -14,6 +14,9 @@ FSDP2, DDP = "--trainer.strategy=fsdp2", "--trainer.strategy=ddp"
 SIX = ("--trainer.max_steps=6",)
 
 
+pytestmark = pytest.mark.slow  # twenty runs, fourteen of them on two ranks
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, texts, network, cache):
     """The folder of all runs: `STAGE-one`, `STAGE-ddp`, `STAGE-fsdp2`, and the resumed ones."""

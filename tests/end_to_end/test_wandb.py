@@ -16,6 +16,10 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 SECRET = "hf_" + "s3cr3tS3cr3t" * 3
 RULE = "--model.rewards={length: {function: {class_path: llm_lightning.rewards.Length, init_args: {target: 3}}}}"
 NETWORK = ["--model.backbone.path=network", "--data.batch_size=2"]
+PRUNING = (
+    "{class_path: Pruning, init_args: {structure: {class_path: Unstructured, init_args: {sparsity: 0.5}}, "
+    "schedule: {class_path: Linear, init_args: {begin: 1, end: 2, interval: 1}}, num_batches: 1}}"
+)
 RUNS = {
     "pretrain": ["pretrain.yaml", "--data.path=texts.jsonl", "--data.vocab_size=300", "--data.seq_len=64",
                  "--data.batch_size=2", "--model.backbone.config.num_hidden_layers=1"],
@@ -25,10 +29,15 @@ RUNS = {
     "ppo": ["ppo.yaml", *NETWORK, "--data.path=pairs.jsonl", "--data.max_prompt_tokens=64",
             "--model.sampling.max_new_tokens=8", RULE],
     "compress": ["sft.yaml", *NETWORK, "--data.path=pairs.jsonl", "--data.seq_len=64",
-                 '--trainer.callbacks+={class_path: Pruning, init_args: {schedule: {class_path: Linear, '
-                 'init_args: {begin: 1, end: 2, interval: 1}}, num_batches: 1}}',
-                 '--trainer.callbacks+={class_path: Quantization, init_args: {schemes: [int8]}}'],
+                 f"--trainer.callbacks+={PRUNING}",
+                 "--trainer.callbacks+={class_path: Quantization, init_args: {schemes: [int8]}}"],
 }  # fmt: skip
+# Each is a run or two of its own.
+STAGES_TO_RUN = [
+    "pretrain",
+    "sft",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("reward", "ppo", "compress")),
+]
 # Of what a stage has no run long enough for here, or leaves out where it is not possible.
 NOT_HERE = {"throughput/tokens_per_s", "throughput/mfu", "train/explained_variance"}
 
@@ -97,28 +106,33 @@ def artifacts(records: list[dict]) -> dict[str, dict]:
     return {each["name"]: each for each in found if not each["name"].startswith("run-")}
 
 
-@pytest.mark.parametrize("stage", RUNS)
+@pytest.mark.parametrize("stage", STAGES_TO_RUN)
 def test_a_stage_logs_what_its_workspace_shows(runs, stage):
     shown = {name for plots in STAGES[stage].values() for metrics in plots for name in metrics}
     logged = {name for item in history(runs.of(stage)) for name in item}
     assert shown - logged <= NOT_HERE
 
 
-@pytest.mark.parametrize("stage", RUNS)
+@pytest.mark.parametrize("stage", STAGES_TO_RUN)
 def test_no_secret_is_in_a_run(runs, stage):
     text = json.dumps(runs.of(stage))
     assert "***" in text and SECRET not in text
 
 
 @pytest.mark.parametrize(
-    ("stage", "table"), [("sft", "samples"), ("ppo", "rollouts"), ("compress", "quantization/schemes")]
+    ("stage", "table"),
+    [
+        ("sft", "samples"),
+        pytest.param("ppo", "rollouts", marks=pytest.mark.slow),
+        pytest.param("compress", "quantization/schemes", marks=pytest.mark.slow),
+    ],
 )
 def test_samples_are_tables(runs, stage, table):
     assert [item for item in history(runs.of(stage)) if item.get(f"{table}._type") == "table-file"]
 
 
 def test_rollouts_and_masks_are_drawn_over_steps_and_all_else_over_tokens(runs):
-    axes = [record["metric"] for record in runs.of("ppo") if "step_metric" in record.get("metric", {})]
+    axes = [record["metric"] for record in runs.of("sft") if "step_metric" in record.get("metric", {})]
     assert {axis["glob_name"]: axis["step_metric"] for axis in axes} == {
         "*": "tokens", "rollout/*": "trainer/global_step", "pruning/*": "trainer/global_step"
     }  # fmt: skip
@@ -148,6 +162,7 @@ def test_the_model_is_uploaded_where_that_is_asked_for(runs):
     assert {"model.json", "config.json", "model.safetensors"} <= {entry["path"] for entry in files}
 
 
+@pytest.mark.slow
 def test_a_sweep_starts_runs_of_their_own(runs):
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
@@ -161,6 +176,7 @@ def test_a_sweep_starts_runs_of_their_own(runs):
     assert (runs.folder / "swept" / "s1" / "trial1" / "model" / "last").is_dir()
 
 
+@pytest.mark.slow
 def test_divergence_is_an_alert(runs):
     condition = "{class_path: Divergence, init_args: {window: 2, patience: 1, num_deviations: 1}}"
     stopping = f"--trainer.callbacks+={{class_path: EarlyStopping, init_args: {{conditions: [{condition}]}}}}"
