@@ -33,11 +33,7 @@ RUNS = {
                  "--trainer.callbacks+={class_path: Quantization, init_args: {schemes: [int8]}}"],
 }  # fmt: skip
 # Each is a run or two of its own.
-STAGES_TO_RUN = [
-    "pretrain",
-    "sft",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("reward", "ppo", "compress")),
-]
+STAGES_TO_RUN = [name if name == "sft" else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
 # Of what a stage has no run long enough for here, or leaves out where it is not possible.
 NOT_HERE = {"throughput/tokens_per_s", "throughput/mfu", "train/explained_variance"}
 
@@ -138,6 +134,7 @@ def test_rollouts_and_masks_are_drawn_over_steps_and_all_else_over_tokens(runs):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_data_and_models_are_joined_to_a_lineage(runs):
     first = runs.of("pretrain")
     (data,) = [each for each in artifacts(first).values() if each["type"] == "dataset"]
