@@ -305,29 +305,6 @@ class TrainingCLI(LightningCLI):
         return best or newest_checkpoint(folder)
 
 
-class _SettingsOnly(TrainingCLI):
-    """Reads the settings of a command and builds nothing."""
-
-    def instantiate_classes(self) -> None:
-        """Leave the parts unbuilt."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run nothing."""
-
-
-def read_settings(args: list[str]) -> Any:
-    """The settings that a command line gives, defaults that depend on others filled in, as a namespace.
-
-    Raises:
-        UserError: a setting does not exist, or has a value of another type.
-    """
-    try:
-        cli = _SettingsOnly(with_environment(args, os.environ))
-    except USER_ERRORS as error:
-        raise UserError(readable(error)) from error
-    return cli.config[args[0]]
-
-
 def _help(command: str) -> dict[str, str]:
     """What stands above a command's settings; argparse's own usage line fills a screen with their names."""
     return {

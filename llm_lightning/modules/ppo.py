@@ -20,7 +20,8 @@ from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.bottleneck import BottleneckConfig
 from llm_lightning.models.heads import base_model
 from llm_lightning.modules.advantages import estimate_advantages
-from llm_lightning.modules.base import STATE_KEY, LanguageModule, decay_groups
+from llm_lightning.modules.base import STATE_KEY, LanguageModule
+from llm_lightning.modules.decay import decay_groups
 from llm_lightning.modules.experience import Experience, minibatches
 from llm_lightning.modules.gradients import scale, total_norm
 from llm_lightning.modules.guards import Guards, Watch

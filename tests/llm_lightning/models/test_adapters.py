@@ -14,7 +14,7 @@ from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.description import describe
 from llm_lightning.models.export import save_model_folder
 from llm_lightning.models.heads import language_loss, prepare_batch
-from llm_lightning.modules.base import decay_groups
+from llm_lightning.modules.decay import decay_groups
 from tests.llm_lightning.conftest import pack, random_documents, stack, tiny_config
 from tests.llm_lightning.models.peft_methods import METHODS, RATES, disturb, fit, module
 

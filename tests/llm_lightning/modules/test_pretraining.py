@@ -174,7 +174,7 @@ def test_it_learns():
 def test_norms_biases_and_embeddings_do_not_decay():
     trained = module()
     trained.model = Backbone(config=tiny_config(attention_bias=True)).build()
-    from llm_lightning.modules.base import decay_groups
+    from llm_lightning.modules.decay import decay_groups
 
     decayed, rest = decay_groups(trained.model)
     names = {id(p): n for n, p in trained.model.named_parameters()}

@@ -1,0 +1,22 @@
+"""Which parameters weight decay pulls to zero."""
+
+from typing import Any
+
+from torch import nn
+
+UNDECAYED = ("adaption_prompt", "adaption_gate", ".ia3_l.", ".lora_E.")
+"""Parts of the names of adapter weights that are vectors or prompts in meaning, whatever their shape."""
+
+
+def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices, and norms, biases, embeddings and prompts, which must not decay."""
+    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
+            is_matrix = is_matrix and not any(part in name for part in UNDECAYED)
+            (matrices if is_matrix else others).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
