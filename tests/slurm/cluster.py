@@ -20,12 +20,15 @@ from pathlib import Path
 PACKAGES = ("munge", "slurmctld", "slurmd", "slurm-client")
 NODES = ("alpha", "beta")
 DAEMONS = (*NODES, "slurmctld", "munged")  # in the order in which they end
+FIRST_PORT = 17100
 REQUEUE_WAIT = 5  # seconds before a requeued job may start, the least that SLURM takes; its own default is 120
 
 CONFIG = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
+# The script makes MASTER_PORT of it, and clusters that run side by side share this machine's ports.
+FirstJobId={first_job}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -93,7 +96,9 @@ class Cluster:
             f"NodeName={name} NodeHostname={host} NodeAddr=127.0.1.{11 + i} Port={port + 1 + i} CPUs=4 State=UNKNOWN"
             for i, name in enumerate(NODES)
         ]
-        text = CONFIG.format(host=host, port=port, folder=self.folder, wait=REQUEUE_WAIT, nodes="\n".join(nodes))
+        settings = {"host": host, "port": port, "first_job": 1 + 100 * (port - FIRST_PORT)}
+        settings |= {"folder": self.folder, "wait": REQUEUE_WAIT, "nodes": "\n".join(nodes)}
+        text = CONFIG.format(**settings)
         (self.folder / "slurm.conf").write_text(text)
         (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
         try:
@@ -189,7 +194,7 @@ class Cluster:
 
 def _free_ports(number: int) -> int:
     """The first of so many free ports in a row."""
-    for first in range(17100, 19000, 10):
+    for first in range(FIRST_PORT, FIRST_PORT + 200, 10):
         try:
             for port in range(first, first + number):
                 with socket.socket() as listener:
