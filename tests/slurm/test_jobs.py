@@ -95,9 +95,11 @@ def test_a_wrong_launch_ends_in_one_message(slurm_run, start, args, words):
 
 
 def test_a_port_that_is_taken(slurm_run):
+    """As our script starts it; else the second rank would wait for an answer from the other program."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
-        done = launch(slurm_run, SRUN, RIGHT, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
+        start = (*SRUN, "--kill-on-bad-exit=1")
+        done = launch(slurm_run, start, RIGHT, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
     check_message(done.stderr, [f"Port {port} of this host is taken", "MASTER_PORT"])
 
 
