@@ -6,12 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from llm_lightning.errors import UserError
 from llm_lightning.rollouts.engine import Key
 
 HIGHEST_UNIFORM = 1 - 2.0**-23
 """The largest float32 whose product with a sum of probabilities stays below that sum."""
+
+
+FIRST_SORTED = 128
+"""Tokens among which `top_p` is looked for first: to sort a whole vocabulary takes longer than a small network does."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +73,38 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, T
         best = logprobs.max(-1)
         return best.indices, best.values
     probabilities = logprobs.exp()
-    vocab_size = logits.shape[1]
-    top_k = min(sampling.top_k or vocab_size, vocab_size)
-    if top_k == vocab_size and sampling.top_p == 1:
+    if not sampling.top_k and sampling.top_p == 1:
         tokens = _invert(probabilities, uniform)
     else:
-        likeliest = probabilities.topk(top_k)
-        kept = likeliest.values
-        before = kept.cumsum(-1) - kept
-        kept = kept.where(before < sampling.top_p * kept.sum(-1, keepdim=True), 0.0)
-        tokens = likeliest.indices.gather(1, _invert(kept, uniform)[:, None]).squeeze(1)
+        kept, indices = _truncate(probabilities, sampling)
+        tokens = indices.gather(1, _invert(kept, uniform)[:, None]).squeeze(1)
     return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
+
+
+def _truncate(probabilities: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """(S, k) probabilities of the likeliest tokens in falling order, 0 for those that are left out, and the tokens."""
+    if sampling.top_k:
+        kept, indices = probabilities.topk(min(sampling.top_k, probabilities.shape[1]))
+        total = kept.sum(-1, keepdim=True)
+    else:
+        total = probabilities.sum(-1, keepdim=True)
+        kept, indices = _nucleus(probabilities, sampling.top_p * total, FIRST_SORTED)
+    before = kept.cumsum(-1) - kept
+    return kept.where(before < sampling.top_p * total, 0.0), indices
+
+
+def _nucleus(probabilities: Tensor, wanted: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(S, k) the likeliest probabilities and their tokens, so many at least that a row sums to `wanted` (S, 1)."""
+    vocab_size = probabilities.shape[1]
+    kept, indices = probabilities.topk(min(count, vocab_size))
+    if count >= vocab_size:
+        return kept, indices
+    short = (kept.sum(-1, keepdim=True) < wanted).squeeze(1).nonzero().squeeze(1)
+    if len(short):
+        more = _nucleus(probabilities[short], wanted[short], 8 * count)
+        kept, indices = (functional.pad(part, (0, more[0].shape[1] - count)) for part in (kept, indices))
+        kept[short], indices[short] = more
+    return kept, indices
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> Tensor:

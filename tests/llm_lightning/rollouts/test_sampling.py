@@ -41,6 +41,24 @@ def test_truncation_keeps_the_likeliest_and_their_proportions():
     assert drawn(Sampling(top_k=2, top_p=0.7)) == [1, 0, 0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.95, 0.999])
+def test_top_p_of_a_large_vocabulary_is_that_of_its_whole_order(top_p):
+    """Flat and peaked rows together: of some a few tokens are enough, of others thousands."""
+    generator = torch.Generator().manual_seed(0)
+    sharpness = torch.tensor([0.1, 0.3, 1.0, 2.0, 4.0, 8.0]).repeat(20)[:, None]
+    logits = sharpness * torch.randn(120, 20_000, generator=generator)
+    uniform = torch.rand(120, generator=generator).clamp(max=HIGHEST_UNIFORM)
+    tokens, _ = draw(logits, uniform, Sampling(top_p=top_p))
+    ordered, indices = logits.double().softmax(-1).sort(descending=True)
+    ordered = ordered.where(ordered.cumsum(-1) - ordered < top_p, 0.0)
+    cumulative = ordered.cumsum(-1)
+    place = (indices == tokens[:, None]).nonzero()[:, 1:]
+    threshold = uniform[:, None].double() * cumulative[:, -1:]
+    # The token's interval holds the uniform, up to float32's rounding, which can move the last token in or out.
+    assert (cumulative.gather(1, place) > threshold - 1e-4).all()
+    assert ((cumulative - ordered).gather(1, place) <= threshold + 1e-4).all()
+
+
 @pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"top_p": 0.9}])
 def test_logprobs_are_of_the_whole_distribution_at_the_temperature(settings):
     tokens, logprobs = draw(
