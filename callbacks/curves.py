@@ -105,8 +105,7 @@ def _draw_losses(axes: Any, rows: list[dict[str, float]], name: str) -> None:
     # The first steps from random weights would flatten all the rest.
     begin = 0.03 * max([*x, *x_val, 0.0]) if name == "loss" else -1
     settled = [loss for tokens, loss in zip(x + x_val, y + y_val, strict=True) if tokens > begin]
-    if settled:
-        margin = 0.05 * (max(settled) - min(settled))
+    if margin := 0.05 * (max(settled) - min(settled)) if settled else 0.0:
         axes.set_ylim(min(settled) - margin, max(settled) + margin)
     axes.set_title(name, fontsize=11, loc="left", color=INK)
     axes.legend(frameon=False, fontsize=9)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from datamodules.cache import key_of
 from llm_lightning.__main__ import main
@@ -47,6 +49,41 @@ trainer:
   val_check_interval: 6
   log_every_n_steps: 1
 """
+REWARD = """
+model:
+  class_path: RewardModeling
+  init_args:
+    backbone: {path: network}
+    optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 1.0e-2}}
+data:
+  class_path: PreferenceDataModule
+  init_args: {path: preferences.jsonl, seq_len: 128, batch_size: 4, val_share: 0.1}
+trainer:
+  accelerator: cpu
+  devices: 1
+  precision: 32-true
+  default_root_dir: reward
+  max_steps: 8
+  val_check_interval: 8
+"""
+PAIRS = """
+data:
+  class_path: SyntheticDataModule
+  init_args:
+    folder: synthetic
+    data:
+      class_path: PreferenceDataModule
+      init_args: {path: preferences.jsonl, seq_len: 128, batch_size: 4, val_share: 0.1}
+    generators:
+      sampled:
+        class_path: PreferencePairs
+        init_args: {count: 1000, max_new_tokens: 90, top_p: 1.0, scorer: SCORER}
+    filters:
+      - {class_path: PerplexityBand, init_args: {threshold: {max: 0.8, by: quantile}}}
+      - {class_path: Reward, init_args: {scorer: SCORER, threshold: {min: 0.25, by: quantile}}}
+trainer: {default_root_dir: again}
+"""
+SCORER = "{class_path: llm_lightning.rewards.RewardModel, init_args: {path: reward/model/last}}"
 INSTRUCT = """
 data:
   init_args:
@@ -225,6 +262,40 @@ def test_without_seeds_or_with_nothing_left_it_ends_clearly(here, augmented, ser
     server.answer = lambda body: ""
     code, output = here(*args, "--data.folder", "other")
     assert code == 2 and "nothing came of any record: instruct: 280 empty reply" in output, output
+
+
+@pytest.mark.slow
+def test_a_reward_model_chooses_pairs_and_is_trained_again_with_them(here, augmented):
+    preferences = [{"prompt": f"What is {i}?", "chosen": "a number", "rejected": "???"} for i in range(80)]
+    (augmented / "preferences.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in preferences))
+    (augmented / "reward.yaml").write_text(REWARD)
+    (augmented / "pairs.yaml").write_text(PAIRS.replace("SCORER", SCORER))
+    code, output = here("fit", "--config", "reward.yaml")
+    assert code == 0, output
+    code, output = here("fit", "--config", "reward.yaml", "--config", "pairs.yaml")
+    assert code == 0, output
+    assert "of the training rows are synthetic" in output
+    rows = pq.read_table(augmented / "synthetic" / "synthetic.parquet").to_pylist()
+    num_written = int(re.search(r"perplexity +(\d+) -> ", output)[1])
+    assert 10 < len(rows) < 0.7 * num_written
+
+    # transformers' own class, one text at a time, says the same of each pair.
+    model = AutoModelForSequenceClassification.from_pretrained("reward/model/last").eval()
+    tokenizer = AutoTokenizer.from_pretrained("reward/model/last")
+
+    def score(prompt, answer):
+        messages = [*prompt, {"role": "assistant", "content": answer}]
+        # The network has 128 positions; of a longer text the last ones count.
+        ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)["input_ids"][:, -128:]
+        with torch.no_grad():
+            return float(model(ids).logits)
+
+    for row in rows:
+        scores = dict(row["scores"])
+        chosen, rejected = (score(row["messages"], row[name]) for name in ("chosen", "rejected"))
+        assert chosen > rejected
+        assert [chosen, rejected] == pytest.approx([scores["chosen_score"], scores["rejected_score"]], abs=1e-4)
+        assert scores["reward"] == pytest.approx(chosen, abs=1e-4)
 
 
 @pytest.mark.slow
