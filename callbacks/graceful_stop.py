@@ -18,7 +18,7 @@ from typing_extensions import override
 from callbacks.agreement import Agreement
 from callbacks.errors import CallbackError
 from callbacks.phase import is_validating_fit
-from callbacks.run_checkpoint import RunCheckpoint
+from callbacks.run_checkpoint import RunCheckpoint, validates_now
 
 TIME_LIMIT = getattr(signal, "SIGUSR1", signal.SIGTERM)  # SLURM's word for a limit that is near, and so ours
 
@@ -32,6 +32,9 @@ class GracefulStop(Checkpoint):
 
     A validation is left where it is, and begun anew by the run that goes on: who sends SIGTERM waits seconds, not
     minutes. None is run on the way out.
+
+    A signal that came even before `setup`, and that a handler with an attribute `received` noted, ends the run after
+    its first step: each attempt wins something, however early SLURM sends it.
 
     Loader workers ignore the signals as long as they are forked; a worker that is to survive a SIGTERM sent to
     the whole process group has to ignore it by its own `worker_init_fn`, because torch installs its handler there.
@@ -86,6 +89,9 @@ class GracefulStop(Checkpoint):
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             self.stopped, self.received, self._pid = False, None, os.getpid()
             self._former_handlers = {number: signal.signal(number, self._on_signal) for number in self.signals}
+            for number, former in self._former_handlers.items():
+                if getattr(former, "received", False):
+                    self.received = number
         if stage == "fit":
             end = self._end_time() if trainer.is_global_zero else None  # one rank is enough, and spares SLURM the rest
             self._stop_at = float("inf") if end is None else end - self._margin()
@@ -102,7 +108,9 @@ class GracefulStop(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.fit_loop._should_accumulate() or not self._agree():
             return
-        path = _run_checkpoint(trainer).save(trainer)
+        checkpoint = _run_checkpoint(trainer)
+        is_before_validation = is_validating_fit(trainer) and validates_now(trainer)
+        path = checkpoint.save_before_validation(trainer) if is_before_validation else checkpoint.save(trainer)
         self._end_fit(trainer)
         self._tell(trainer, pl_module, f"Stopped at step {trainer.global_step}, saved {path}.")
 

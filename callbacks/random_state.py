@@ -58,7 +58,8 @@ class RandomState(Callback):
         if ranks is None:
             return
         if len(ranks) == trainer.world_size:
-            set_generator_states(ranks[trainer.global_rank], self._device)
+            self._after_batch = ranks[trainer.global_rank]  # a validation may come first
+            set_generator_states(self._after_batch, self._device)
         elif trainer.is_global_zero:
             warnings.warn(
                 f"The checkpoint holds the random state of {len(ranks)} ranks and this run has {trainer.world_size}:"

@@ -22,7 +22,8 @@ class RunCheckpoint(Checkpoint):
 
     Where a validation follows a step, its checkpoint is written behind it, since a resumed run does not repeat it and
     what the other callbacks make of it (a patience, a best value) would be lost. Only at the run's last step one is
-    written before it too: a validation that fails must not cost a finished training.
+    written before it too: a validation that fails must not cost a finished training. From that one, as from the one of
+    a run that was stopped there, the validation is begun anew.
 
     Args:
         every_n_steps: Optimizer steps between two checkpoints; what a killed run loses at most. 200 steps of a large
@@ -43,6 +44,7 @@ class RunCheckpoint(Checkpoint):
         self.dirpath = dirpath
         self._newest: Path | None = None
         self._is_due = False
+        self._is_before_validation = False
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -56,7 +58,9 @@ class RunCheckpoint(Checkpoint):
             return
         is_last = self._ends_run(trainer)
         self._is_due = is_last or trainer.global_step % self.every_n_steps == 0
-        if is_last or (self._is_due and not _validates_now(trainer)):
+        if is_last and validates_now(trainer):
+            self.save_before_validation(trainer)
+        elif is_last or (self._is_due and not validates_now(trainer)):
             self.save(trainer)
 
     @override
@@ -65,8 +69,12 @@ class RunCheckpoint(Checkpoint):
             return
         if self._is_due or self._ends_run(trainer):
             self._newest, self._is_due = None, False
-            with _counted_as_before_validation(trainer):
+            with _batch_counted_as_done(trainer, -1):
                 self.save(trainer)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"is_before_validation": self._is_before_validation}
 
     def save(self, trainer: Trainer) -> Path:
         """Write this step's checkpoint on all ranks, once, then remove those that are too many."""
@@ -83,6 +91,11 @@ class RunCheckpoint(Checkpoint):
                 trainer.strategy.remove_checkpoint(old)
         return path
 
+    def save_before_validation(self, trainer: Trainer) -> Path:
+        """As `save`, where a training batch has ended behind which a validation is due: it is begun by who goes on."""
+        with _batch_counted_as_done(trainer, 1):
+            return self.save_within_validation(trainer)
+
     def save_within_validation(self, trainer: Trainer) -> Path:
         """Write a checkpoint from which the validation that runs now is begun anew, on all ranks."""
         self._newest = None  # the one of this step that may have been written before it would skip it
@@ -91,7 +104,13 @@ class RunCheckpoint(Checkpoint):
         progress.total.reset()
         # What tells Lightning to validate first when it goes on: a batch was started and is not done.
         progress.total.ready = progress.total.started = 1  # type: ignore[attr-defined]
-        return self.save(trainer)
+        self._is_before_validation = True
+        try:
+            return self.save(trainer)
+        finally:
+            self._is_before_validation = False
+            progress.reset_on_run()
+            progress.total.reset()
 
     def _ends_run(self, trainer: Trainer) -> bool:
         loop = trainer.fit_loop
@@ -103,7 +122,7 @@ class RunCheckpoint(Checkpoint):
         )
 
 
-def _validates_now(trainer: Trainer) -> bool:
+def validates_now(trainer: Trainer) -> bool:
     """Whether Lightning validates behind this training batch; where it is not known yet, no."""
     loop = trainer.fit_loop
     has_batches = sum(loop.epoch_loop.val_loop._max_batches) > 0
@@ -111,20 +130,20 @@ def _validates_now(trainer: Trainer) -> bool:
 
 
 @contextmanager
-def _counted_as_before_validation(trainer: Trainer) -> Iterator[None]:
-    """The loop's counters as `on_train_batch_end` sees them.
+def _batch_counted_as_done(trainer: Trainer, count: int) -> Iterator[None]:
+    """The loop's counters as they are behind the training batch's hooks (1), or as `on_train_batch_end` sees them (-1).
 
     Lightning resumes a checkpoint that was written behind a validation in another way, which numbers the logged steps
     one too low where that validation was not on the schedule (the one that it runs when it is told to stop).
     """
     progress = trainer.fit_loop.epoch_loop.batch_progress
     for counts in (progress.total, progress.current):
-        counts.completed -= 1
+        counts.completed += count
     try:
         yield
     finally:
         for counts in (progress.total, progress.current):
-            counts.completed += 1
+            counts.completed -= count
 
 
 def _log_step(trainer: Trainer) -> None:

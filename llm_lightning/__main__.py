@@ -4,6 +4,7 @@ import sys
 from importlib import import_module
 
 from llm_lightning import __version__
+from llm_lightning.early_signal import note_early_signal
 
 USAGE = """\
 usage: llm-lightning COMMAND [--config FILE ...] [--KEY VALUE ...]
@@ -62,6 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         given = words[0] if words else ""
         print(f"llm-lightning: there is no command {given!r}; there are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
+    if argv is None and words[0] == "fit":  # a process of its own
+        note_early_signal()
     from llm_lightning.allocator import keep_freed_memory
     from llm_lightning.quiet import quiet_libraries
 

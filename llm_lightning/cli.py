@@ -244,13 +244,18 @@ class TrainingCLI(LightningCLI):
         self.trainer.fit(**kwargs)
 
     def _why_finished(self, checkpoint: Any) -> str | None:
-        """Why nothing is left to train, and the way on; None where something is, or the model folder is missing."""
+        """Why nothing is left to do, and the way on; None where something is, the last validation included, or the
+        model folder is missing.
+        """
         if not checkpoint or not (Path(self.trainer.default_root_dir) / "model" / "last").exists():
+            return None
+        states = callback_states(Path(checkpoint))
+        if states.get("RunCheckpoint", {}).get("is_before_validation"):
             return None
         if 0 <= self.trainer.max_steps <= (step_of(Path(checkpoint)) or 0):
             return f"{checkpoint} is its last step. Raise trainer.max_steps to go on"
         stopping = self._early_stopping()
-        state = stopping and callback_states(Path(checkpoint)).get(stopping.state_key)
+        state = stopping and states.get(stopping.state_key)
         if state and (stopped := stopping.still_stopped(state)):  # type: ignore[union-attr]
             return (
                 f"it was stopped at step {stopped['step']}: {stopped['reason']}. To go on, change that condition "

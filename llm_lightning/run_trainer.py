@@ -1,13 +1,37 @@
 """Lightning's trainer with more commands; each is a subcommand of the command line."""
 
+from typing import Any
+
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.trainer import call
+from typing_extensions import override
 
 from llm_lightning.errors import UserError
 from llm_lightning.modules.base import LanguageModule
 
 
 class RunTrainer(Trainer):
-    """Lightning's trainer, with the commands that Lightning has not."""
+    """Lightning's trainer, with the commands that Lightning has not, and a last validation that is not lost."""
+
+    @override
+    def _run_stage(self) -> Any:
+        """Lightning's; a run that was left in the validation behind its last step does that, and no more is to do."""
+        validation = self.fit_loop.epoch_loop.val_loop
+        if is_training := self.training:
+            validation.update_restart_stage()  # which Lightning does where it has steps to go
+        results = super()._run_stage()
+        if is_training and validation.restarted_mid_evaluation:  # and Lightning has had none
+            self._call_everywhere("on_train_start")
+            self.validating = True
+            validation.run()
+            self.training = True
+            self._call_everywhere("on_train_end")
+        return results
+
+    def _call_everywhere(self, hook: str) -> None:
+        call._call_callback_hooks(self, hook)
+        call._call_lightning_module_hook(self, hook)
+        call._call_strategy_hook(self, hook)
 
     def preview(self, model: LanguageModule, datamodule: LightningDataModule, num_records: int = 3) -> None:
         """Print the first training records as the model will see them, and statistics of all; nothing is trained.

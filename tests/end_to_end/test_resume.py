@@ -2,9 +2,11 @@
 
 import csv
 import random
+import re
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,6 +88,48 @@ def test_a_stop_saves_and_says_how_to_go_on(command, run, folder, uninterrupted,
     code, output = run(*FIT)
     assert code == 0 and f"step={step}.ckpt" in output
     assert losses(folder / "run") == losses(uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "in_validation"),
+    [
+        ("SIGTERM", 7, "false"),
+        pytest.param("SIGTERM", 8, "true", marks=pytest.mark.slow),
+        pytest.param("SIGTERM", 15, "false", marks=pytest.mark.slow),
+        pytest.param("SIGTERM", 16, "true", marks=pytest.mark.slow),
+        ("SIGKILL", 16, "true"),
+    ],
+)
+def test_no_validation_is_lost_where_the_run_stops(run, folder, name, step, in_validation):
+    """Step 8 validates, and so does step 16, which is the last one, until the run is made longer."""
+    args = (*FIT, "--model.schedule.kind=constant")
+    init_args = f"{{name: {name}, step: {step}, in_validation: {in_validation}}}"
+    place = f"{{class_path: tests.signals.SignalAt, init_args: {init_args}}}"
+    code, output = run(*args, "--trainer.max_steps=16", f"--trainer.callbacks+={place}")
+    assert code == (-9 if name == "SIGKILL" else 128 + signal.SIGTERM), output
+    for steps in (16, 24):
+        code, output = run(*args, f"--trainer.max_steps={steps}")
+        assert code == 0 and "is finished" not in output, output
+        if steps == 16:
+            assert "step 16, val loss" in output
+            ended = losses(folder / "run")
+    assert run(*args, "--trainer.default_root_dir=straight")[0] == 0
+    straight = losses(folder / "straight")
+    assert ended == {step: straight[step] for step in ended} and len(ended) == 16
+    assert losses(folder / "run") == straight
+
+
+def test_a_signal_during_the_imports_ends_the_run_after_its_first_step(command, folder):
+    process = command(*FIT)
+    status = Path(f"/proc/{process.pid}/status")
+    usr1 = 1 << (signal.SIGUSR1 - 1)
+    while not int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) & usr1:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGUSR1, output
+    assert "Stopped at step 1, saved" in output
+    assert (folder / "run" / "checkpoints" / "step=1.ckpt").is_file()
 
 
 def test_a_finished_run_says_so_and_can_be_extended(run, folder):
