@@ -38,7 +38,7 @@ def test_scontrol_requeue(slurm_run, uninterrupted, repeat):
     slurm_run.reaches(7)
     slurm_run.cluster.call("scontrol", "requeue", job)
     finishes(slurm_run, uninterrupted)
-    assert "Stopped at step" in slurm_run.log()
+    assert re.search("Stopped (at|in the validation of) step", slurm_run.log())
 
 
 def test_preemption_by_a_job_of_higher_priority(slurm_run, uninterrupted, repeat):
@@ -49,7 +49,7 @@ def test_preemption_by_a_job_of_higher_priority(slurm_run, uninterrupted, repeat
     )
     finishes(slurm_run, uninterrupted)
     assert slurm_run.cluster.state(urgent.strip()) == "COMPLETED"
-    assert "Stopped at step" in slurm_run.log()
+    assert re.search("Stopped (at|in the validation of) step", slurm_run.log())
 
 
 def test_kill_9_of_a_rank(slurm_run, uninterrupted, repeat):
@@ -82,7 +82,7 @@ def test_time_limit(slurm_run, uninterrupted, repeat):
     """Two minutes an attempt, of which the signal leaves 50 s, and starting takes a part: too few for 48 s of steps."""
     slurm_run.submit("--time=2", "--stop-before=70", pace="seconds: [2]")
     finishes(slurm_run, uninterrupted, restarts=(1, 2, 3, 4))
-    assert "Stopped at step" in slurm_run.log()
+    assert re.search("Stopped (at|in the validation of) step", slurm_run.log())
 
 
 def test_a_crash_loop_ends_at_its_bound(slurm_run, repeat):
