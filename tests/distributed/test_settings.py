@@ -7,7 +7,7 @@ from tests.distributed.stages import LORA, TWO, assert_same_metrics, fit, prepar
 
 pytestmark = pytest.mark.slow
 
-FSDP2 = "--trainer.strategy=llm_lightning.strategies.FSDP2Strategy"
+FSDP2 = "--trainer.strategy=fsdp2"
 SETTINGS = {
     "ppo with lora": ("ppo", *LORA),
     "ppo with a critic of its own": ("ppo", "--model.critic.kind=network"),
