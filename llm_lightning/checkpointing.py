@@ -69,9 +69,12 @@ def _is_disk_full(error: Exception, free: int) -> bool:
 
 
 def callback_states(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds of the callbacks, by their state keys; the weights are not read."""
-    checkpoint = AtomicCheckpointIO().load_checkpoint(path if path.is_file() else path / _METADATA_FILENAME)
-    return checkpoint.get("callbacks", {})
+    """What a checkpoint holds of the callbacks, by their state keys; the weights are not read.
+
+    Nothing for one of DeepSpeed, which has all in one pickle with the weights.
+    """
+    file = path if path.is_file() else path / _METADATA_FILENAME
+    return AtomicCheckpointIO().load_checkpoint(file).get("callbacks", {}) if file.exists() else {}
 
 
 def newest_checkpoint(folder: Path, name: str = "step") -> Path | None:
