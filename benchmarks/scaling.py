@@ -1,6 +1,6 @@
 """Steps, checkpoints and model folders on one and two ranks, by DDP and by FSDP2, of a network that is read.
 
-    taskset -c 0,1 python benchmarks/scaling.py --model smollm2-135m/ --json results.jsonl
+    taskset -c 0,1 python benchmarks/scaling.py --model FOLDER [--quick] [--json FILE] [--only CONTENDER ...]
 
 Each contender is the real command line with the same rows a rank, a core a rank, after two steps to get warm. The
 checkpoint is saved and loaded in the run that made it; `2 to 1` loads that of two ranks on one.
@@ -123,8 +123,13 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="3 steps of 64 tokens")
+    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), metavar="NAME", help="contenders")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.quick:
+        args.seq_len, args.steps = 64, 3
+    chosen = args.only or list(CONTENDERS)
 
     from datamodules.corpora.python_docs import documents
 
@@ -134,10 +139,11 @@ def main() -> None:
         texts = [text for _, text in zip(range(200), documents(), strict=False)]
         (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         for _ in range(args.repeats):
-            for name in CONTENDERS:
+            for name in chosen:
                 figures.setdefault(name, []).append(measure(args, folder, name))
-            other = str(folder / "fsdp2-2" / "saved.ckpt")
-            figures.setdefault("fsdp2, 2 to 1", []).append(measure(args, folder, "fsdp2-1", other))
+            if "fsdp2-2" in chosen:
+                other = str(folder / "fsdp2-2" / "saved.ckpt")
+                figures.setdefault("fsdp2, 2 to 1", []).append(measure(args, folder, "fsdp2-1", other))
     print(f"{'':15}" + "".join(f"{metric.title:>{metric.width}}" for metric in METRICS))
     for name, runs in figures.items():
         values = {metric.name: statistics.median(run[metric.name] for run in runs) for metric in METRICS}
