@@ -18,7 +18,7 @@ from typing_extensions import override
 from callbacks.agreement import Agreement
 from callbacks.errors import CallbackError
 from callbacks.phase import is_validating_fit
-from callbacks.run_checkpoint import RunCheckpoint, validates_now
+from callbacks.run_checkpoint import RunCheckpoint
 
 TIME_LIMIT = getattr(signal, "SIGUSR1", signal.SIGTERM)  # SLURM's word for a limit that is near, and so ours
 
@@ -108,9 +108,7 @@ class GracefulStop(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.fit_loop._should_accumulate() or not self._agree():
             return
-        checkpoint = _run_checkpoint(trainer)
-        is_before_validation = is_validating_fit(trainer) and validates_now(trainer)
-        path = checkpoint.save_before_validation(trainer) if is_before_validation else checkpoint.save(trainer)
+        path = _run_checkpoint(trainer).save_behind_batch(trainer)
         self._end_fit(trainer)
         self._tell(trainer, pl_module, f"Stopped at step {trainer.global_step}, saved {path}.")
 

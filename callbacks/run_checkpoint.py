@@ -44,7 +44,6 @@ class RunCheckpoint(Checkpoint):
         self.dirpath = dirpath
         self._newest: Path | None = None
         self._is_due = False
-        self._is_before_validation = False
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -58,10 +57,8 @@ class RunCheckpoint(Checkpoint):
             return
         is_last = self._ends_run(trainer)
         self._is_due = is_last or trainer.global_step % self.every_n_steps == 0
-        if is_last and validates_now(trainer):
-            self.save_before_validation(trainer)
-        elif is_last or (self._is_due and not validates_now(trainer)):
-            self.save(trainer)
+        if is_last or (self._is_due and not _validates_now(trainer)):
+            self.save_behind_batch(trainer)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -71,10 +68,6 @@ class RunCheckpoint(Checkpoint):
             self._newest, self._is_due = None, False
             with _batch_counted_as_done(trainer, -1):
                 self.save(trainer)
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"is_before_validation": self._is_before_validation}
 
     def save(self, trainer: Trainer) -> Path:
         """Write this step's checkpoint on all ranks, once, then remove those that are too many."""
@@ -91,8 +84,10 @@ class RunCheckpoint(Checkpoint):
                 trainer.strategy.remove_checkpoint(old)
         return path
 
-    def save_before_validation(self, trainer: Trainer) -> Path:
-        """As `save`, where a training batch has ended behind which a validation is due: it is begun by who goes on."""
+    def save_behind_batch(self, trainer: Trainer) -> Path:
+        """As `save`, from `on_train_batch_end`; a validation that is due there is begun by the run that goes on."""
+        if not _validates_now(trainer):
+            return self.save(trainer)
         with _batch_counted_as_done(trainer, 1):
             return self.save_within_validation(trainer)
 
@@ -104,13 +99,9 @@ class RunCheckpoint(Checkpoint):
         progress.total.reset()
         # What tells Lightning to validate first when it goes on: a batch was started and is not done.
         progress.total.ready = progress.total.started = 1  # type: ignore[attr-defined]
-        self._is_before_validation = True
-        try:
-            return self.save(trainer)
-        finally:
-            self._is_before_validation = False
-            progress.reset_on_run()
-            progress.total.reset()
+        path = self.save(trainer)
+        progress.total.reset()  # the validation may run yet, and is counted from its first batch
+        return path
 
     def _ends_run(self, trainer: Trainer) -> bool:
         loop = trainer.fit_loop
@@ -122,7 +113,7 @@ class RunCheckpoint(Checkpoint):
         )
 
 
-def validates_now(trainer: Trainer) -> bool:
+def _validates_now(trainer: Trainer) -> bool:
     """Whether Lightning validates behind this training batch; where it is not known yet, no."""
     loop = trainer.fit_loop
     has_batches = sum(loop.epoch_loop.val_loop._max_batches) > 0

@@ -68,13 +68,21 @@ def _is_disk_full(error: Exception, free: int) -> bool:
     return free < 2**20 or "unexpected pos" in str(error) or "file write failed" in str(error)
 
 
-def callback_states(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds of the callbacks, by their state keys; the weights are not read.
+def training_state(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds beside the weights, which are not read: `callbacks` by their state keys, `loops`, ...
 
     Nothing for one of DeepSpeed, which has all in one pickle with the weights.
     """
     file = path if path.is_file() else path / _METADATA_FILENAME
-    return AtomicCheckpointIO().load_checkpoint(file).get("callbacks", {}) if file.exists() else {}
+    return AtomicCheckpointIO().load_checkpoint(file) if file.exists() else {}
+
+
+def is_before_validation(state: dict[str, Any]) -> bool:
+    """Whether the checkpoint of this `training_state` was written where a validation was still to do."""
+    if "loops" not in state:
+        return False
+    batches = state["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
+    return batches["started"] > batches["processed"]
 
 
 def newest_checkpoint(folder: Path, name: str = "step") -> Path | None:

@@ -33,7 +33,13 @@ from datamodules import (
     TextDataModule,
 )
 from datamodules.synthetic.engine import Engine
-from llm_lightning.checkpointing import AtomicCheckpointIO, callback_states, newest_checkpoint, step_of
+from llm_lightning.checkpointing import (
+    AtomicCheckpointIO,
+    is_before_validation,
+    newest_checkpoint,
+    step_of,
+    training_state,
+)
 from llm_lightning.environment import with_environment
 from llm_lightning.errors import UserError
 from llm_lightning.launch.checks import LaunchError, check_launch, explain, is_first_rank
@@ -249,14 +255,14 @@ class TrainingCLI(LightningCLI):
         """
         if not checkpoint or not (Path(self.trainer.default_root_dir) / "model" / "last").exists():
             return None
-        states = callback_states(Path(checkpoint))
-        if states.get("RunCheckpoint", {}).get("is_before_validation"):
+        state = training_state(Path(checkpoint))
+        if is_before_validation(state):
             return None
         if 0 <= self.trainer.max_steps <= (step_of(Path(checkpoint)) or 0):
             return f"{checkpoint} is its last step. Raise trainer.max_steps to go on"
         stopping = self._early_stopping()
-        state = stopping and states.get(stopping.state_key)
-        if state and (stopped := stopping.still_stopped(state)):  # type: ignore[union-attr]
+        own = stopping and state.get("callbacks", {}).get(stopping.state_key)
+        if own and (stopped := stopping.still_stopped(own)):  # type: ignore[union-attr]
             return (
                 f"it was stopped at step {stopped['step']}: {stopped['reason']}. To go on, change that condition "
                 f"({stopped['condition'].split()[0]} in trainer.callbacks) or take it out"

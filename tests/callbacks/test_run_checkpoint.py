@@ -38,3 +38,12 @@ def test_logging_a_checkpoints_step_twice_leaves_one_row(tmp_path):
         return [row.split(",")[0] for row in metrics.path.read_text().splitlines()]
 
     assert steps("often", 1) == steps("seldom", 6)
+
+
+def test_two_of_them_keep_the_newest_and_an_archive(tmp_path):
+    archive = RunCheckpoint(4, keep=9, dirpath=tmp_path / "archive")
+    settings = {"callbacks": [RunCheckpoint(3), archive], "enable_checkpointing": True}
+    tiny_trainer(tmp_path, **settings).fit(TinyModule(), TinyData())
+    names = {name: {path.name for path in (tmp_path / name).iterdir()} for name in ("checkpoints", "archive")}
+    assert names["checkpoints"] == {"step=9.ckpt", "step=10.ckpt"}
+    assert names["archive"] == {"step=4.ckpt", "step=8.ckpt", "step=10.ckpt"}
