@@ -8,6 +8,7 @@ runs the same under torch.compile, on torch 2.11, and has the z-loss and the sof
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,6 +28,9 @@ MIN_CHUNK_TOKENS = 256
 ROUNDING = 64
 """The last chunk is filled up to a multiple of this. How many tokens are trained differs from step to step, and oneDNN
 keeps a kernel, and the allocator a block, for every shape they have seen: hundreds of MB after some steps."""
+
+GRADIENT_ROWS = 4096
+"""Rows of the head's gradient that a chunk adds to at a time: what it adds stays in a CPU's or a GPU's cache."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, scaling: HeadScaling
+        ctx: Any, hidden: Tensor, trained_weight: Tensor, targets: Tensor, z_loss: float, scaling: HeadScaling
     ) -> tuple[Tensor, Tensor, Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        count = len(hidden)
+        count, weight = len(hidden), trained_weight.to(hidden.dtype)
         hidden, targets = _filled_up(hidden), _filled_up(targets)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        grad_weight = torch.zeros_like(weight, dtype=_sum_dtype(weight)) if needs_weight else None
         nll = hidden.new_zeros((), dtype=torch.float32)
         correct = torch.zeros_like(nll)
         penalty = hidden.new_zeros((), dtype=torch.float32)
@@ -112,9 +116,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[start : start + step])
             if grad_weight is not None:
-                grad_weight.addmm_(grad.t(), h)
+                _add_product(grad_weight, grad.t(), h)
         grad_hidden = None if grad_hidden is None else grad_hidden[:count]
         ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = trained_weight.dtype
         ctx.mark_non_differentiable(nll, correct)
         return nll + penalty, nll, correct
 
@@ -124,11 +129,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # In place: these buffers are ours alone, and the loss is summed once.
         return (
             None if grad_hidden is None else grad_hidden.mul_(grad_loss),
-            None if grad_weight is None else grad_weight.mul_(grad_loss),
+            None if grad_weight is None else grad_weight.mul_(grad_loss).to(ctx.weight_dtype),
             None,
             None,
             None,
         )
+
+
+def _sum_dtype(weight: Tensor) -> torch.dtype:
+    """For the sum over chunks: a chunk's gradient is soon less than half of the sum's last bit in bfloat16."""
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """`total += left @ right`, where the factors may be in a narrower dtype than the sum."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+        return
+    for rows, part in zip(total.split(GRADIENT_ROWS), left.split(GRADIENT_ROWS), strict=True):
+        rows += part @ right
 
 
 def _filled_up(rows: Tensor) -> Tensor:
@@ -178,9 +197,15 @@ def linear_cross_entropy(
         scaling: what the architecture does to its logits.
     """
     if torch.is_autocast_enabled(hidden_states.device.type):
-        dtype = torch.get_autocast_dtype(hidden_states.device.type)
-        hidden_states, weight = hidden_states.to(dtype), weight.to(dtype)
+        hidden_states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
     return TokenLoss(*_LinearCrossEntropy.apply(hidden_states, weight, targets, z_loss, scaling))
+
+
+def _own_casts(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast without its cache: where chunks share a weight's cast, its gradient is summed in the cast's dtype."""
+    if not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, torch.get_autocast_dtype(device.type), cache_enabled=False)
 
 
 def head_cross_entropy(
@@ -197,7 +222,8 @@ def head_cross_entropy(
     """
 
     def chunk_loss(h: Tensor, y: Tensor) -> TokenLoss:
-        logits = head(h).float()
+        with _own_casts(h.device):
+            logits = head(h).float()
         nll = F.cross_entropy(logits, y, reduction="sum")
         loss = nll + z_loss * logits.logsumexp(dim=-1).square().sum() if z_loss else nll
         return TokenLoss(loss, nll.detach(), (logits.argmax(-1) == y).sum())
@@ -241,7 +267,8 @@ def head_logprobs(
     """
 
     def chunk_logprobs(h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        logprobs = head(h).float().log_softmax(-1)
+        with _own_casts(h.device):
+            logprobs = head(h).float().log_softmax(-1)
         drawn = logprobs.gather(1, y[:, None]).squeeze(1)
         return drawn, torch.special.entr(logprobs.exp()).sum(-1) if with_entropies else torch.zeros_like(drawn)
 

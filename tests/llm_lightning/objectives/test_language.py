@@ -5,7 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from llm_lightning.objectives import language
-from llm_lightning.objectives.language import HeadScaling, head_cross_entropy, linear_cross_entropy, next_token_targets
+from llm_lightning.objectives.language import (
+    HeadScaling,
+    head_cross_entropy,
+    head_logprobs,
+    linear_cross_entropy,
+    next_token_targets,
+)
 
 N, H, V = 50, 16, 97
 
@@ -105,3 +111,48 @@ def test_memory_stays_at_one_chunk():
     with Largest() as seen:
         linear_cross_entropy(hidden, weight, targets)[0].backward()
     assert seen.numel <= max(7 * V, V * H)
+
+
+def linear_form(hidden, weight, targets):
+    return linear_cross_entropy(hidden, weight, targets).loss
+
+
+def head_form(hidden, weight, targets):
+    return head_cross_entropy(hidden, lambda h: F.linear(h, weight), targets, len(weight)).loss
+
+
+def logprobs_form(hidden, weight, targets):
+    return -head_logprobs(hidden, lambda h: F.linear(h, weight), targets, len(weight)).logprobs.sum()
+
+
+def plain_form(hidden, weight, targets):
+    return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
+
+
+def error_of_head_gradient(form, weights_dtype=torch.float32):
+    """Relative to float64, at the same rounded inputs."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(4096, 32, generator=generator) + 0.5  # a mean, as real states have: its sum grows
+    weight = (0.3 * torch.randn(256, 32, generator=generator)).to(weights_dtype).requires_grad_()
+    targets = torch.randint(len(weight), (len(hidden),), generator=generator)
+    exact = weight.detach().bfloat16().double().requires_grad_()
+    (expected,) = torch.autograd.grad(plain_form(hidden.bfloat16().double(), exact, targets), exact)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = form(hidden, weight, targets)
+    (gradient,) = torch.autograd.grad(loss, weight)
+    assert gradient.dtype == weights_dtype
+    return (gradient.double() - expected).norm() / expected.norm()
+
+
+@pytest.mark.parametrize("num_chunks", [1, 4, 16, 64])
+@pytest.mark.parametrize("form", [linear_form, head_form, logprobs_form])
+def test_the_heads_gradient_under_autocast_is_no_worse_for_more_chunks(form, num_chunks, monkeypatch):
+    monkeypatch.setattr(language, "chunk_length", lambda vocab_size, device: 4096 // num_chunks)
+    assert error_of_head_gradient(form) <= 1.05 * error_of_head_gradient(plain_form)
+
+
+@pytest.mark.parametrize("num_chunks", [4, 64])
+def test_bfloat16_weights_get_a_gradient_that_is_rounded_once(num_chunks, monkeypatch):
+    monkeypatch.setattr(language, "chunk_length", lambda vocab_size, device: 4096 // num_chunks)
+    bound = 1.3 * error_of_head_gradient(plain_form, torch.bfloat16)
+    assert error_of_head_gradient(linear_form, torch.bfloat16) <= bound
