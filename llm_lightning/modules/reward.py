@@ -19,7 +19,7 @@ from llm_lightning.models.normalization import KEY, Normalization
 from llm_lightning.models.rewards import prepare_texts, rewards
 from llm_lightning.models.tasks import REWARD
 from llm_lightning.modules.base import LanguageModule
-from llm_lightning.modules.reward_metrics import PreferenceMetrics, Reliability
+from llm_lightning.modules.reward_metrics import PreferenceMetrics, Reliability, is_right
 from llm_lightning.objectives.preference import BradleyTerry
 
 
@@ -94,7 +94,7 @@ class RewardModeling(LanguageModule):
             nll=losses.sum(),
             pairs=num_pairs,
             decided=decided.sum(),
-            correct=((chosen > rejected) & decided).sum(),
+            right=is_right(chosen, rejected)[decided].sum(),
             margin=(chosen - rejected)[decided].sum(),
             reward=(chosen + rejected).sum() / 2,
             tokens=torch.tensor(float(batch["input_ids"].numel()), device=losses.device),
@@ -133,7 +133,7 @@ class RewardModeling(LanguageModule):
         num_pairs, decided = max(totals["pairs"], 1), max(totals["decided"], 1)
         return {
             "train/loss": totals["nll"] / num_pairs,
-            "train/accuracy": totals["correct"] / decided,
+            "train/accuracy": totals["right"] / decided,
             "train/margin": totals["margin"] / decided,
             "train/reward_mean": totals["reward"] / num_pairs,
             "train/pairs": totals["pairs"],

@@ -81,7 +81,7 @@ class PreferenceMetrics(nn.Module):
         decided = ~batch["ties"]
         difference = (chosen - rejected)[decided]
         longer = (batch["chosen_lengths"] - batch["rejected_lengths"])[decided]
-        right = (difference > 0).double() + 0.5 * (difference == 0).double()
+        right = is_right(chosen, rejected)[decided]
         values = {
             "loss": losses, "pairs": torch.ones_like(losses), "decided": torch.ones_like(right), "right": right,
             "longer": longer > 0, "right_if_longer": right[longer > 0],
@@ -147,6 +147,11 @@ class PreferenceMetrics(nn.Module):
         known = ~scores.isnan()
         if known.any():
             self.by_score.update(rewards[known], scores[known])
+
+
+def is_right(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """(N,) float64: 1 where the chosen answer has the higher reward, a half where both have the same."""
+    return (chosen > rejected).double() + 0.5 * (chosen == rejected).double()
 
 
 def wilson_interval(right: float, count: float, z: float = 1.96) -> tuple[float, float]:

@@ -226,6 +226,19 @@ def test_metrics_by_hand():
     assert metrics.compute()[0] == {}
 
 
+def test_a_head_that_starts_at_zero_is_half_right_in_training_and_in_validation(data):
+    """Both answers of a pair have the same reward: neither right nor wrong."""
+    module = RewardModeling(Backbone(config=tiny_config(**CONFIG)), sgd)
+    module.model = Backbone(config=tiny_config(**CONFIG)).build(task=REWARD)
+    (batch,) = list(data(PAIRS, seq_len=1024).train_dataloader())
+    batch = prepare_texts(batch)
+    module.training_step(batch, 0)
+    totals = {name: float(value) for name, value in module._totals.items()}
+    module.validation_step(batch, 0)
+    assert module.step_metrics(totals | {"grad_norm": 1.0})["train/accuracy"] == 0.5
+    assert module.evaluation_metrics("test")["accuracy"] == 0.5
+
+
 def test_wilson_interval_of_a_textbook():
     low, high = wilson_interval(8, 10)
     assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-3)

@@ -156,3 +156,41 @@ def test_bfloat16_weights_get_a_gradient_that_is_rounded_once(num_chunks, monkey
     monkeypatch.setattr(language, "chunk_length", lambda vocab_size, device: 4096 // num_chunks)
     bound = 1.3 * error_of_head_gradient(plain_form, torch.bfloat16)
     assert error_of_head_gradient(linear_form, torch.bfloat16) <= bound
+
+
+def num_correct(form, hidden, weight, targets):
+    if form == "linear":
+        return linear_cross_entropy(hidden, weight, targets).correct
+    return head_cross_entropy(hidden, lambda h: h @ weight.t(), targets, len(weight)).correct
+
+
+@pytest.mark.parametrize("form", ["linear", "head"])
+@pytest.mark.parametrize("vocab_size", [97, 192, 256])
+def test_of_equal_logits_only_the_first_counts_as_chosen(form, vocab_size):
+    """As greedy decoding chooses."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(vocab_size, (300,), generator=generator)
+    hidden = torch.eye(vocab_size)[torch.randint(vocab_size, (300,), generator=generator)]
+    weight = torch.randint(3, (vocab_size, vocab_size), generator=generator).float()
+    logits = hidden @ weight.t()
+    correct = num_correct(form, hidden, weight, targets)
+    assert correct == (logits.argmax(-1) == targets).sum()
+    assert correct < (logits.amax(-1) == logits.gather(1, targets[:, None])[:, 0]).sum() / 2
+
+
+@pytest.mark.parametrize("form", ["linear", "head"])
+def test_ties_by_rounding_to_bfloat16_are_none_of_the_networks_merits(form):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(2048, 8, generator=generator), torch.randn(1024, 8, generator=generator)
+    hidden[:, 0], weight[:, 0] = 1, 8  # all logits are near 8, where bfloat16 has steps of 1/16
+    logits = hidden.bfloat16() @ weight.bfloat16().t()
+    highest = logits == logits.amax(-1, keepdim=True)
+    targets = 1023 - highest.flip(1).float().argmax(-1)  # the last of the highest
+    with torch.autocast("cpu", torch.bfloat16):
+        correct = num_correct(form, hidden, weight, targets)
+    assert correct == (highest.sum(-1) == 1).sum() < 0.95 * len(hidden)
+
+
+def test_a_head_that_knows_nothing_is_hardly_ever_right():
+    targets = torch.tensor([5, 3, 0, 7])
+    assert linear_cross_entropy(torch.ones(4, 8), torch.zeros(64, 8), targets).correct == 1
