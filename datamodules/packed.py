@@ -20,7 +20,7 @@ from datamodules.order import SequentialOrder, ShuffledOrder
 from datamodules.preview import preview
 from datamodules.rows import RowIndex, Selection, TooLong, hashes_of, pack_rows, split_documents
 from datamodules.shards import Encoder, Shard
-from datamodules.sources import Source
+from datamodules.sources import Source, files_in_words, to_validate_on, validation_of
 from datamodules.tokenization import tokenize
 from datamodules.units import Unit
 
@@ -41,8 +41,10 @@ class PackedDataModule(LightningDataModule):
         tokenizer: a hub id, a folder or a `.gguf` file.
         seq_len: T, tokens of a row.
         batch_size: B, rows of a micro-batch on one rank.
-        val_share: share of the documents kept for validation, at least one document; 0 for none. Excludes `val_path`.
-        val_path: what to validate on instead, all of it.
+        val_share: share of the documents kept for validation, at least one document; 0 for none. None: where names of
+            files say that they are for validation, these validate (see `sources.Source`), else `default_val_share`.
+            Excludes `val_path`.
+        val_path: what to validate on instead, all of it; of a folder with splits what is for validation or testing.
         document_mask: True: documents that share a row do not see each other. False: a row is read as one document.
         seed: names the order of training.
         num_workers: processes that read ahead. 0 by default: a batch is read in well under a
@@ -142,7 +144,7 @@ class PackedDataModule(LightningDataModule):
             DataError: what is wrong, and the way out.
         """
         self.check_settings()
-        for source in [*self._train_sources(), *self._sources_of(self.val_path)]:
+        for source in [*self._train_sources(), *self._val_sources()]:
             self.peek(source, cache_root(self.cache_dir))
 
     def check_settings(self) -> None:
@@ -176,6 +178,21 @@ class PackedDataModule(LightningDataModule):
     def _train_sources(self) -> Sequence[Source]:
         return self.sources if self.sources is not None else self._sources_of(self.path)
 
+    def _val_sources(self) -> Sequence[Source]:
+        """What is there for validation alone; where nothing is, a share of what is trained on validates."""
+        if self.val_path is not None:
+            return [to_validate_on(source) for source in self._sources_of(self.val_path)]
+        if self.val_share is not None:
+            return []
+        found = [validation_of(source) for source in self._train_sources()]
+        return [source for source in found if source is not None]
+
+    def _say_what_is_left_out(self) -> None:
+        validates = self.val_path is None and self.val_share is None
+        for source in self._train_sources():
+            for line in files_in_words(source, validates):
+                rank_zero_info(line)
+
     def _sources_of(self, path: str | list[str] | None) -> list[Source]:
         return [self.source_of(path) for path in ([path] if isinstance(path, str) else path or [])]
 
@@ -194,7 +211,9 @@ class PackedDataModule(LightningDataModule):
     def _build(self, look_again: bool) -> None:
         root = cache_root(self.cache_dir)
         train_units = [self.find_units(source, root, look_again) for source in self._train_sources()]
-        val_units = [self.find_units(source, root, look_again) for source in self._sources_of(self.val_path)]
+        val_units = [self.find_units(source, root, look_again) for source in self._val_sources()]
+        if look_again:
+            self._say_what_is_left_out()
         tokenizer = self.make_tokenizer([unit for units in train_units for unit in units], root)
         added_units = [self.find_units(source, root, look_again) for source in self.added]
         units = [unit for units in [*train_units, *val_units, *added_units] for unit in units]
@@ -203,18 +222,18 @@ class PackedDataModule(LightningDataModule):
         val_shards = [[next(shards) for _ in units] for units in val_units]
         self._pack(train_shards, val_shards, [[next(shards) for _ in units] for units in added_units])
         self.tokenizer = tokenizer
-        self._units = {"train": train_units, "val": val_units if self.val_path is not None else train_units}
+        self._units = {"train": train_units, "val": val_units or train_units}
 
     def _pack(
         self, train_shards: list[list[Shard]], val_shards: list[list[Shard]], added_shards: list[list[Shard]]
     ) -> None:
         share = self.default_val_share if self.val_share is None else self.val_share
-        share = 0.0 if self.val_path is not None else share
+        share = 0.0 if val_shards else share
         train, val = self.split([shard for shards in train_shards for shard in shards], share)
-        if self.val_path is None:
-            val_shards = train_shards if share else []
-        else:
+        if val_shards:
             val = Selection()
+        else:
+            val_shards = train_shards if share else []
         self._train = [(self._rows(shards, train), shards) for shards in train_shards]
         self._val = [(self._rows(shards, val), shards) for shards in val_shards]
         for source, (index, shards) in zip(self._train_sources(), self._train, strict=True):

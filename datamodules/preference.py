@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +26,7 @@ from datamodules.record_shapes import PREFERENCE_SHAPES
 from datamodules.rows import Selection, TooLong, split_documents
 from datamodules.scoring import Conversations
 from datamodules.shards import Shard
+from datamodules.splits import ALL
 from datamodules.tokenizer import bare
 
 if TYPE_CHECKING:
@@ -184,7 +186,7 @@ class PreferenceDataModule(ChatDataModule):
     def _conversations(self) -> Conversations:
         assert self.predict_path is not None
         return Conversations(
-            self.source_of(self.predict_path),
+            replace(self.source_of(self.predict_path), split=ALL),
             self.chat_tokenizer,
             self.seq_len,
             self.batch_size,

@@ -26,7 +26,7 @@ from datamodules.grouped_order import GroupedOrder
 from datamodules.loader import EvaluationLoader, ResumableLoader
 from datamodules.order import SequentialOrder, ShuffledOrder
 from datamodules.prompt_records import Prompt, PromptEncoder, merged, write_prompts
-from datamodules.sources import Source, first_units, resolve
+from datamodules.sources import Source, files_in_words, first_units, resolve, to_validate_on, validation_of
 from datamodules.tokenizer import bare, framing, load_tokenizer
 from datamodules.units import Unit
 
@@ -53,8 +53,9 @@ class PromptDataModule(LightningDataModule):
             template. With false a text is gone on with as it stands.
         max_prompt_tokens: longer prompts are left out, and counted.
         batch_size: prompts of a step on one rank.
-        val_share: share of the prompts held out for validation, at least one; 0 for none. Excludes `val_path`.
-        val_path: what to validate on instead, all of it.
+        val_share: share of the prompts held out for validation, at least one; 0 for none. None: where names of files
+            say that they are for validation, these validate, else 0.05. Excludes `val_path`.
+        val_path: what to validate on instead, all of it; of a folder with splits what is for validation or testing.
         seed: names the order of training.
         num_workers: processes that read ahead.
         on_bad_record: `stop` at a record without a usable prompt, with its file and line, or `skip` and count it.
@@ -116,26 +117,30 @@ class PromptDataModule(LightningDataModule):
         if self.tokenizer_name is None:
             raise DataError("tokenizer: none is named; give --tokenizer, or --model.backbone.path with one in it")
         root = cache_root(self.cache_dir)
-        for path in [*_as_list(self.path), *_as_list(self.val_path)]:
-            for unit in first_units(Source(path), root):
-                _check_columns(unit, path)
+        for source in [*self._train_sources(), *self._val_sources()]:
+            for unit in first_units(source, root):
+                _check_columns(unit)
                 for _ in zip(range(PEEKED), self._encoder.prompts(unit, BadRecords(unit, self.on_bad_record))):  # noqa: B905
                     pass
 
     def prepare_data(self) -> None:
         """Builds what the cache lacks; Lightning calls it on one process of each node."""
         self.check()
-        for paths in (self.path, self.val_path):
-            self._build(paths, look_again=True)
+        for source in self._train_sources():
+            for line in files_in_words(source, validates=self.val_path is None and self.val_share is None):
+                rank_zero_info(line)
+        for sources in (self._train_sources(), self._val_sources()):
+            self._build(sources, look_again=True)
 
     def setup(self, stage: str) -> None:
         """Opens the prompts, from the cache where `prepare_data` ran."""
         if self.tokenizer is None:
-            self._files = self._build(self.path, look_again=False)
-            share = 0.05 if self.val_share is None and self.val_path is None else self.val_share or 0.0
+            self._files = self._build(self._train_sources(), look_again=False)
+            held_out = self._build(self._val_sources(), look_again=False)
+            share = 0.05 if self.val_share is None and not held_out else self.val_share or 0.0
             self._train, self._val = _split(self._files, self.max_prompt_tokens, share)
-            if self.val_path is not None:
-                self._val = _split(self._build(self.val_path, look_again=False), self.max_prompt_tokens, 0.0)[0]
+            if held_out:
+                self._val = _split(held_out, self.max_prompt_tokens, 0.0)[0]
             self._check_not_empty()
             self.tokenizer = self._chat_tokenizer
         self._position, self._train_loader = 0, None  # a checkpoint's state comes after this
@@ -154,9 +159,20 @@ class PromptDataModule(LightningDataModule):
             )
         raise DataError(f"path: {self.path!r} leaves no prompt to learn from; give more, or val_share=0")
 
-    def _build(self, paths: str | list[str] | None, look_again: bool) -> list[Path]:
+    def _train_sources(self) -> list[Source]:
+        return [Source(path) for path in _as_list(self.path)]
+
+    def _val_sources(self) -> list[Source]:
+        if self.val_path is not None:
+            return [to_validate_on(Source(path)) for path in _as_list(self.val_path)]
+        if self.val_share is not None:
+            return []
+        found = [validation_of(source) for source in self._train_sources()]
+        return [source for source in found if source is not None]
+
+    def _build(self, sources: list[Source], look_again: bool) -> list[Path]:
         root = cache_root(self.cache_dir)
-        units = [unit for path in _as_list(paths) for unit in resolve(Source(path), root, look_again)]
+        units = [unit for source in sources for unit in resolve(source, root, look_again)]
         return [self._built(unit, root) for unit in units]
 
     def _built(self, unit: Unit, root: Path) -> Path:
@@ -351,9 +367,9 @@ def _lengths(table: pa.Table) -> np.ndarray:
     return np.concatenate([np.empty(0, np.int32), *chunks]).astype(np.int64)
 
 
-def _check_columns(unit: Unit, path: str) -> None:
+def _check_columns(unit: Unit) -> None:
     if not FORMATS[unit.format].columns:
-        raise DataError(f"path: {path!r} is plain text; prompts need columns (.jsonl, .json, .csv, .parquet)")
+        raise DataError(f"path: {unit.path!r} is plain text; prompts need columns (.jsonl, .json, .csv, .parquet)")
 
 
 def _as_list(paths: str | list[str] | None) -> list[str]:

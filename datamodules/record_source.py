@@ -96,9 +96,11 @@ def peek_records(
 def _with_shape(units: list[Unit], source: RecordSource, shapes: Shapes, announce: bool = False) -> list[Unit]:
     if not units:
         return units
-    if not FORMATS[units[0].format].columns:
+    text = next((unit.path for unit in units if not FORMATS[unit.format].columns), None)
+    if text is not None:
         raise DataError(
-            f"path: {source.path!r} is plain text; conversations need columns (.jsonl, .json, .csv, .parquet)"
+            f"path: {text!r} is plain text; conversations need columns (.jsonl, .json, .csv, .parquet);"
+            " name the files that hold them"
         )
     first = list(islice(_readable(units[0]), RECORDS_PEEKED))
     if not first:

@@ -1,10 +1,8 @@
 """Opening anything: a path, a folder, a glob, an embedded corpus or a hub data set becomes units of work."""
 
-import glob
 import re
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -12,14 +10,14 @@ from tqdm import tqdm
 from datamodules.cache import content_digest
 from datamodules.corpora import CORPORA, corpus_file
 from datamodules.errors import DataError
-from datamodules.formats import FORMATS, SUFFIXES, format_of
+from datamodules.formats import FORMATS, format_of
+from datamodules.found_files import look
 from datamodules.hub import hub_units
+from datamodules.splits import TEST, TRAIN, VALIDATION
 from datamodules.units import Unit
 
-# `datasets.save_to_disk` and hub repositories keep these beside their data.
-NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"}
-FILES_PEEKED = 8  # enough to see a wrong column or encoding before long work begins
 BYTES_WORTH_A_BAR = 2 << 30  # less is hashed in a second or two
+FILES_PEEKED = 8  # enough to see a wrong column or encoding before long work begins
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -32,7 +30,8 @@ class Source:
         weight: this source's share of the rows, relative to the other sources' weights. None for all sources: every
             row once an epoch.
         name: the hub data set's configuration, where it has several.
-        split: the hub data set's split.
+        split: the split to read, of a hub data set, or of a folder or glob whose files' names tell their splits (see
+            `splits_of`). `all` reads every file. By default `train`: what is for validation or testing is left out.
     """
 
     path: str
@@ -45,41 +44,41 @@ def find_files(source: Source) -> list[str] | None:
     """The source's files, sorted; None where the path names no file (an embedded corpus or a hub data set).
 
     Raises:
-        DataError: the path does not exist, matches nothing, or holds no file of a known format.
+        DataError: the path does not exist, matches nothing, holds no file of a known format, or has not the split.
     """
-    path = Path(source.path).expanduser()
-    # A saved `datasets.DatasetDict` is a folder of splits: reading them all would mix test into train.
-    has_splits = (path / "dataset_dict.json").exists()
-    if path.exists() and (source.name is not None or (source.split != "train" and not has_splits)):
-        raise DataError(f"name and split: they choose from a hub data set, and {source.path!r} is a local path")
-    if path.is_dir():
-        folder = path / source.split if has_splits else path
-        inside = sorted(str(file) for file in folder.rglob("*") if file.is_file() and _visible(file, folder))
-        return _known(inside, source.path)
-    if path.exists():
-        return _known([str(path)], source.path)
-    if glob.has_magic(source.path):
-        matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
-        return _known(sorted(match for match in matches if Path(match).is_file()), source.path)
-    if source.path in CORPORA or (HUB_ID.fullmatch(source.path) and not format_of(source.path)):
-        return None
-    hint = "" if "/" in source.path or format_of(source.path) else f"; embedded corpora: {', '.join(CORPORA)}"
-    raise DataError(f"path: {source.path!r} does not exist (looked in {Path.cwd()}){hint}")
+    if source.name is not None and Path(source.path).expanduser().exists():
+        raise DataError(f"name: it chooses from a hub data set, and {source.path!r} is a local path")
+    found = look(source.path)
+    if found is None:
+        if source.path in CORPORA or (HUB_ID.fullmatch(source.path) and not format_of(source.path)):
+            return None
+        hint = "" if "/" in source.path or format_of(source.path) else f"; embedded corpora: {', '.join(CORPORA)}"
+        raise DataError(f"path: {source.path!r} does not exist (looked in {Path.cwd()}){hint}")
+    return found.of_split(source.split)
 
 
-def _visible(file: Path, folder: Path) -> bool:
-    return file.name not in NOT_DATA and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+def validation_of(source: Source) -> Source | None:
+    """The same source's files for validation; None where no file's name tells that it is."""
+    found = look(source.path)
+    splits = found.splits if found is not None else {}
+    return replace(source, split=VALIDATION, weight=None) if source.split == TRAIN and VALIDATION in splits else None
 
 
-def _known(files: list[str], path: str) -> list[str]:
-    known = [file for file in files if format_of(file)]
-    if known:
-        return known
-    if not files:
-        raise DataError(f"path: {path!r} holds no files; it matches nothing that could be read")
-    found = Counter("".join(Path(file).suffixes[-2:]) or Path(file).name for file in files)
-    names = ", ".join(f"{suffix} ({count})" for suffix, count in found.most_common(5))
-    raise DataError(f"path: {path!r} holds none of {', '.join(SUFFIXES)} (text also as .gz, .zst); found {names}")
+def to_validate_on(source: Source) -> Source:
+    """A path that was named for validation: its files for validation, else those for testing, else what is there."""
+    found = look(source.path)
+    split = next((split for split in (VALIDATION, TEST) if found is not None and split in found.splits), source.split)
+    return replace(source, split=split)
+
+
+def files_in_words(source: Source, validates: bool) -> list[str]:
+    """Lines to print: which of the source's files are left out.
+
+    Args:
+        validates: whether the files for validation validate.
+    """
+    found = look(source.path)
+    return [] if found is None else found.in_words(source.split, validates)
 
 
 def resolve(source: Source, root: Path, look_again: bool = True) -> list[Unit]:

@@ -107,7 +107,7 @@ MISTAKES = {
     "val_path and val_share": {"val_path": "x.txt", "val_share": 0.1},
     "val_share: it must be at least 0 and below 1": {"val_share": 1.0},
     "give a weight to all of them or to none": {"path": None, "sources": [TextSource("a", 1), TextSource("b")]},
-    "name and split: they choose from a hub data set": {"path": None, "sources": [TextSource(".", name="en")]},
+    "name: it chooses from a hub data set": {"path": None, "sources": [TextSource(".", name="en")]},
     "a weight must be above 0": {"path": None, "sources": [TextSource("a", 0)]},
 }
 

@@ -165,6 +165,17 @@ def test_held_out_prompts_are_never_learned_from(make, plain):
     assert len(module.example_prompts(3)) == 3
 
 
+def test_a_folder_s_splits_are_kept_apart(make, plain, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split in ("train", "valid", "test"):
+        (folder / f"{split}.jsonl").write_text(json.dumps({"prompt": f"{split} prompt"}) + "\n")
+    module = make([], plain, path=str(folder), val_share=None, batch_size=1)
+    (batch,) = batches(module, 1)
+    assert batch["prompts"] == ["train prompt"]
+    assert [batch["prompts"] for batch in module.val_dataloader()] == [["valid prompt"]]
+
+
 def test_the_last_validation_batch_may_hold_nothing(make, plain):
     module = make([{"prompt": "what"}] * 3, plain, batch_size=2)
     loader = EvaluationLoader(module._train, SequentialOrder(3, 4), module._collator, 2, rank=1, num_ranks=2)
