@@ -144,8 +144,9 @@ class PackedDataModule(LightningDataModule):
             DataError: what is wrong, and the way out.
         """
         self.check_settings()
-        for source in [*self._train_sources(), *self._val_sources()]:
-            self.peek(source, cache_root(self.cache_dir))
+        for sources in (self._train_sources, self._val_sources):
+            for source in sources():
+                self.peek(source, cache_root(self.cache_dir))
 
     def check_settings(self) -> None:
         """Raises `DataError` for settings that exclude each other or lie outside of their range."""
