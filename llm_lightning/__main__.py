@@ -22,12 +22,13 @@ commands:
   merge      add an adapter to the weights of its network
   slurm      submit one of these, or a chain of stages, to a cluster
   workspace  make a W&B workspace that shows what matters of a stage
+  configs    list the configurations that --config takes by name, or copy them
 
 The first things to try:
-  llm-lightning fit --config configs/quickstart/pretrain.yaml
-  llm-lightning fit --config configs/pretrain.yaml --data.path my_texts/ --trainer.max_steps 1000
-  llm-lightning fit --config configs/sft.yaml --model.backbone.path MODEL --data.path my.jsonl
-  llm-lightning fit --config configs/pretrain.yaml --print_config
+  llm-lightning fit --config quickstart/pretrain
+  llm-lightning fit --config pretrain --data.path my_texts/ --trainer.max_steps 1000
+  llm-lightning fit --config sft --model.backbone.path MODEL --data.path my.jsonl
+  llm-lightning fit --config pretrain --print_config
 
 Settings come from YAML files and flags, a later one over an earlier one, and from environment variables such as
 LLM_LIGHTNING__TRAINER__MAX_STEPS=100. `llm-lightning fit --help` lists them; `--model.help CausalPretraining` and
@@ -42,6 +43,7 @@ options:
 # Commands with flags of their own, and where their `run` is.
 OTHERS = {
     "ablate": "llm_lightning.ablation",
+    "configs": "llm_lightning.shipped_configs",
     "merge": "llm_lightning.merge",
     "slurm": "llm_lightning.launch.command",
     "workspace": "llm_lightning.loggers.workspaces",

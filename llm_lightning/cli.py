@@ -52,6 +52,7 @@ from llm_lightning.precision import default_precision, use_fast_float32
 from llm_lightning.rollouts import LocalEngine
 from llm_lightning.run_folder import RunConfig, move_aside, saved_precision
 from llm_lightning.run_trainer import RunTrainer
+from llm_lightning.shipped_configs import with_found_configs
 from llm_lightning.short_names import prefer_in_yaml
 
 # jsonargparse finds a class by its short name once it is imported: --model CausalPretraining.
@@ -106,7 +107,7 @@ class TrainingCLI(LightningCLI):
             parser_kwargs=strict | {"prog": "llm-lightning"} | commands,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            args=args,
+            args=with_found_configs(args),
             auto_configure_optimizers=False,
             # It would write class paths into checkpoints that are imported on loading.
             load_from_checkpoint_support=False,
