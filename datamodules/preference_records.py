@@ -8,7 +8,7 @@ from typing import Any
 
 from datamodules.bad_records import LeftOut
 from datamodules.records import Fields, Turn
-from datamodules.turns import UnfitError, kind_of, message_of, text_of, tools_of
+from datamodules.turns import ROLES, UnfitError, kind_of, message_of, text_of, tools_of
 from datamodules.units import Bad, Record
 
 Message = dict[str, Any]
@@ -18,6 +18,7 @@ EMPTY, IDENTICAL = LeftOut("with an empty answer"), LeftOut("of two answers that
 # How Anthropic's sets write conversations down; what stands before the first mark is nobody's.
 TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+SYSTEM_ROLES = ("system", "developer")
 
 FIRST, SECOND, TIE = "first", "second", "tie"
 # What a label of a pair usually says. 0 is left out: it is the first answer to some and a tie to others.
@@ -110,7 +111,7 @@ def _conversation(fields: Fields, prompt: list[Turn], name: str) -> list[Message
             "\\n\\nAssistant: ...) nor a list of messages, and no column holds one"
         )
     system = fields.optional_text("system")
-    if system and all(message["role"] not in ("system", "developer") for message in messages):
+    if system and all(message["role"] not in SYSTEM_ROLES for message in messages):
         messages.insert(0, {"role": "system", "content": system})
     return messages
 
@@ -120,18 +121,51 @@ def _with_answer(fields: Fields, prompt: list[Turn], name: str) -> list[Turn]:
     answer = fields.record[column]
     if isinstance(answer, str):
         transcript = list(_transcript(text_of(answer, f"column {column!r}"), column))
-        # Without a prompt of its own the text has to be one; behind a prompt it may repeat it.
-        if transcript and (not prompt or len(transcript) > 1):
-            return transcript
-        return [*prompt, Turn(f"column {column!r}", {"role": "assistant", "content": answer})]
+        # Without a prompt of its own the text has to be one; behind a prompt it is one where it repeats the prompt, and
+        # else an answer that happens to be a dialogue.
+        is_whole = transcript and (not prompt or _lines(transcript[-1:])[0][0] == "assistant")
+        whole = _whole(prompt, transcript) if is_whole else None
+        return whole or [*prompt, Turn(f"column {column!r}", {"role": "assistant", "content": answer})]
     if isinstance(answer, dict):
         return [*prompt, Turn(f"column {column!r}", answer)]
     if answer is None:
         return [*prompt, Turn(f"column {column!r}", {"role": "assistant", "content": ""})]
     turns = list(fields.turns(name))
+    if _is_blank(turns[0].said) or _message(turns[0])["role"] == "assistant":
+        return [*prompt, *turns]
     # Some sets have a prompt, and behind it answers that are the whole conversation.
-    is_whole = _message(turns[0])["role"] != "assistant" if not _is_blank(turns[0].said) else False
-    return turns if is_whole else [*prompt, *turns]
+    if not (whole := _whole(prompt, turns)):
+        raise UnfitError(
+            f"column {column!r} is a conversation that does not begin with the prompt beside it; take the prompt's "
+            "column out, or let the answers begin with the assistant's turn"
+        )
+    return whole
+
+
+def _whole(prompt: list[Turn], turns: list[Turn]) -> list[Turn] | None:
+    """The turns, where they are the prompt and what follows it; the prompt's system message stays if they lack it."""
+    asked, said = _lines(prompt), _lines(turns)
+    system = [line for line in asked if line[0] in SYSTEM_ROLES]
+    rest = [line for line in asked if line[0] not in SYSTEM_ROLES]
+    while rest and rest[-1][0] == "assistant":  # of a whole conversation beside the answers
+        rest.pop()
+    if [line for line in said if line[0] not in SYSTEM_ROLES][: len(rest)] != rest:
+        return None
+    own = [line for line in said if line[0] in SYSTEM_ROLES]
+    if own or not system:
+        return turns if all(line in own for line in system) else None
+    return [*(turn for turn, line in zip(prompt, asked, strict=True) if line in system), *turns]
+
+
+def _lines(turns: list[Turn]) -> list[tuple[str, str]]:
+    """Who says what, in a form that is the same for the same turn however a set writes it down."""
+    lines = []
+    for turn in turns:
+        said = turn.said if isinstance(turn.said, dict) else {}
+        role, content = said.get("role", said.get("from")), said.get("content", said.get("value"))
+        is_text = isinstance(content, str)
+        lines.append((ROLES.get(str(role).lower(), str(role)), " ".join(content.split()) if is_text else str(content)))
+    return lines
 
 
 def _message(turn: Turn) -> Message:

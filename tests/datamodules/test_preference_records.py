@@ -61,6 +61,42 @@ def test_one_preference_in_every_shape(record):
     assert both(convert(record)) == EXPECTED
 
 
+PLAY = "\n\nHuman: Are you alive?\n\nAssistant: I am a robot.\n\nHuman: Cool!\n\nAssistant: Thank you."
+DIALOGUES = [PLAY, "Human: Hello.\n\nAssistant: Hi there.", "Assistant: sí.", "Human: Write a short play."]
+
+
+@pytest.mark.parametrize("dialogue", DIALOGUES)
+@pytest.mark.parametrize("shape", ["prompt", "messages", "conversations", "question", "labelled", "transcript"])
+def test_an_answer_that_is_a_dialogue_keeps_its_prompt(dialogue, shape):
+    asked = [{"role": "user", "content": "Write a short play."}]
+    record = {
+        "prompt": {"prompt": asked[0]["content"], "chosen": dialogue, "rejected": "No."},
+        "messages": {"messages": asked, "chosen": dialogue, "rejected": "No."},
+        "conversations": {"conversations": asked, "chosen": dialogue, "rejected": {"from": "gpt", "value": "No."}},
+        "question": {"question": asked[0]["content"], "response_j": dialogue, "response_k": "No."},
+        "labelled": {"instruction": asked[0]["content"], "output_1": "No.", "output_2": dialogue, "label": 2},
+        "transcript": {"prompt": "\n\nHuman: Write a short play.\n\nAssistant:", "chosen": dialogue, "rejected": "No."},
+    }[shape]
+    chosen, rejected = both(convert(record))
+    assert chosen == [*asked, {"role": "assistant", "content": dialogue}]
+    assert rejected == [*asked, {"role": "assistant", "content": "No."}]
+
+
+def test_a_conversation_behind_a_prompt_has_to_begin_with_it():
+    whole = "Human: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: "
+    for prompt in ("a", "\n\nHuman: a\n\nAssistant:", "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"):
+        found = both(convert({"prompt": prompt, "chosen": whole + "d", "rejected": whole + "e"}))
+        assert found == (talk("a", "b", "c", "d"), talk("a", "b", "c", "e"))
+    system = {"role": "system", "content": "s"}
+    record = {"prompt": [system, *talk("a")], "chosen": talk("a", "b"), "rejected": talk("a", "c")}
+    assert both(convert(record)) == ([system, *talk("a", "b")], [system, *talk("a", "c")])
+    record = {"messages": talk("a", "b"), "chosen": talk("a", "b"), "rejected": talk("a", "c")}
+    assert both(convert(record)) == (talk("a", "b"), talk("a", "c"))
+    for prompt in ("You are a pirate.", [system | {"content": "t"}, *talk("a")]):
+        record = {"prompt": prompt, "chosen": [system, *talk("a", "b")], "rejected": talk("a", "c")}
+        assert "does not begin with the prompt" in convert(record).reason
+
+
 def test_ties_margins_and_scores():
     tie = convert({"prompt": "a", "output_1": "b", "output_2": "c", "label": "tie", "score_1": 3, "score_2": "3.5"})
     assert tie.is_tie and tie.scores == (3.0, 3.5)
