@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -57,6 +57,7 @@ class PromptEncoder:
         template: writes conversations down; None where there is no chat template.
         chat: whether a text is what a user says, to be written down by the template.
         column: where the prompt stands; None: the first of `FIELDS` that is filled.
+        check: from a record's other columns to why rewards could not judge an answer to it, or None.
     """
 
     tokenizer: Tokenizer
@@ -64,6 +65,7 @@ class PromptEncoder:
     template: ChatTemplate | None
     chat: bool
     column: str | None
+    check: Callable[[dict[str, Any]], str | None] | None = None
 
     def prompts(self, unit: Unit, bad: BadRecords) -> Iterator[Prompt]:
         """The unit's prompts, streaming."""
@@ -81,6 +83,8 @@ class PromptEncoder:
                     raise UnfitError(record.reason)
                 said, columns = split_record(record, self.column)
                 text = self._text(said)
+                if self.check is not None and (reason := self.check(columns)):
+                    raise UnfitError(reason)
             except UnfitError as unfit:
                 bad.note(place, Bad(str(unfit)))
                 continue

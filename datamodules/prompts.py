@@ -63,6 +63,8 @@ class PromptDataModule(LightningDataModule):
 
     Attributes:
         tokenizer: the tokenizer, once `setup` ran.
+        record_check: from a record's columns to why rewards could not judge an answer to it, or None; such a record is
+            a bad one. Its `key` names it in the cache. The module that trains sets it.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class PromptDataModule(LightningDataModule):
         self.on_bad_record = on_bad_record
         self.cache_dir = cache_dir
         self.tokenizer: PreTrainedTokenizerFast | None = None
+        self.record_check: Any = None
         self._files: list[Path] = []
         self._train = self._val = Prompts([], np.empty(0, np.int64))
         self._position = 0
@@ -179,7 +182,8 @@ class PromptDataModule(LightningDataModule):
         encoder = self._encoder
         template = None if encoder.template is None else encoder.template.jinja
         parts = [unit.digest, unit.start, unit.stop, encoder.tokenizer.to_str(), encoder.prefix]
-        key = key_of(VERSION, *parts, template, encoder.chat, self.column, self.on_bad_record)
+        check = None if self.record_check is None else self.record_check.key
+        key = key_of(VERSION, *parts, template, encoder.chat, self.column, self.on_bad_record, check)
         folder = root / "prompts" / key
         if not folder.exists():
             with build_lock(folder.parent, "prompts"), room_on_disk(root):
@@ -188,7 +192,7 @@ class PromptDataModule(LightningDataModule):
                     with atomic_folder(folder) as temporary:
                         num_bad = write_prompts(temporary / "prompts.arrow", [unit], encoder, self.on_bad_record)
                     if num_bad:
-                        rank_zero_warn(f"{unit.path}: {num_bad:,} records without a usable prompt were left out.")
+                        rank_zero_warn(f"{unit.path}: {num_bad:,} records that cannot be used were left out.")
         return folder / "prompts.arrow"
 
     @cached_property
@@ -207,7 +211,7 @@ class PromptDataModule(LightningDataModule):
         tokenizer = self._chat_tokenizer
         template = template_of(tokenizer) if tokenizer.chat_template else None
         chat = template is not None if self.chat is None else self.chat
-        return PromptEncoder(bare(tokenizer), framing(tokenizer).prefix, template, chat, self.column)
+        return PromptEncoder(bare(tokenizer), framing(tokenizer).prefix, template, chat, self.column, self.record_check)
 
     def describe(self) -> dict[str, Any]:
         """What is trained on, for experiment trackers: `path`, `files` (named by their content) and their number."""

@@ -4,6 +4,7 @@ from typing import Any
 
 from llm_lightning.errors import UserError
 from llm_lightning.models import residual
+from llm_lightning.rewards import RecordCheck
 
 
 def check_ppo(module: Any, datamodule: Any) -> None:
@@ -86,6 +87,7 @@ def _check_data(module: Any, datamodule: Any) -> None:
     prompt_tokens = getattr(datamodule, "max_prompt_tokens", None)
     if prompt_tokens is None:
         raise UserError(f"PPO learns from prompts, and {type(datamodule).__name__} has none: --data PromptDataModule.")
+    datamodule.record_check = RecordCheck(module.rewards)
     longest = getattr(module.backbone.read_config().get_text_config(), "max_position_embeddings", None)
     new_tokens = module.sampling.max_new_tokens
     if longest and prompt_tokens + new_tokens > longest:

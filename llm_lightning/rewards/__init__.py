@@ -3,13 +3,14 @@
 from llm_lightning.rewards.instructions import InstructionsFollowed
 from llm_lightning.rewards.reward_model import RewardModel
 from llm_lightning.rewards.rules import FinalAnswer, Length, Pattern
-from llm_lightning.rewards.scoring import Reward, RewardError, RewardFunction, score
+from llm_lightning.rewards.scoring import RecordCheck, Reward, RewardError, RewardFunction, score
 
 __all__ = [
     "FinalAnswer",
     "InstructionsFollowed",
     "Length",
     "Pattern",
+    "RecordCheck",
     "Reward",
     "RewardError",
     "RewardFunction",

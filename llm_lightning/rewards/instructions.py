@@ -41,6 +41,25 @@ class InstructionsFollowed:
             rewards.append(float(share == 1) if self.strict else share)
         return rewards
 
+    def check_record(self, columns: Mapping[str, Any]) -> str | None:
+        """See `RecordCheck`: each check is tried on a word."""
+        for name in (self.ids, self.arguments):
+            if not isinstance(columns.get(name), list):
+                return f"InstructionsFollowed needs the column {name!r} with a list, not {columns.get(name)!r}"
+        ids, arguments = columns[self.ids], columns[self.arguments]
+        if len(ids) != len(arguments):
+            return f"InstructionsFollowed: {self.ids} has {len(ids)} entries, {self.arguments} has {len(arguments)}"
+        for name, given in zip(ids, arguments, strict=True):
+            if name in self.skip:
+                continue
+            try:
+                _check(name)("word", given or {})
+            except UserError as error:
+                return str(error)
+            except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
+                return f"InstructionsFollowed: {name} with {given!r}: {type(error).__name__}: {error}"
+        return None
+
 
 def _check(name: str) -> Check:
     if name not in CHECKS:

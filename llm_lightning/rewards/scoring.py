@@ -35,6 +35,35 @@ class Reward:
     weight: float = 1.0
 
 
+@dataclass(frozen=True)
+class RecordCheck:
+    """Finds records whose answers could not be judged, before a model has written any.
+
+    A reward takes part by a method `check_record(columns)`: why a record with these columns is of no use to it, None
+    where it is.
+
+    Args:
+        rewards: by name.
+    """
+
+    rewards: Mapping[str, Reward]
+
+    def __call__(self, columns: Mapping[str, Any]) -> str | None:
+        """The first reason that a reward has against a record; None where none has any."""
+        for reward in self._taking_part():
+            if (reason := reward.check_record(columns)) is not None:
+                return reason
+        return None
+
+    @property
+    def key(self) -> str:
+        """Names what is looked at: other settings, another key."""
+        return repr(self._taking_part())
+
+    def _taking_part(self) -> list[Any]:
+        return [r.function for r in self.rewards.values() if callable(getattr(r.function, "check_record", None))]
+
+
 def score(
     rewards: Mapping[str, Reward], prompts: list[Prompt], completions: list[str], columns: Columns
 ) -> dict[str, list[float]]:

@@ -38,7 +38,7 @@ def chat(tmp_path_factory, plain):
 def make(tmp_path):
     """A DataModule over records, set up."""
 
-    def build(records, tokenizer, **options):
+    def build(records, tokenizer, record_check=None, **options):
         lines = [r if isinstance(r, str) else json.dumps(r) for r in records]
         (tmp_path / "prompts.jsonl").write_text("".join(line + "\n" for line in lines))
         options = {
@@ -47,6 +47,7 @@ def make(tmp_path):
             "val_share": 0.0,
         } | options
         module = PromptDataModule(tokenizer=tokenizer, **options)
+        module.record_check = record_check
         module.prepare_data()
         module.setup("fit")
         return module
@@ -216,8 +217,29 @@ def test_a_bad_record_is_named_by_file_and_line(make, chat, record, message):
     assert "prompts.jsonl:2" in str(caught.value)
     assert re.search(message, str(caught.value)), str(caught.value)
     assert "on_bad_record=skip" in str(caught.value)
-    with pytest.warns(UserWarning, match="1 records without a usable prompt were left out"):
+    with pytest.warns(UserWarning, match="1 records that cannot be used were left out"):
         assert len(make([good, record], chat, on_bad_record="skip", batch_size=1)._train) == 1
+
+
+class HasAnswer:
+    key = "HasAnswer"
+
+    def __call__(self, columns):
+        return None if "answer" in columns else f"no answer among {sorted(columns)}"
+
+
+def test_records_that_no_reward_can_judge_are_bad(make, plain, tmp_path):
+    records = [{"prompt": f"is it {i}?", "answer": i} for i in range(40)] + [{"prompt": "is it?", "note": 1}]
+    assert len(make(records, plain)._train) == 41  # in the cache without the check
+    module = make(records, plain, on_bad_record="skip", record_check=HasAnswer())
+    assert len(module._train) == 40
+    with pytest.raises(DataError, match=r"prompts\.jsonl:41: no answer among \['note'\]"):
+        make(records, plain, record_check=HasAnswer())
+    early = PromptDataModule(path=str(tmp_path / "prompts.jsonl"), tokenizer=plain, cache_dir=str(tmp_path / "new"))
+    early.record_check = HasAnswer()
+    with pytest.raises(DataError, match=r"prompts\.jsonl:41: no answer among \['note'\]"):
+        early.check()
+    assert not (tmp_path / "new" / "prompts").exists()
 
 
 def test_a_conversation_without_a_chat_template(make, plain):

@@ -133,6 +133,19 @@ def test_a_broken_reward_is_one_message(run, ppo_folder, name):
     assert "Traceback" not in output
 
 
+def test_a_record_without_an_answer_is_named_before_any_network_is_built(in_process, ppo_folder):
+    final = ("--model.rewards.vowels.function=llm_lightning.rewards.FinalAnswer",)
+    with (ppo_folder / "prompts.jsonl").open("a") as file:
+        file.write('{"prompt": "How many?", "answer": "several"}\n')
+    code, output = in_process(*FIT, *final)
+    assert code == 2
+    assert "prompts.jsonl:61: FinalAnswer: column 'answer' holds no number" in output
+    assert "Traceback" not in output and not (ppo_folder / "runs/ppo/checkpoints").exists()
+    code, output = in_process(*FIT, *final, "--model.rewards.vowels.function.init_args.column=solution")
+    assert code == 2
+    assert "prompts.jsonl:1: FinalAnswer.column='solution': the record has the columns" in output
+
+
 def test_an_empty_prompt_is_named(in_process, ppo_folder):
     with (ppo_folder / "prompts.jsonl").open("a") as file:
         file.write('{"prompt": "", "answer": 1}\n')

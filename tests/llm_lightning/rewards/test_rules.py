@@ -6,26 +6,11 @@ from pathlib import Path
 import pytest
 
 from llm_lightning.errors import UserError
-from llm_lightning.rewards import FinalAnswer, InstructionsFollowed, Length, Pattern
+from llm_lightning.rewards import FinalAnswer, InstructionsFollowed, Length, Pattern, RecordCheck, Reward
+from llm_lightning.rewards.final_number import final_number
 from llm_lightning.rewards.instructions import CHECKS
-from llm_lightning.rewards.rules import final_number
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("He has 3 and 4.\n#### 72", 72), ("#### 1,234.50", 1234.5), ("so \\boxed{7} of 9", 7), ("it is $18.00.", 18),
-        ("first 3, then -4", -4), ("#### 5 apples and 6 pears", 5), ("none", None), ("#### none, though 5 came", None),
-        ("2+2 = 4.", 4), ("about .5", 0.5), ("", None), ("1 #### 2 #### 3", 3),
-    ],
-)  # fmt: skip
-def test_final_numbers(text, number):
-    if text == "#### none, though 5 came":
-        assert final_number(text) == 5  # behind the mark, wherever
-    else:
-        assert final_number(text) == number
 
 
 def test_final_answer():
@@ -34,8 +19,27 @@ def test_final_answer():
     assert FinalAnswer()([""], ["no number at all"], {"answer": ["4"]}) == [0]
     with pytest.raises(UserError, match=r"FinalAnswer\.column='result': the data has the columns answer"):
         FinalAnswer("result")([""], ["4"], {"answer": ["4"]})
-    with pytest.raises(ValueError, match="'answer' holds no number: 'four'"):
+    with pytest.raises(ValueError, match="'answer' holds no number, or more than one plain number: 'four'"):
         FinalAnswer()([""], ["4"], {"answer": ["four"]})
+
+
+def test_records_that_cannot_be_judged_are_found_without_an_answer():
+    check = RecordCheck({"correct": Reward(FinalAnswer()), "short": Reward(Length(4))})
+    assert check({"answer": "#### 4"}) is None
+    assert "FinalAnswer.column='answer': the record has the columns solution" in check({"solution": "4"})
+    for answer in ("four", None, True, ["4"], "2\\sqrt{3}", float("nan"), "(1, 2)"):
+        assert "'answer' holds no number" in check({"answer": answer}), answer
+    with pytest.warns(UserWarning, match=r"right answer '1\.500' is taken for 1\.5\. Where 1500 is meant"):
+        assert check({"answer": "1.500"}) is None
+    assert RecordCheck({"correct": Reward(FinalAnswer("solution"))}).key != check.key
+
+    follows = RecordCheck({"followed": Reward(InstructionsFollowed())})
+    assert follows({"instruction_id_list": ["punctuation:no_comma"], "kwargs": [None]}) is None
+    assert "there is no check for 'no:such'" in follows({"instruction_id_list": ["no:such"], "kwargs": [{}]})
+    assert "has 1 entries, kwargs has 0" in follows({"instruction_id_list": ["punctuation:no_comma"], "kwargs": []})
+    missing = {"instruction_id_list": ["keywords:existence"], "kwargs": [{}]}
+    assert "keywords:existence with {}: KeyError: 'keywords'" in follows(missing)
+    assert "needs the column 'kwargs'" in follows({"instruction_id_list": []})
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="needs the shared data")
@@ -44,8 +48,8 @@ def test_final_answers_of_gsm8k_and_mgsm():
     solutions = [record["answer"] for record in records]
     assert len(solutions) == 1319
     assert FinalAnswer()([""] * 1319, solutions, {"answer": solutions}) == [1.0] * 1319
-    numbers = [str(final_number(s)) for s in solutions]
-    wrong = [f"The answer is {float(n) + 1:,}." for n in numbers]
+    numbers = [float(final_number(s).values[0]) for s in solutions]
+    wrong = [f"The answer is {n + 1:,}." for n in numbers]
     assert FinalAnswer()([""] * 1319, wrong, {"answer": solutions}) == [0.0] * 1319
     rows = [line.split("\t") for line in (DATA / "mgsm/es.tsv").read_text().splitlines() if line]
     assert (
