@@ -32,7 +32,8 @@ class ChatDataModule(PackedDataModule):
     Args:
         path: what to read; several paths are read as one, every row once an epoch.
         sources: the same with weights and options for each; excludes `path`.
-        columns: how columns are called that have other names, such as `{question: frage, answer: antwort}`.
+        columns: how columns are called that have other names, such as `{question: frage, answer: antwort}`. Several
+            columns are read as one text, in that order: `{prompt: [body, question]}`.
         template: a chat template by name (`chatml`, `llama3`, `mistral`) or file. None: the tokenizer's own; where it
             has none but the tokens of ChatML, `chatml`. It is saved with the model.
         seq_len: T, tokens of a row.
@@ -45,7 +46,7 @@ class ChatDataModule(PackedDataModule):
         self,
         path: str | list[str] | None = None,
         sources: list[RecordSource] | None = None,
-        columns: dict[str, str] | None = None,
+        columns: dict[str, str | list[str]] | None = None,
         template: str | None = None,
         seq_len: int = DEFAULT_SEQ_LEN,
         **kwargs: Any,

@@ -110,11 +110,11 @@ class ChatTemplate:
         conversation = Conversation(messages, [False] * len(messages), tools)
         return self._guarded(lambda: self._text(conversation, len(messages)))
 
-    def prompt(self, messages: list[dict[str, Any]]) -> str | Bad:
+    def prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str | Bad:
         """What a model reads before it has to reply to these messages."""
         if forged := self._forged(messages):
             return forged
-        conversation = Conversation(messages, [False] * len(messages))
+        conversation = Conversation(messages, [False] * len(messages), tools)
         return self._guarded(lambda: self._text(conversation, len(messages), reply=True))
 
     def end_of_turn(self) -> str:

@@ -1,24 +1,18 @@
 """A record of preference data as two conversations, of which one is preferred, whatever the shape it is written in."""
 
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from datamodules.bad_records import LeftOut
-from datamodules.records import Fields, Turn
-from datamodules.turns import ROLES, UnfitError, kind_of, message_of, text_of, tools_of
+from datamodules.prompt_turns import SYSTEM_ROLES, Message, prompt_turns, read_turn, transcript, with_system
+from datamodules.record_fields import Fields, Turn
+from datamodules.record_shapes import Columns
+from datamodules.turns import ROLES, UnfitError, is_blank, kind_of, text_of, tools_of
 from datamodules.units import Bad, Record
 
-Message = dict[str, Any]
-
 EMPTY, IDENTICAL = LeftOut("with an empty answer"), LeftOut("of two answers that are the same")
-
-# How Anthropic's sets write conversations down; what stands before the first mark is nobody's.
-TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
-SPEAKERS = {"Human": "user", "Assistant": "assistant"}
-SYSTEM_ROLES = ("system", "developer")
 
 FIRST, SECOND, TIE = "first", "second", "tie"
 # What a label of a pair usually says. 0 is left out: it is the first answer to some and a tie to others.
@@ -55,7 +49,7 @@ class Preference:
 
 
 def preference_of(
-    record: Record, shape: str, columns: Mapping[str, str] | None, labels: Mapping[str, str] | None = None
+    record: Record, shape: str, columns: Columns | None, labels: Mapping[str, str] | None = None
 ) -> Preference | Bad | LeftOut:
     """The record as a preference, or what is wrong with it, or why it says nothing.
 
@@ -74,13 +68,11 @@ def preference_of(
 
 def _preference(fields: Fields, shape: str, labels: Mapping[str, str]) -> Preference | LeftOut:
     names, scores, verdict = ("chosen", "rejected"), ("chosen_score", "rejected_score"), FIRST
-    if shape == "question-pair":
-        names = ("response_j", "response_k")
-    elif shape.startswith("labelled"):
+    if shape.startswith("labelled"):
         names, scores, verdict = ("output_1", "output_2"), ("score_1", "score_2"), _verdict(fields, labels)
     if verdict == SECOND:
         names, scores = names[::-1], scores[::-1]
-    prompt = [] if shape == "whole-pair" else list(PROMPTS[shape](fields))
+    prompt = [] if shape == "whole-pair" else list(prompt_turns(fields, shape))
     chosen, rejected = (_conversation(fields, prompt, name) for name in names)
     if chosen is None or rejected is None:
         return EMPTY
@@ -100,9 +92,9 @@ def _conversation(fields: Fields, prompt: list[Turn], name: str) -> list[Message
     """The messages with one of the answers; None where the answer is empty."""
     turns = _with_answer(fields, prompt, name)
     last = turns[-1].said
-    if _is_blank(last):
+    if is_blank(last):
         return None
-    messages = [_message(turn) for turn in turns]
+    messages = [read_turn(turn)[0] for turn in turns]
     if messages[-1]["role"] != "assistant":
         raise UnfitError(f"column {fields.column(name)!r} does not end with the assistant's turn")
     if len(messages) == 1:
@@ -110,28 +102,25 @@ def _conversation(fields: Fields, prompt: list[Turn], name: str) -> list[Message
             f"column {fields.column(name)!r} has no prompt: it is neither a transcript (\\n\\nHuman: ... "
             "\\n\\nAssistant: ...) nor a list of messages, and no column holds one"
         )
-    system = fields.optional_text("system")
-    if system and all(message["role"] not in SYSTEM_ROLES for message in messages):
-        messages.insert(0, {"role": "system", "content": system})
-    return messages
+    return with_system(fields, messages)
 
 
 def _with_answer(fields: Fields, prompt: list[Turn], name: str) -> list[Turn]:
     column = fields.column(name)
     answer = fields.record[column]
     if isinstance(answer, str):
-        transcript = list(_transcript(text_of(answer, f"column {column!r}"), column))
+        spoken = transcript(text_of(answer, f"column {column!r}"), column)
         # Without a prompt of its own the text has to be one; behind a prompt it is one where it repeats the prompt, and
         # else an answer that happens to be a dialogue.
-        is_whole = transcript and (not prompt or _lines(transcript[-1:])[0][0] == "assistant")
-        whole = _whole(prompt, transcript) if is_whole else None
+        is_whole = spoken and (not prompt or _lines(spoken[-1:])[0][0] == "assistant")
+        whole = _whole(prompt, spoken) if is_whole else None
         return whole or [*prompt, Turn(f"column {column!r}", {"role": "assistant", "content": answer})]
     if isinstance(answer, dict):
         return [*prompt, Turn(f"column {column!r}", answer)]
     if answer is None:
         return [*prompt, Turn(f"column {column!r}", {"role": "assistant", "content": ""})]
     turns = list(fields.turns(name))
-    if _is_blank(turns[0].said) or _message(turns[0])["role"] == "assistant":
+    if is_blank(turns[0].said) or read_turn(turns[0])[0]["role"] == "assistant":
         return [*prompt, *turns]
     # Some sets have a prompt, and behind it answers that are the whole conversation.
     if not (whole := _whole(prompt, turns)):
@@ -168,60 +157,19 @@ def _lines(turns: list[Turn]) -> list[tuple[str, str]]:
     return lines
 
 
-def _message(turn: Turn) -> Message:
-    try:
-        return message_of(turn.said, "train")[0]
-    except UnfitError as unfit:
-        raise UnfitError(f"{turn.where}: {unfit}") from unfit
+def first_answer(shape: str) -> str:
+    """The field of the answer that stands first."""
+    return "output_1" if shape.startswith("labelled") else "chosen"
 
 
-def _is_blank(said: Any) -> bool:
-    """Whether an answer says nothing: no text, and no call of a tool."""
-    if not isinstance(said, dict):
-        return False
-    content = said.get("content", said.get("value"))
-    is_blank = content is None or (isinstance(content, str) and not content.strip())
-    return is_blank and not (said.get("tool_calls") or said.get("function_call"))
-
-
-def _transcript(text: str, column: str) -> Iterator[Turn]:
-    """The turns of a text in Anthropic's form; nothing where it is none."""
-    before, *parts = TRANSCRIPT.split(text if text.startswith("\n\n") else f"\n\n{text}")
-    if before.strip():
-        return
-    for number, (speaker, said) in enumerate(zip(parts[::2], parts[1::2], strict=True), 1):
-        yield Turn(f"turn {number} of {column}", {"role": SPEAKERS[speaker], "content": said.strip()})
-
-
-def _prompt(fields: Fields) -> Iterator[Turn]:
-    if isinstance(fields.optional("prompt"), list):
-        yield from fields.turns("prompt")
-        return
-    text, column = fields.text("prompt"), fields.column("prompt")
-    turns = list(_transcript(text, column))
+def prompt_of_pair(fields: Fields, shape: str) -> list[Turn]:
+    """The turns before a pair's first answer, which need not be there; raises `UnfitError` where there are none."""
+    prompt = [] if shape == "whole-pair" else list(prompt_turns(fields, shape))
+    name = first_answer(shape)
+    turns = _with_answer(fields, prompt, name)[:-1]
     if not turns:
-        yield Turn("prompt", {"role": "user", "content": text})
-    # A transcript ends where the answer is to begin.
-    yield from turns[:-1] if turns and _is_blank(turns[-1].said) else turns
-
-
-def _question(fields: Fields) -> Iterator[Turn]:
-    yield Turn("question", {"role": "user", "content": fields.text("question")})
-
-
-def _instruction(fields: Fields) -> Iterator[Turn]:
-    text = "\n".join(filter(None, [fields.text("instruction"), fields.optional_text("input")]))
-    yield Turn("instruction", {"role": "user", "content": text})
-
-
-PROMPTS: dict[str, Callable[[Fields], Iterator[Turn]]] = {
-    "prompt-pair": _prompt,
-    "sharegpt-pair": lambda fields: fields.turns("conversations"),
-    "messages-pair": lambda fields: fields.turns("messages"),
-    "question-pair": _question,
-    "labelled-prompt": _prompt,
-    "labelled-instruction": _instruction,
-}
+        raise UnfitError(f"column {fields.column(name)!r} has no prompt, and no column holds one")
+    return turns
 
 
 def _verdict(fields: Fields, labels: Mapping[str, str]) -> str:

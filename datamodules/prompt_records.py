@@ -15,18 +15,18 @@ from datamodules.bad_records import BadRecords, OnBadRecord
 from datamodules.batches import bounded_batches
 from datamodules.chat_template import ChatTemplate
 from datamodules.formats import records
-from datamodules.record_shapes import is_empty
+from datamodules.preference_records import first_answer, prompt_of_pair
+from datamodules.prompt_turns import MAIN, Message, is_dialogue, prompt_turns, question_text, read_turn, with_system
+from datamodules.record_fields import Fields
+from datamodules.record_shapes import PREFERENCE_SHAPES, PROMPT_SHAPES, Columns, required
 from datamodules.shards import text_hash
-from datamodules.turns import UnfitError, kind_of, message_of, text_of
+from datamodules.turns import UnfitError, tools_of
 from datamodules.units import Bad, Record, Unit
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FIELDS = ("prompt", "messages", "conversations", "question", "instruction")
-"""Columns that a prompt may stand in, in the order in which they are looked for."""
-
-Said = str | list[dict[str, Any]]  # a text, or the messages of a conversation
+Said = str | list[Message]  # a text, or the messages of a conversation
 
 SCHEMA = pa.schema([("ids", pa.list_(pa.int32())), ("record", pa.string()), ("hash", pa.uint64())])
 
@@ -38,12 +38,14 @@ class Prompt(NamedTuple):
         ids: (n,) token ids.
         said: the text or the messages, as the data has them.
         columns: the record's other columns.
+        read: the columns that made the prompt, the one that it stands in first.
         number: of the prompt among all.
     """
 
     ids: np.ndarray
     said: Said
     columns: dict[str, Any]
+    read: list[str]
     number: int = -1
 
 
@@ -56,7 +58,6 @@ class PromptEncoder:
         prefix: ids before a plain text.
         template: writes conversations down; None where there is no chat template.
         chat: whether a text is what a user says, to be written down by the template.
-        column: where the prompt stands; None: the first of `FIELDS` that is filled.
         check: from a record's other columns to why rewards could not judge an answer to it, or None.
     """
 
@@ -64,82 +65,126 @@ class PromptEncoder:
     prefix: list[int]
     template: ChatTemplate | None
     chat: bool
-    column: str | None
     check: Callable[[dict[str, Any]], str | None] | None = None
 
     def prompts(self, unit: Unit, bad: BadRecords) -> Iterator[Prompt]:
-        """The unit's prompts, streaming."""
+        """The unit's prompts, streaming; its `shape` and `columns` say how they are read."""
         self.tokenizer.encode_special_tokens = False
         for batch in bounded_batches(self._written(unit, bad), lambda one: len(one[1])):
-            encodings = self.tokenizer.encode_batch_fast([text for _, text, _ in batch], add_special_tokens=False)
-            for (said, _, columns), encoding in zip(batch, encodings, strict=True):
-                prefix = self.prefix if isinstance(said, str) and not self.chat else []
-                yield Prompt(np.array([*prefix, *encoding.ids], np.int32), said, columns)
+            encodings = self.tokenizer.encode_batch_fast([text for _, text in batch], add_special_tokens=False)
+            prefix = [] if self.chat else self.prefix
+            for (asked, _), encoding in zip(batch, encodings, strict=True):
+                yield Prompt(np.array([*prefix, *encoding.ids], np.int32), asked.said, asked.others, asked.read)
 
-    def _written(self, unit: Unit, bad: BadRecords) -> Iterator[tuple[Said, str, dict[str, Any]]]:
+    def _written(self, unit: Unit, bad: BadRecords) -> Iterator[tuple[Asked, str]]:
         for place, record in records(unit):
             try:
                 if isinstance(record, Bad):
                     raise UnfitError(record.reason)
-                said, columns = split_record(record, self.column)
-                text = self._text(said)
-                if self.check is not None and (reason := self.check(columns)):
+                asked = prompt_of(record, unit.shape, unit.columns)
+                text = self._text(asked)
+                if self.check is not None and (reason := self.check(asked.others)):
                     raise UnfitError(reason)
             except UnfitError as unfit:
                 bad.note(place, Bad(str(unfit)))
                 continue
-            yield said, text, columns
+            yield asked, text
 
-    def _text(self, said: Said) -> str:
-        if isinstance(said, str) and not self.chat:
-            return said
-        if self.template is None:
-            raise UnfitError("it is a conversation, and the tokenizer has no chat template: name one by template")
-        messages = [{"role": "user", "content": said}] if isinstance(said, str) else said
-        written = self.template.prompt(messages)
+    def _text(self, asked: Asked) -> str:
+        if not self.chat:
+            return self._plain(asked)
+        assert self.template is not None
+        written = self.template.prompt(asked.messages, asked.tools)
         if isinstance(written, Bad):
             raise UnfitError(written.reason)
         return written
 
+    def _plain(self, asked: Asked) -> str:
+        """A text as it stands."""
+        if asked.text is not None and not asked.around:
+            return asked.text
+        found = (
+            f"its column {asked.around[0]!r} has no place in a plain text" if asked.around else "it is a conversation"
+        )
+        if self.template is None:
+            raise UnfitError(f"{found}, and the tokenizer has no chat template: name one by template")
+        raise UnfitError(f"{found}: leave out chat=false")
 
-def split_record(record: Record, column: str | None) -> tuple[Said, dict[str, Any]]:
-    """A record's prompt, and its other columns.
 
-    Of a conversation the prompt is what stands before the assistant's last turn, if that comes last. Alpaca's `input`
-    stands below its `instruction`.
+class Asked(NamedTuple):
+    """What a record asks.
+
+    Args:
+        text: what the user says, where the record holds a text; a system's turn and a history are not in it.
+        messages: as chat templates take them.
+        tools: JSON schemas.
+        others: the columns beside the one that the prompt stands in.
+        around: the columns that are no part of the text: a system's, a history, tools.
+        read: the columns that made the prompt, the one that it stands in first.
+    """
+
+    text: str | None
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None
+    others: dict[str, Any]
+    around: list[str]
+    read: list[str]
+
+    @property
+    def said(self) -> Said:
+        """The text where that is all, else the messages."""
+        alone = {"role": "user", "content": self.text}
+        return self.text if self.text is not None and self.messages == [alone] else self.messages
+
+
+def prompt_of(record: Record, shape: str, columns: Columns | None) -> Asked:
+    """What the record asks, by the same rules as in fine-tuning and reward modelling (`prompt_turns`).
+
+    Args:
+        shape: of `PROMPT_SHAPES`, as `detect_shape` found it for the set. Where the record has no prompt there, the
+            first shape is taken that it has one for.
 
     Raises:
-        UnfitError: there is no prompt, or it is empty.
+        UnfitError: there is no prompt, or it cannot be read.
     """
-    name = column or next((field for field in FIELDS if not is_empty(record.get(field))), None)
-    if name is None or name not in record:
-        wanted = column or " or ".join(FIELDS)
+    fields, main = Fields(record, columns), MAIN[shape]
+    if not _asks(fields, shape):
+        others = () if columns else PROMPT_SHAPES  # what is mapped is meant
+        shape = next((name for name in others if all(map(fields.filled, required(name, PROMPT_SHAPES)))), "")
+    if not shape:
+        wanted = " or ".join(fields.names_of(main) if columns else dict.fromkeys(MAIN.values()))
         raise UnfitError(f"no prompt: column {wanted} is missing or empty; it has: {', '.join(map(str, record))}")
-    said, rest = record[name], {key: value for key, value in record.items() if key != name}
-    if isinstance(said, list):
-        return _messages(said, name), rest
-    text = text_of(said, f"column {name!r}")
-    if not text.strip():
-        raise UnfitError(f"column {name!r} is empty")
-    if name == "instruction" and not is_empty(record.get("input")):
-        text = f"{text}\n{record['input']}"
-    return text, rest
+    try:
+        return _asked(fields, shape)
+    except RecursionError as error:
+        raise UnfitError("JSON nested too deeply") from error
 
 
-def _messages(turns: list[Any], column: str) -> list[dict[str, Any]]:
-    messages = []
-    for number, turn in enumerate(turns, 1):
-        try:
-            messages.append(message_of(turn, "train")[0])
-        except UnfitError as unfit:
-            raise UnfitError(f"turn {number} of {column}: {unfit}") from unfit
-    if messages and messages[-1]["role"] == "assistant":
-        messages.pop()
+def _asks(fields: Fields, shape: str) -> bool:
+    """Whether the record has what a prompt of this shape is made of, with or without an answer."""
+    main = MAIN[shape]
+    if shape in PREFERENCE_SHAPES and not fields.columns_of(first_answer(shape)):
+        return False
+    if shape == "self-instruct" and not fields.filled("instances"):
+        return False
+    is_task = main == "instruction" and fields.columns_of(main) and fields.filled("input")
+    return bool(fields.filled(main) or is_task)
+
+
+def _asked(fields: Fields, shape: str) -> Asked:
+    turns = prompt_of_pair(fields, shape) if shape in PREFERENCE_SHAPES else list(prompt_turns(fields, shape))
+    messages = with_system(fields, [read_turn(turn)[0] for turn in turns])
+    column = fields.column(MAIN[shape])
     if not messages:
         raise UnfitError(f"column {column!r} has no turn to reply to")
     if not any(str(message["content"]).strip() for message in messages):
-        raise UnfitError(f"column {column!r} holds {kind_of(turns)} of empty turns")
-    return messages
+        raise UnfitError(f"column {column!r} holds a list of empty turns")
+    tools = tools_of(fields.optional("tools"))
+    asks = set(fields.columns_of(MAIN[shape]))
+    others = {name: value for name, value in fields.record.items() if name not in asks}
+    around = [name for field in ("system", "history", "tools") for name in fields.filled(field)]
+    text = None if shape == "whole-pair" or is_dialogue(fields, shape) else question_text(fields, shape)
+    return Asked(text, messages, tools, others, around, fields.read)
 
 
 def write_prompts(path: Path, units: list[Unit], encoder: PromptEncoder, on_bad: OnBadRecord) -> int:
@@ -149,7 +194,10 @@ def write_prompts(path: Path, units: list[Unit], encoder: PromptEncoder, on_bad:
         for unit in units:
             bad = BadRecords(unit, on_bad)
             for batch in bounded_batches(encoder.prompts(unit, bad), lambda prompt: len(prompt.ids)):
-                texts = [json.dumps([prompt.said, prompt.columns], ensure_ascii=False, default=str) for prompt in batch]
+                texts = [
+                    json.dumps([prompt.said, prompt.columns, prompt.read], ensure_ascii=False, default=str)
+                    for prompt in batch
+                ]
                 hashes = [text_hash(json.dumps(prompt.said).encode()) for prompt in batch]
                 columns = [[prompt.ids for prompt in batch], texts, np.array(hashes, np.uint64)]
                 writer.write_batch(pa.record_batch(columns, schema=SCHEMA))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,33 +22,38 @@ from datamodules.chat import template_of
 from datamodules.chat_template import find_template
 from datamodules.collate import PromptCollator
 from datamodules.errors import DataError
-from datamodules.formats import FORMATS
 from datamodules.grouped_order import GroupedOrder
 from datamodules.loader import EvaluationLoader, ResumableLoader
 from datamodules.order import SequentialOrder, ShuffledOrder
 from datamodules.prompt_records import Prompt, PromptEncoder, merged, write_prompts
-from datamodules.sources import Source, files_in_words, first_units, resolve, to_validate_on, validation_of
+from datamodules.record_shapes import PROMPT_SHAPES
+from datamodules.record_source import RecordSource, record_units, with_shape
+from datamodules.sources import files_in_words, first_units, to_validate_on, validation_of
 from datamodules.tokenizer import bare, framing, load_tokenizer
 from datamodules.units import Unit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-VERSION = 1  # of what is kept in the cache
+VERSION = 2  # of what is kept in the cache
 PEEKED = 16
 
 
 class PromptDataModule(LightningDataModule):
     """Reads prompts, and hands them out in batches of similar length and a resumable order.
 
-    A record's prompt is its `prompt`, `messages`, `conversations`, `question` or `instruction`: a text, or a list of
-    messages of which the assistant's last reply is left out. All other columns are passed on to the rewards.
+    Records have the shapes of `InstructionDataModule` and `PreferenceDataModule`, with or without answers, and ask here
+    with the same tokens as there: a text (`prompt`, `question`, `instruction`, `input`) with its `system`, `history`,
+    `context` and `tools`, or messages, of which the assistant's last reply is left out. All columns but the one that
+    the prompt stands in are passed on to the rewards.
 
     Args:
         path: .jsonl, .json, .csv (also .gz, .zst), .parquet, .arrow, folders and globs of them, or a hub data set;
             several paths are read as one.
         tokenizer: a hub id, a folder or a `.gguf` file.
-        column: where the prompt stands, if under another name.
+        column: where the prompt stands, if under another name; short for `columns={prompt: NAME}`.
+        columns: how columns are called that have other names, such as `{question: frage}`. A list of columns is read as
+            one text, in that order: `{prompt: [body, question]}`.
         template: a chat template by name (`chatml`, `llama3`, `mistral`) or file. None: the tokenizer's own.
         chat: whether a text is what a user says, to be written down by the chat template. None: where there is a
             template. With false a text is gone on with as it stands.
@@ -72,6 +78,7 @@ class PromptDataModule(LightningDataModule):
         path: str | list[str],
         tokenizer: str | None = None,
         column: str | None = None,
+        columns: dict[str, str | list[str]] | None = None,
         template: str | None = None,
         chat: bool | None = None,
         max_prompt_tokens: int = 512,
@@ -87,6 +94,7 @@ class PromptDataModule(LightningDataModule):
         self.path = path
         self.tokenizer_name = tokenizer
         self.column = column
+        self.columns = columns
         self.template = template
         self.chat = chat
         self.max_prompt_tokens = max_prompt_tokens
@@ -117,12 +125,15 @@ class PromptDataModule(LightningDataModule):
                 raise DataError(f"{name}: it must be at least {least}, not {getattr(self, name)}")
         if not 0 <= (self.val_share or 0) < 1:
             raise DataError(f"val_share: it must be at least 0 and below 1, not {self.val_share}")
+        if self.column is not None and self.columns is not None:
+            raise DataError(
+                "column and columns: give one of them (both are given); column=NAME is columns={prompt: NAME}"
+            )
         if self.tokenizer_name is None:
             raise DataError("tokenizer: none is named; give --tokenizer, or --model.backbone.path with one in it")
         root = cache_root(self.cache_dir)
         for source in [*self._train_sources(), *self._val_sources()]:
-            for unit in first_units(source, root):
-                _check_columns(unit)
+            for unit in with_shape(first_units(source, root), source, PROMPT_SHAPES):
                 for _ in zip(range(PEEKED), self._encoder.prompts(unit, BadRecords(unit, self.on_bad_record))):  # noqa: B905
                     pass
 
@@ -162,28 +173,32 @@ class PromptDataModule(LightningDataModule):
             )
         raise DataError(f"path: {self.path!r} leaves no prompt to learn from; give more, or val_share=0")
 
-    def _train_sources(self) -> list[Source]:
-        return [Source(path) for path in _as_list(self.path)]
+    def _train_sources(self) -> list[RecordSource]:
+        return [RecordSource(path, columns=self._columns) for path in _as_list(self.path)]
 
-    def _val_sources(self) -> list[Source]:
+    def _val_sources(self) -> list[RecordSource]:
         if self.val_path is not None:
-            return [to_validate_on(Source(path)) for path in _as_list(self.val_path)]
+            return [to_validate_on(RecordSource(path, columns=self._columns)) for path in _as_list(self.val_path)]
         if self.val_share is not None:
             return []
         found = [validation_of(source) for source in self._train_sources()]
         return [source for source in found if source is not None]
 
-    def _build(self, sources: list[Source], look_again: bool) -> list[Path]:
+    def _build(self, sources: list[RecordSource], look_again: bool) -> list[Path]:
         root = cache_root(self.cache_dir)
-        units = [unit for source in sources for unit in resolve(source, root, look_again)]
+        units = [unit for source in sources for unit in record_units(source, root, look_again, PROMPT_SHAPES)]
         return [self._built(unit, root) for unit in units]
+
+    @property
+    def _columns(self) -> dict[str, str | list[str]] | None:
+        return self.columns if self.column is None else {"prompt": self.column}
 
     def _built(self, unit: Unit, root: Path) -> Path:
         encoder = self._encoder
         template = None if encoder.template is None else encoder.template.jinja
         parts = [unit.digest, unit.start, unit.stop, encoder.tokenizer.to_str(), encoder.prefix]
         check = None if self.record_check is None else self.record_check.key
-        key = key_of(VERSION, *parts, template, encoder.chat, self.column, self.on_bad_record, check)
+        key = key_of(VERSION, *parts, template, encoder.chat, unit.shape, unit.columns, self.on_bad_record, check)
         folder = root / "prompts" / key
         if not folder.exists():
             with build_lock(folder.parent, "prompts"), room_on_disk(root):
@@ -211,7 +226,7 @@ class PromptDataModule(LightningDataModule):
         tokenizer = self._chat_tokenizer
         template = template_of(tokenizer) if tokenizer.chat_template else None
         chat = template is not None if self.chat is None else self.chat
-        return PromptEncoder(bare(tokenizer), framing(tokenizer).prefix, template, chat, self.column, self.record_check)
+        return PromptEncoder(bare(tokenizer), framing(tokenizer).prefix, template, chat, self.record_check)
 
     def describe(self) -> dict[str, Any]:
         """What is trained on, for experiment trackers: `path`, `files` (named by their content) and their number."""
@@ -262,9 +277,13 @@ class PromptDataModule(LightningDataModule):
         lines = []
         for number in range(min(num_records, len(self._train))):
             prompt = self._train[number]
-            lines += [f"--- prompt {number + 1}: {len(prompt.ids):,} tokens", str(self.tokenizer.decode(prompt.ids))]
+            lines += [
+                f"--- prompt {number + 1}: {len(prompt.ids):,} tokens, from {_listed(prompt.read)}",
+                str(self.tokenizer.decode(prompt.ids)),
+            ]
             lines += [f"    {name}: {value!r}" for name, value in prompt.columns.items()]
-        return lines
+        made_of = Counter(_listed(self._train[number].read) for number in range(len(self._train)))
+        return [*lines, *(f"--- {count:,} prompts are made of {names}" for names, count in made_of.most_common())]
 
     @property
     def _collator(self) -> PromptBatchCollator:
@@ -322,8 +341,8 @@ class Prompts(Dataset[Prompt]):
     def __getitem__(self, number: int) -> Prompt:
         place = int(self.numbers[number])
         row = self.table.slice(place, 1)
-        said, columns = json.loads(row["record"][0].as_py())
-        return Prompt(row["ids"].combine_chunks().flatten().to_numpy(), said, columns, place)
+        said, columns, read = json.loads(row["record"][0].as_py())
+        return Prompt(row["ids"].combine_chunks().flatten().to_numpy(), said, columns, read, place)
 
     def __getitems__(self, numbers: list[int]) -> list[Prompt]:
         return [self[number] for number in numbers if number >= 0]
@@ -371,9 +390,8 @@ def _lengths(table: pa.Table) -> np.ndarray:
     return np.concatenate([np.empty(0, np.int32), *chunks]).astype(np.int64)
 
 
-def _check_columns(unit: Unit) -> None:
-    if not FORMATS[unit.format].columns:
-        raise DataError(f"path: {unit.path!r} is plain text; prompts need columns (.jsonl, .json, .csv, .parquet)")
+def _listed(columns: list[str]) -> str:
+    return f"column {columns[0]}" if len(columns) == 1 else f"columns {', '.join(columns)}"
 
 
 def _as_list(paths: str | list[str] | None) -> list[str]:

@@ -3,50 +3,67 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
-from typing import Any
+from typing import Any, TypeAlias
 
 from datamodules.errors import DataError
 from datamodules.units import Record
 
+Columns: TypeAlias = Mapping[str, str | list[str]]
+"""The set's own column names by field; several columns are read as one, in their order."""
+
+# What may stand before and below the text that asks.
+_ASKED, _BELOW = ("system", "history"), ("input", "context")
 # The fields of each shape, in the order in which the shapes are tried: conversations before single answers, since a
 # set of conversations often repeats its first question in a column `prompt`.
 SHAPES: dict[str, tuple[str, ...]] = {
     "messages": ("system", "messages", "tools"),
     "sharegpt": ("system", "conversations", "tools"),
-    "alpaca": ("system", "history", "instruction", "input", "reasoning", "output", "tools"),
+    "alpaca": (*_ASKED, "instruction", *_BELOW, "reasoning", "output", "tools"),
     "self-instruct": ("system", "instruction", "instances"),
-    "prompt-completion": ("system", "prompt", "reasoning", "completion", "tools"),
-    "question-answer": ("system", "question", "reasoning", "answer", "tools"),
+    "prompt-completion": (*_ASKED, "prompt", *_BELOW, "reasoning", "completion", "tools"),
+    "question-answer": (*_ASKED, "question", *_BELOW, "reasoning", "answer", "tools"),
+    "input-output": (*_ASKED, "input", "context", "reasoning", "output", "tools"),
 }
 # The same of two answers to one question, of which one is preferred. Where the question has no column of its own, the
 # answers are whole conversations, which begin with it.
 _OF_PAIRS = ("margin", "chosen_score", "rejected_score", "tools")
 _OF_LABELLED = ("output_1", "output_2", "label", "score_1", "score_2", "margin", "tools")
 PREFERENCE_SHAPES: dict[str, tuple[str, ...]] = {
-    "prompt-pair": ("system", "prompt", "chosen", "rejected", *_OF_PAIRS),
+    "prompt-pair": (*_ASKED, "prompt", *_BELOW, "chosen", "rejected", *_OF_PAIRS),
     "sharegpt-pair": ("system", "conversations", "chosen", "rejected", *_OF_PAIRS),
     "messages-pair": ("system", "messages", "chosen", "rejected", *_OF_PAIRS),
-    "question-pair": ("system", "question", "response_j", "response_k", *_OF_PAIRS),
-    "labelled-prompt": ("system", "prompt", *_OF_LABELLED),
-    "labelled-instruction": ("system", "instruction", "input", *_OF_LABELLED),
+    "question-pair": (*_ASKED, "question", *_BELOW, "chosen", "rejected", *_OF_PAIRS),
+    "instruction-pair": (*_ASKED, "instruction", *_BELOW, "chosen", "rejected", *_OF_PAIRS),
+    "input-pair": (*_ASKED, "input", "context", "chosen", "rejected", *_OF_PAIRS),
+    "labelled-prompt": (*_ASKED, "prompt", *_BELOW, *_OF_LABELLED),
+    "labelled-instruction": (*_ASKED, "instruction", *_BELOW, *_OF_LABELLED),
     "whole-pair": ("system", "chosen", "rejected", *_OF_PAIRS),
 }
+# Prompts without any answer; those of the shapes above come first, so that their prompts are the same in all stages.
+PROMPT_SHAPES: dict[str, tuple[str, ...]] = {
+    **SHAPES,
+    **PREFERENCE_SHAPES,
+    **{main: (*_ASKED, main, *_BELOW, "tools") for main in ("instruction", "prompt", "question")},
+    "input": (*_ASKED, "input", "context", "tools"),
+}
 OPTIONAL = {
-    "system", "history", "input", "reasoning", "tools",
+    "system", "history", "input", "context", "reasoning", "tools",
     "margin", "chosen_score", "rejected_score", "score_1", "score_2",
 }  # fmt: skip
-# The column names that a field usually has; the first one that is filled is read.
+# Here the only field that asks is needed, which is optional elsewhere.
+NEEDED = {name: {"input"} for name in ("input-output", "input-pair", "input")}
+# The column names that a field usually has; the first one that is filled is read. A field is mapped by any of them.
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
-    "input": ("input", "context"),
+    "context": ("context", "passage"),
     "output": ("output", "response"),
-    "completion": ("completion", "response"),
-    "answer": ("answer", "response"),
+    "completion": ("completion", "response", "output"),
+    "answer": ("answer", "response", "output"),
     "system": ("system", "system_prompt"),
     "reasoning": ("reasoning", "reasoning_content", "thinking"),
+    "chosen": ("chosen", "response_j"),
+    "rejected": ("rejected", "response_k"),
     "chosen_score": ("chosen_score", "score_chosen", "chosen_rating", "chosen-rating"),
     "rejected_score": ("rejected_score", "score_rejected", "rejected_rating", "rejected-rating"),
-    "response_j": ("response_j", "chosen"),
-    "response_k": ("response_k", "rejected"),
     "output_1": ("output_1", "response_1", "answer_1", "response_a"),
     "output_2": ("output_2", "response_2", "answer_2", "response_b"),
     "label": ("label", "preference", "winner", "choice"),
@@ -70,7 +87,7 @@ class Shape:
 
 def detect_shape(
     records: Sequence[Record],
-    columns: Mapping[str, str] | None,
+    columns: Columns | None,
     where: str,
     shapes: Mapping[str, tuple[str, ...]] = SHAPES,
 ) -> Shape:
@@ -80,8 +97,8 @@ def detect_shape(
 
     Args:
         records: the first ones that can be read.
-        columns: the set's own column names by field, such as {question: frage, answer: antwort}. Only shapes that
-            have all these fields are considered.
+        columns: the set's own column names by field, such as {question: frage, answer: antwort}, or lists of them,
+            which are read as one. Only shapes that have all these fields are considered.
         where: the set, for messages.
         shapes: the fields of each known shape, in the order in which they are tried.
 
@@ -96,9 +113,9 @@ def detect_shape(
     candidates = _candidates(columns, found, where, shapes)
     for test in (_fills, _has):
         for name in candidates:
-            if any(all(test(record, field, columns) for field in _required(shapes[name])) for record in records):
-                read = (column_of(record, field, columns) for field in shapes[name] for record in records)
-                names = tuple(dict.fromkeys(column for column in read if column is not None))
+            if any(all(test(record, field, columns) for field in required(name, shapes)) for record in records):
+                read = (columns_of(record, field, columns) for field in shapes[name] for record in records)
+                names = tuple(dict.fromkeys(column for several in read for column in several))
                 return Shape(name, names, tuple(column for column in found if column not in names))
     raise DataError(
         f"columns: {where!r} has the columns {_listed(found)}, which make none of the known shapes: {_known(shapes)}. "
@@ -113,14 +130,33 @@ def shape_in_words(shape: Shape, shapes: Iterable[str] = SHAPES) -> str:
     return f"{shape.name} ({columns}), the first that fits of the shapes {', '.join(shapes)}"
 
 
-def column_of(record: Record, field: str, columns: Mapping[str, str] | None) -> str | None:
-    """The column that a field is read from: the mapped one, else of its usual names the first that is filled.
+def columns_of(record: Record, field: str, columns: Columns | None) -> list[str]:
+    """The columns that a field is read from: the mapped ones, else of its usual names the first that is filled.
 
-    Where none is filled, the first that is there; None: none is.
+    Where none is filled, the first that is there; none where none is. A column that is mapped serves no other field by
+    its usual name.
     """
-    names = (columns[field],) if columns and field in columns else USUAL_NAMES.get(field, (field,))
-    there = [name for name in names if name in record]
-    return next((name for name in there if not is_empty(record[name])), there[0] if there else None)
+    mapped = mapped_to(field, columns)
+    if mapped is not None:
+        return [name for name in _as_list(mapped) if name in record]
+    taken = {name for several in (columns or {}).values() for name in _as_list(several)}
+    there = [name for name in names_of(field) if name in record and name not in taken]
+    return [name for name in there if not is_empty(record[name])][:1] or there[:1]
+
+
+def mapped_to(field: str, columns: Columns | None) -> str | list[str] | None:
+    """What the field is mapped to, under any of its usual names; None: it is not mapped."""
+    return next((columns[name] for name in names_of(field) if name in columns), None) if columns else None
+
+
+def names_of(field: str) -> tuple[str, ...]:
+    """The names that the field's column usually has."""
+    return USUAL_NAMES.get(field, (field,))
+
+
+def required(name: str, shapes: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """The fields that a record of the shape has to fill."""
+    return [field for field in shapes[name] if field not in OPTIONAL or field in NEEDED.get(name, ())]
 
 
 def is_empty(value: Any) -> bool:
@@ -130,38 +166,41 @@ def is_empty(value: Any) -> bool:
     return value is None or value == [] or value == {}
 
 
-def _candidates(
-    columns: Mapping[str, str], found: list[str], where: str, shapes: Mapping[str, tuple[str, ...]]
-) -> list[str]:
+def _candidates(columns: Columns, found: list[str], where: str, shapes: Mapping[str, tuple[str, ...]]) -> list[str]:
     fields = sorted({field for fields in shapes.values() for field in fields})
-    for field, column in columns.items():
-        if field not in fields:
+    known = {name for field in fields for name in names_of(field)}
+    for field, mapped in columns.items():
+        if field not in known:
             raise DataError(f"columns: {field!r} is not a field that is known; known are: {', '.join(fields)}")
-        if column not in found:
-            raise DataError(
-                f"columns: {where!r} has no column {column!r} (named for {field!r}); it has: {_listed(found)}"
-            )
-    candidates = [name for name, fields in shapes.items() if columns.keys() <= set(fields)]
+        for column in _as_list(mapped):
+            if column not in found:
+                raise DataError(
+                    f"columns: {where!r} has no column {column!r} (named for {field!r}); it has: {_listed(found)}"
+                )
+    candidates = [name for name, fields in shapes.items() if all(_has_field(fields, key) for key in columns)]
     if not candidates:
         raise DataError(f"columns: no shape has all the fields {', '.join(columns)}; the shapes are: {_known(shapes)}")
     return candidates
 
 
-def _required(fields: Iterable[str]) -> list[str]:
-    return [field for field in fields if field not in OPTIONAL]
+def _has_field(fields: Iterable[str], key: str) -> bool:
+    return any(key in names_of(field) for field in fields)
 
 
-def _has(record: Record, field: str, columns: Mapping[str, str]) -> bool:
-    return column_of(record, field, columns) is not None
+def _as_list(columns: str | list[str]) -> list[str]:
+    return [columns] if isinstance(columns, str) else columns
 
 
-def _fills(record: Record, field: str, columns: Mapping[str, str]) -> bool:
-    column = column_of(record, field, columns)
-    return column is not None and not is_empty(record[column])
+def _has(record: Record, field: str, columns: Columns) -> bool:
+    return bool(columns_of(record, field, columns))
+
+
+def _fills(record: Record, field: str, columns: Columns) -> bool:
+    return any(not is_empty(record[column]) for column in columns_of(record, field, columns))
 
 
 def _known(shapes: Mapping[str, tuple[str, ...]]) -> str:
-    return ", ".join(f"{name} ({' and '.join(_required(fields))})" for name, fields in shapes.items())
+    return ", ".join(f"{name} ({' and '.join(required(name, shapes))})" for name in shapes)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from datamodules.bad_records import BadRecords, OnBadRecord
 from datamodules.errors import DataError
 from datamodules.formats import FORMATS, records
-from datamodules.record_shapes import SHAPES, detect_shape, shape_in_words
+from datamodules.record_shapes import PROMPT_SHAPES, SHAPES, detect_shape, shape_in_words
 from datamodules.sources import Source, first_units, resolve
 from datamodules.units import Bad, Record, Unit
 
@@ -62,10 +62,11 @@ class RecordSource(Source):
 
     Args:
         columns: where the columns have other names: what they hold (messages, prompt, completion, instruction, input,
-            output, question, answer, system, tools, ...) and how they are called, such as `{question: frage}`.
+            output, question, answer, system, tools, ...) and how they are called, such as `{question: frage}`. Several
+            columns are read as one text: `{prompt: [body, question]}`.
     """
 
-    columns: dict[str, str] | None = None
+    columns: dict[str, str | list[str]] | None = None
 
 
 def record_units(source: RecordSource, root: Path, look_again: bool = True, shapes: Shapes = SHAPES) -> list[Unit]:
@@ -77,7 +78,7 @@ def record_units(source: RecordSource, root: Path, look_again: bool = True, shap
     Raises:
         DataError: nothing is there, it is empty, or the records have no known shape.
     """
-    return _with_shape(resolve(source, root, look_again), source, shapes, announce=look_again)
+    return with_shape(resolve(source, root, look_again), source, shapes, announce=look_again)
 
 
 def peek_records(
@@ -88,18 +89,19 @@ def peek_records(
     Raises:
         DataError: as `record_units`; or a bad record, with `on_bad_record="stop"`.
     """
-    for unit in _with_shape(first_units(source, root), source, shapes):
+    for unit in with_shape(first_units(source, root), source, shapes):
         for _ in islice(encoder.written(unit, BadRecords(unit, on_bad_record)), RECORDS_PEEKED):
             pass
 
 
-def _with_shape(units: list[Unit], source: RecordSource, shapes: Shapes, announce: bool = False) -> list[Unit]:
+def with_shape(units: list[Unit], source: RecordSource, shapes: Shapes, announce: bool = False) -> list[Unit]:
+    """The units, told how to read their records, as the first ones show it; raises `DataError` as `record_units`."""
     if not units:
         return units
     text = next((unit.path for unit in units if not FORMATS[unit.format].columns), None)
     if text is not None:
         raise DataError(
-            f"path: {text!r} is plain text; conversations need columns (.jsonl, .json, .csv, .parquet);"
+            f"path: {text!r} is plain text; records need columns (.jsonl, .json, .csv, .parquet);"
             " name the files that hold them"
         )
     first = list(islice(_readable(units[0]), RECORDS_PEEKED))
@@ -107,7 +109,7 @@ def _with_shape(units: list[Unit], source: RecordSource, shapes: Shapes, announc
         raise DataError(f"path: {source.path!r} holds no record that can be read")
     columns = dict(source.columns) if source.columns else None
     shape = detect_shape(first, columns, source.path, shapes)
-    if announce:
+    if announce and shapes is not PROMPT_SHAPES:  # of prompts it is said which column each one comes from
         rank_zero_info(f"{source.path}: {shape_in_words(shape, shapes)}")
     return [replace(unit, column="", shape=shape.name, columns=columns) for unit in units]
 

@@ -4,6 +4,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -40,6 +41,9 @@ class Source:
     split: str = "train"
 
 
+S = TypeVar("S", bound=Source)
+
+
 def find_files(source: Source) -> list[str] | None:
     """The source's files, sorted; None where the path names no file (an embedded corpus or a hub data set).
 
@@ -57,14 +61,14 @@ def find_files(source: Source) -> list[str] | None:
     return found.of_split(source.split)
 
 
-def validation_of(source: Source) -> Source | None:
+def validation_of(source: S) -> S | None:
     """The same source's files for validation; None where no file's name tells that it is."""
     found = look(source.path)
     splits = found.splits if found is not None else {}
     return replace(source, split=VALIDATION, weight=None) if source.split == TRAIN and VALIDATION in splits else None
 
 
-def to_validate_on(source: Source) -> Source:
+def to_validate_on(source: S) -> S:
     """A path that was named for validation: its files for validation, else those for testing, else what is there."""
     found = look(source.path)
     split = next((split for split in (VALIDATION, TEST) if found is not None and split in found.splits), source.split)

@@ -107,6 +107,23 @@ def parsed(value: Any, what: str) -> Any:
         raise UnfitError(f"{what} holds text that is not JSON ({error})") from error
 
 
+def is_assistants(turn: Any) -> bool:
+    """Whether a turn is the assistant's, whatever else is wrong with it."""
+    try:
+        return _role(turn)[1] == "assistant" if isinstance(turn, dict) else False
+    except UnfitError:
+        return False
+
+
+def is_blank(turn: Any) -> bool:
+    """Whether a turn says nothing: no text, and no call of a tool."""
+    if not isinstance(turn, dict):
+        return False
+    content = turn.get("content", turn.get("value"))
+    blank = content is None or (isinstance(content, str) and not content.strip())
+    return blank and not (turn.get("tool_calls") or turn.get("function_call"))
+
+
 def kind_of(value: Any) -> str:
     """What a value is, in the words of JSON."""
     return "null" if value is None else JSON_KINDS.get(type(value), type(value).__name__)

@@ -24,7 +24,7 @@ class Unit:
     name: str | None = None
     split: str = "train"
     shape: str = ""
-    columns: dict[str, str] | None = None
+    columns: dict[str, str | list[str]] | None = None
 
 
 class Bad(NamedTuple):

@@ -15,8 +15,9 @@ from datamodules.cache import atomic_file, build_lock, key_of, remove_leftovers
 from datamodules.chat import ChatDataModule
 from datamodules.errors import DataError
 from datamodules.formats import records
-from datamodules.prompt_records import split_record
-from datamodules.sources import Source, resolve
+from datamodules.prompt_records import prompt_of
+from datamodules.record_shapes import PROMPT_SHAPES
+from datamodules.record_source import RecordSource, record_units
 from datamodules.synthetic.candidate import Message
 from datamodules.turns import UnfitError
 from datamodules.units import Bad
@@ -108,8 +109,8 @@ def prompt_seeds(path: str, folder: Path, cache: Path) -> Seeds:
     Raises:
         DataError: there are none, or one cannot be read.
     """
-    units = resolve(Source(path), cache)
-    key = key_of([[unit.digest, unit.start, unit.stop] for unit in units])
+    units = record_units(RecordSource(path), cache, shapes=PROMPT_SHAPES)
+    key = key_of([[unit.digest, unit.start, unit.stop, unit.shape] for unit in units])
 
     def found() -> Iterator[Seed]:
         for unit in units:
@@ -117,11 +118,10 @@ def prompt_seeds(path: str, folder: Path, cache: Path) -> Seeds:
                 try:
                     if isinstance(record, Bad):
                         raise UnfitError(record.reason)
-                    said, columns = split_record(record, None)
+                    asked = prompt_of(record, unit.shape, None)
                 except UnfitError as unfit:
                     raise DataError(f"generators: {unit.path}, record at {place}: {unfit}") from unfit
-                messages = [{"role": "user", "content": said}] if isinstance(said, str) else said
-                yield _seed(messages, columns)
+                yield _seed(asked.messages, asked.others)
 
     return _written(folder / f"{key}.arrow", found(), f"generators: {path!r} holds no prompts")
 

@@ -199,7 +199,7 @@ def test_prompts_that_are_too_long_are_counted(make, plain):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"prompt": " "}, r"no prompt: column prompt or messages .* is missing or empty; it has: prompt"),
+        ({"prompt": " "}, r"no prompt: column messages or .* is missing or empty; it has: prompt"),
         ({"prompt": "", "x": 1}, "no prompt"),
         ({"text": "what"}, r"no prompt: .*; it has: text"),
         ({"prompt": []}, "no prompt"),
@@ -261,13 +261,18 @@ def test_settings_that_cannot_work(make, plain, tmp_path):
     with pytest.raises(DataError, match="tokenizer: none is named"):
         PromptDataModule("x").check()
     (tmp_path / "plain.txt").write_text("what")
-    with pytest.raises(DataError, match="is plain text; prompts need columns"):
+    with pytest.raises(DataError, match="is plain text; records need columns"):
         make([], plain, path=str(tmp_path / "plain.txt"))
 
 
 def test_the_preview_shows_prompts_and_columns(make, plain):
     module = make([{"prompt": "what", "answer": 3}], plain)
-    assert module.preview(5) == ["--- prompt 1: 1 tokens", "what", "    answer: 3"]
+    assert module.preview(5) == [
+        "--- prompt 1: 1 tokens, from column prompt",
+        "what",
+        "    answer: 3",
+        "--- 1 prompts are made of column prompt",
+    ]
 
 
 def test_ids_are_tensors_of_int64(make, plain):

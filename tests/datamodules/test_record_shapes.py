@@ -23,7 +23,7 @@ def test_words_say_what_is_read_what_is_not_and_why():
     assert shape == Shape("alpaca", ("instruction", "input", "output"), ("id", "text"))
     assert shape_in_words(shape) == (
         "alpaca (columns instruction, input, output; not read: id, text), the first that fits of the shapes "
-        "messages, sharegpt, alpaca, self-instruct, prompt-completion, question-answer"
+        "messages, sharegpt, alpaca, self-instruct, prompt-completion, question-answer, input-output"
     )
     assert shape_in_words(detect({"messages": TURNS})).startswith("messages (columns messages), the first")
 
@@ -81,7 +81,11 @@ def test_a_mapping_decides_among_the_shapes():
         ({"question": "a"}, None, ["has the columns question,", "question-answer (question and answer)"]),
         ({"question": "a"}, {"frage": "question"}, ["'frage' is not a field", "known are: answer, completion"]),
         ({"question": "a"}, {"answer": "antwort"}, ["no column 'antwort' (named for 'answer'); it has: question"]),
-        ({"a": "x", "b": "y"}, {"question": "a", "output": "b"}, ["no shape has all the fields question, output"]),
+        (
+            {"a": "x", "b": "y"},
+            {"question": "a", "instances": "b"},
+            ["no shape has all the fields question, instances"],
+        ),
         ({"a": "x", "b": "y"}, {"question": "a"}, ["has the columns a, b"]),
         ({}, None, ["'a.jsonl' holds no record that could be read"]),
     ],
