@@ -193,8 +193,8 @@ def _values(match: re.Match[str], decimal_mark: DecimalMark | None) -> tuple[Fra
     if match["whole"]:
         whole, top, bottom = ((read_digits(match[name]) or (Fraction(0),))[0] for name in ("whole", "top", "bottom"))
         return (whole + top / bottom,) if bottom else ()
-    top, bottom = (read_digits(match[name], decimal_mark)[:1] for name in ("numerator", "denominator"))
-    return (top[0] / bottom[0],) if top and bottom and bottom[0] else ()
+    over, under = (read_digits(match[name], decimal_mark)[:1] for name in ("numerator", "denominator"))
+    return (over[0] / under[0],) if over and under and under[0] else ()
 
 
 def _powers(bases: tuple[Fraction, ...], power: str) -> tuple[Fraction, ...]:

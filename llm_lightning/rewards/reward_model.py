@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from llm_lightning.errors import UserError
+from llm_lightning.models.untrusted_text import UntrustedText
 from llm_lightning.rewards.scoring import Columns, Prompt
 
 
@@ -15,7 +16,8 @@ class RewardModel:
 
     Args:
         path: folder or hub id of an `AutoModelForSequenceClassification` with one label, and its tokenizer. Where the
-            tokenizer has a chat template, prompt and completion become turns of a conversation; else one text.
+            tokenizer has a chat template, prompt and completion become turns of a conversation; else one text. Control
+            tokens that are spelled in these texts are read as plain text: no answer can write a turn of its own.
         batch_tokens: tokens of one forward pass, padding included; answers of similar length go together.
         device: by default the current GPU, where there is one.
         scale: factor on the scores, offset: added to them after that.
@@ -43,6 +45,13 @@ class RewardModel:
         return self._read(AutoTokenizer)
 
     @cached_property
+    def _untrusted(self) -> UntrustedText:
+        try:
+            return UntrustedText(self.tokenizer)
+        except TypeError as error:
+            raise UserError(f"RewardModel.path={self.path!r}: {error}.") from error
+
+    @cached_property
     def model(self) -> Any:
         """The network, read at the first use."""
         from transformers import AutoModelForSequenceClassification
@@ -63,7 +72,7 @@ class RewardModel:
         from transformers import AutoConfig
 
         self._read(AutoConfig)
-        _ = self.tokenizer
+        _ = self._untrusted
 
     @torch.no_grad()
     def __call__(self, prompts: list[Prompt], completions: list[str], columns: Columns) -> list[float]:
@@ -83,9 +92,9 @@ class RewardModel:
         if self.tokenizer.chat_template:
             turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
             turns.append({"role": "assistant", "content": completion})
-            ids = self.tokenizer.apply_chat_template(turns, return_dict=False)
+            ids = self._untrusted.conversation(turns, reply=False)
         elif isinstance(prompt, str):
-            ids = self.tokenizer(prompt + completion)["input_ids"]
+            ids = self._untrusted.document(prompt + completion, num_trusted=len(prompt))
         else:
             raise UserError(
                 f"RewardModel.path={self.path!r} has no chat template, and the prompts are conversations: save one "

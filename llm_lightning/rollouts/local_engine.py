@@ -16,6 +16,7 @@ from torch import Tensor
 from llm_lightning.errors import UserError
 from llm_lightning.models.answers import bounded_groups, pack_answers, read_answers
 from llm_lightning.models.backbone import Backbone
+from llm_lightning.models.untrusted_text import UntrustedText
 from llm_lightning.rollouts.sampler import Sampler
 from llm_lightning.rollouts.sampling import Sampling
 
@@ -37,6 +38,8 @@ class WrittenText(NamedTuple):
 class LocalEngine:
     """A model folder, a .gguf file or a hub id, written from by the sampler that PPO uses: many texts at the same time,
     without padding, and a text that is over gives its place to the next one.
+
+    What a request's messages spell of control tokens is plain text to it.
 
     The model is read when it is needed first. On several GPUs each process takes the one of its local rank.
 
@@ -80,6 +83,7 @@ class LocalEngine:
         Backbone(path=self.path).read_config()
         if not self.tokenizer.chat_template:
             raise UserError(f"engine.path={self.path!r}: its tokenizer has no chat template, so it cannot be asked.")
+        _ = self._untrusted
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -93,6 +97,13 @@ class LocalEngine:
             return AutoTokenizer.from_pretrained(str(path) if path.exists() else self.path)
         except (OSError, ValueError) as error:
             raise UserError(f"engine.path={self.path!r} has no tokenizer that can be read: {error}") from error
+
+    @cached_property
+    def _untrusted(self) -> UntrustedText:
+        try:
+            return UntrustedText(self.tokenizer)
+        except TypeError as error:
+            raise UserError(f"engine.path={self.path!r}: {error}.") from error
 
     @cached_property
     def network(self) -> Any:
@@ -162,15 +173,14 @@ class LocalEngine:
             torch.cuda.empty_cache()
 
     def _ids(self, messages: list[dict[str, Any]], reply: bool) -> Tensor:
-        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=reply, return_dict=False)
-        return torch.tensor(ids, dtype=torch.int64)
+        return torch.tensor(self._untrusted.conversation(messages, reply=reply), dtype=torch.int64)
 
     def _prompt_and_answer(self, messages: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         prompt, whole = self._ids(messages[:-1], reply=True), self._ids(messages, reply=False)
         if len(whole) > len(prompt) and torch.equal(whole[: len(prompt)], prompt):
             return prompt, whole[len(prompt) :]
         # A template that writes a finished answer otherwise than it prompts for one.
-        text = self.tokenizer(messages[-1]["content"], add_special_tokens=False).input_ids
+        text = self._untrusted.text(messages[-1]["content"])
         return prompt, torch.tensor([*text, self.eos_token_ids[0]])
 
 
