@@ -54,6 +54,7 @@ from llm_lightning.run_folder import RunConfig, move_aside, saved_precision
 from llm_lightning.run_trainer import RunTrainer
 from llm_lightning.shipped_configs import with_found_configs
 from llm_lightning.short_names import prefer_in_yaml
+from llm_lightning.strategies.trust import check_strategy
 
 # jsonargparse finds a class by its short name once it is imported: --model CausalPretraining.
 SHORT_NAMES = (
@@ -213,6 +214,7 @@ class TrainingCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"The trainer cannot be made from these settings: {error}") from error
+        check_strategy(trainer.strategy)
         if getattr(trainer.strategy, "_timeout", None) == default_pg_timeout:
             trainer.strategy._timeout = WAIT_FOR_RANKS  # type: ignore[attr-defined]
         return trainer

@@ -3,13 +3,17 @@
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
 from llm_lightning.errors import UserError
+from llm_lightning.strategies.trust import refuse_pickles
 
 
 class ZeROStrategy(DeepSpeedStrategy):
@@ -20,19 +24,27 @@ class ZeROStrategy(DeepSpeedStrategy):
     as much as others.
 
     Args:
+        trust_checkpoints: go on from DeepSpeed's checkpoints, and validate and predict with them. They are pickles:
+            reading one runs whatever code it holds, so that this is for run folders that nobody else could write to.
         kwargs: see `DeepSpeedStrategy`.
 
     Raises:
-        UserError: deepspeed is not installed.
+        UserError: deepspeed is not installed; a checkpoint is to be read, and `trust_checkpoints` is not set.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, trust_checkpoints: bool = False, **kwargs: Any) -> None:
         if importlib.util.find_spec("deepspeed") is None:
             raise UserError(
                 "trainer.strategy=ZeROStrategy needs deepspeed, which is not installed: pip install "
                 "'llm-lightning[deepspeed]', or take --config configs/trainer/fsdp.yaml, which needs nothing."
             )
         super().__init__(**kwargs)
+        self.trust_checkpoints = trust_checkpoints
+        if not trust_checkpoints:
+            rank_zero_info(
+                "DeepSpeed's checkpoints are pickles: a run that is started again will go on from them only with "
+                "--trainer.strategy.trust_checkpoints=true, which may be given now."
+            )
         if self.config is not None:
             # Of optimizers for offloaded states DeepSpeed accepts only its own, which need a compiler.
             self.config.setdefault("zero_force_ds_cpu_optimizer", False)
@@ -57,3 +69,9 @@ class ZeROStrategy(DeepSpeedStrategy):
     def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         module: Any = self.lightning_module
         return super().backward(closure_loss * module.micro_batch_weight(), *args, **kwargs)
+
+    @override
+    def load_checkpoint(self, checkpoint_path: _PATH, weights_only: bool | None = None) -> dict[str, Any]:
+        if Path(checkpoint_path).is_dir():
+            refuse_pickles(Path(checkpoint_path), self.trust_checkpoints)
+        return super().load_checkpoint(checkpoint_path, weights_only)

@@ -23,6 +23,7 @@ from typing_extensions import override
 from llm_lightning.checkpointing import AtomicCheckpointIO
 from llm_lightning.errors import UserError
 from llm_lightning.models.sharding import Sharding
+from llm_lightning.strategies.parts import PartsReader, load_parts
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -108,7 +109,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     def _load_folder(self, path: Path) -> dict[str, Any]:
         assert self.model is not None
         checkpoint = AtomicCheckpointIO().load_checkpoint(path / _METADATA_FILENAME)
-        reader = dcp.FileSystemReader(path)
+        reader = PartsReader(path)
         there = reader.read_metadata().state_dict_metadata
         saved = {
             name.removeprefix("state_dict."): torch.empty(tensor.size, device="meta")
@@ -120,13 +121,13 @@ class FSDP2Strategy(ModelParallelStrategy):
         fitting = {name: own[name] for name, t in saved.items() if name in own and own[name].shape == t.shape}
         if len(fitting) < len(saved):
             return checkpoint
-        dcp.load({"state_dict": fitting}, storage_reader=reader)
+        load_parts({"state_dict": fitting}, reader)
         set_model_state_dict(self.model, fitting, options=StateDictOptions(strict=False))
         for i, optimizer in enumerate(self.optimizers):
             key = _optimizer_key(i)
             if any(name.startswith(f"{key}.") for name in there):  # none with the weights of a validation alone
                 state = {key: get_optimizer_state_dict(self.model, optimizer)}
-                dcp.load(state, storage_reader=reader)
+                load_parts(state, reader)
                 set_optimizer_state_dict(self.model, optimizer, optim_state_dict=state[key])
         return checkpoint
 

@@ -10,7 +10,12 @@ pytest.importorskip("deepspeed", reason="deepspeed is not installed")
 
 ONCE = "--trainer.accumulate_grad_batches=1"
 ZERO2, ZERO3 = (
-    (f"--config={CONFIGS}/trainer/deepspeed_{name}.yaml", "--trainer.accelerator=cpu", ONCE)
+    (
+        f"--config={CONFIGS}/trainer/deepspeed_{name}.yaml",
+        "--trainer.accelerator=cpu",
+        ONCE,
+        "--trainer.strategy.trust_checkpoints=true",
+    )
     for name in ("zero2", "zero3_offload")
 )
 

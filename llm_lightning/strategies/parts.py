@@ -1,0 +1,179 @@
+"""Reading checkpoints in parts without running code: torch's own reader unpickles whatever they hold."""
+
+import io
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint._nested_dict import set_element
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import ReadItem
+from typing_extensions import override
+
+from llm_lightning.errors import UserError
+
+Kind = TypeVar("Kind")
+
+NAMES = frozenset(
+    [
+        *(f"torch.distributed.checkpoint.metadata.{name}" for name in (
+            "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
+            "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+        )),
+        "torch.distributed.checkpoint.filesystem._StorageInfo",
+        "torch.serialization._get_layout",
+        *(f"{module}.{kind}Path" for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows")),
+        "builtins.getattr",  # how some versions of Python write the member of an enumeration
+    ]
+)  # fmt: skip
+"""What the `.metadata` of a checkpoint names, as torch writes it."""
+
+
+def load_parts(state: dict[str, Any], reader: "PartsReader") -> None:
+    """Fill `state` in place from a checkpoint in parts, on all ranks; nothing in it is run.
+
+    Raises:
+        UserError: a part is missing, damaged, or holds more than tensors and plain values.
+    """
+    with _in_words(reader):
+        dcp.load(state, storage_reader=reader, planner=_PlainValues())
+
+
+class PartsReader(dcp.FileSystemReader):
+    """Reads `.metadata` into blank records first, checks them, and makes torch's own of them."""
+
+    _metadata: Metadata | None = None
+
+    @override
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """What is where.
+
+        Raises:
+            UserError: `.metadata` is damaged, or names what no checkpoint of ours does.
+        """
+        if self._metadata is None:
+            file = Path(self.path) / ".metadata"
+            try:
+                self._metadata = _metadata_of(file.read_bytes())
+            except Exception as error:  # of a damaged pickle anything can come
+                raise UserError(f"ckpt_path={str(self.path)!r}: .metadata cannot be read safely: {error}") from error
+            self._metadata.storage_meta = StorageMeta(load_id=self.load_id)
+        return self._metadata
+
+
+class _PlainValues(DefaultLoadPlanner):
+    """Takes tensors and plain values from the parts; torch's own would unpickle the values."""
+
+    @override
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        name = read_item.dest_index.fqn
+        try:
+            plain = torch.load(value, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise UserError(f"its {name} is no plain value: {str(error).splitlines()[0]}") from error
+        set_element(self.original_state_dict, self.mappings[name], plain)
+
+
+@contextmanager
+def _in_words(reader: PartsReader) -> Iterator[None]:
+    try:
+        yield
+    except dcp.CheckpointException as error:
+        first = cast(BaseException, next(iter(error.failures.values()))[0])
+        why = str(first) if isinstance(first, UserError) else f"{type(first).__name__}: {first}"
+        raise UserError(
+            f"ckpt_path={str(reader.path)!r} cannot be read: {why}. Name another checkpoint by --ckpt_path, or start "
+            "over with --resume false."
+        ) from error
+
+
+class _Record:
+    """What stands in the pickle for an object: its arguments and its state, and no behaviour."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes blank records of all but numbers and texts. The classes are new each time: a pickle can alter them."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.kinds: dict[str, type[_Record]] = {}
+
+    @override
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if full == "torch.Size":
+            return tuple
+        if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+            return dtype
+        if full not in NAMES:
+            raise pickle.UnpicklingError(f"it names {full}, which has no place in a checkpoint")
+        return self.kinds.setdefault(name, type(name, (_Record,), {}))
+
+
+def _metadata_of(data: bytes) -> Metadata:
+    unpickler = _Unpickler(io.BytesIO(data))
+    fields = _fields(unpickler.load(), "Metadata")
+    tensors = {_is(str, name): _storage(entry) for name, entry in fields["state_dict_metadata"].items()}
+    places = dict(_place(index, info) for index, info in fields["storage_data"].items())
+    return Metadata(tensors, storage_data=places)
+
+
+def _storage(entry: Any) -> TensorStorageMetadata | BytesStorageMetadata:
+    if isinstance(entry, _Record) and type(entry).__name__ == "BytesStorageMetadata":
+        return BytesStorageMetadata()
+    fields = _fields(entry, "TensorStorageMetadata")
+    chunks = [
+        ChunkStorageMetadata(_size(chunk["offsets"]), _size(chunk["sizes"]))
+        for chunk in (_fields(each, "ChunkStorageMetadata") for each in fields["chunks"])
+    ]
+    dtype = _is(torch.dtype, fields["properties"].state[0])
+    return TensorStorageMetadata(TensorProperties(dtype=dtype), _size(fields["size"]), chunks)
+
+
+def _place(index: Any, info: Any) -> tuple[MetadataIndex, _StorageInfo]:
+    index, info = _fields(index, "MetadataIndex"), _fields(info, "_StorageInfo")
+    offset, number = index.get("offset"), index.get("index")
+    name = _is(str, info["relative_path"])
+    if name in ("", ".", "..") or "/" in name or "\\" in name:
+        raise ValueError(f"it names the file {name!r} outside of its folder")
+    if info.get("transform_descriptors"):
+        raise ValueError("its parts are transformed, which ours never are")
+    where = _StorageInfo(name, _is(int, info["offset"]), _is(int, info["length"]))
+    return MetadataIndex(_is(str, index["fqn"]), None if offset is None else _size(offset), number), where
+
+
+def _fields(record: Any, kind: str) -> dict[str, Any]:
+    if type(record).__name__ != kind or not isinstance(record, _Record):
+        raise TypeError(f"there is a {type(record).__name__} in place of a {kind}")
+    # An object without fields of its own has no state.
+    return _is(dict, getattr(record, "state", {}))
+
+
+def _size(value: Any) -> torch.Size:
+    return torch.Size([_is(int, number) for number in _is(tuple, value)])
+
+
+def _is(kind: type[Kind], value: Any) -> Kind:
+    if not isinstance(value, kind):
+        raise TypeError(f"there is a {type(value).__name__} in place of a {kind.__name__}")
+    return value
