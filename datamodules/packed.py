@@ -365,6 +365,8 @@ class PackedDataModule(LightningDataModule):
 
     @rank_zero_only
     def _log_statistics(self, trainer: Trainer) -> None:
+        if trainer.ckpt_path is not None:  # the run that goes on has them, and its step may not be known yet
+            return
         names = ("num_tokens", "num_dropped", "padded_share", "trained_share", "too_long_share")
         metrics = {f"data/{name}": float(self.statistics["train"][name]) for name in names}
         for logger in trainer.loggers:

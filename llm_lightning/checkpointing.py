@@ -108,3 +108,11 @@ def step_of(path: Path) -> int | None:
     """The optimizer steps that a checkpoint's name tells, None where it tells none."""
     match = re.search(r"(?:step|best)=(\d+)", path.name)
     return int(match[1]) if match else None
+
+
+def trained_steps(checkpoint: Path | str | None) -> int:
+    """The optimizer steps behind which a run goes on: 0 without a checkpoint, or where nothing tells them."""
+    if checkpoint is None:
+        return 0
+    steps = step_of(Path(checkpoint))
+    return training_state(Path(checkpoint)).get("global_step", 0) if steps is None else steps

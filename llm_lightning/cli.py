@@ -33,15 +33,10 @@ from datamodules import (
     TextDataModule,
 )
 from datamodules.synthetic.engine import Engine
-from llm_lightning.checkpointing import (
-    AtomicCheckpointIO,
-    is_before_validation,
-    newest_checkpoint,
-    step_of,
-    training_state,
-)
+from llm_lightning.checkpointing import AtomicCheckpointIO, newest_checkpoint, trained_steps
 from llm_lightning.environment import with_environment
 from llm_lightning.errors import UserError
+from llm_lightning.finished import early_stopping, why_finished
 from llm_lightning.launch.checks import LaunchError, check_launch, explain, is_first_rank
 from llm_lightning.loggers.metrics_file import MetricsFile
 from llm_lightning.loggers.redact import redact_arguments
@@ -243,38 +238,16 @@ class TrainingCLI(LightningCLI):
             if not self._get(self.config, "resume"):
                 move_aside(root)
             kwargs["ckpt_path"] = newest_checkpoint(root / "checkpoints")
-        if finished := self._why_finished(kwargs.get("ckpt_path")):
+        if finished := why_finished(self.trainer, kwargs.get("ckpt_path")):
             rank_zero_info(f"This run is finished: {finished}, or start over with --resume false.")
             return
         if kwargs.get("ckpt_path"):
             rank_zero_info(f"Going on from {kwargs['ckpt_path']} (--resume false starts over).")
         for logger in self.trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.go_on_behind(trained_steps(kwargs.get("ckpt_path")))
             logger.log_hyperparams(yaml.safe_load(self._parser("fit").dump(self.config["fit"])))
         self.trainer.fit(**kwargs)
-
-    def _why_finished(self, checkpoint: Any) -> str | None:
-        """Why nothing is left to do, and the way on; None where something is, the last validation included, or the
-        model folder is missing.
-        """
-        if not checkpoint or not (Path(self.trainer.default_root_dir) / "model" / "last").exists():
-            return None
-        state = training_state(Path(checkpoint))
-        if is_before_validation(state):
-            return None
-        if 0 <= self.trainer.max_steps <= (step_of(Path(checkpoint)) or 0):
-            return f"{checkpoint} is its last step. Raise trainer.max_steps to go on"
-        stopping = self._early_stopping()
-        own = stopping and state.get("callbacks", {}).get(stopping.state_key)
-        if own and (stopped := stopping.still_stopped(own)):  # type: ignore[union-attr]
-            return (
-                f"it was stopped at step {stopped['step']}: {stopped['reason']}. To go on, change that condition "
-                f"({stopped['condition'].split()[0]} in trainer.callbacks) or take it out"
-            )
-        return None
-
-    def _early_stopping(self) -> callbacks.EarlyStopping | None:
-        every: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        return next((each for each in every if isinstance(each, callbacks.EarlyStopping)), None)
 
     def validate(self, **kwargs: Any) -> None:
         """Loss on the validation documents."""
@@ -314,7 +287,7 @@ class TrainingCLI(LightningCLI):
 
     def _trained(self, folder: Path) -> Path | None:
         """The checkpoint of the weights that a run ends with."""
-        stopping = self._early_stopping()
+        stopping = early_stopping(self.trainer)
         best = newest_checkpoint(folder, "best") if stopping is not None and stopping.restore_best else None
         return best or newest_checkpoint(folder)
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer import call
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
 from llm_lightning.errors import UserError
@@ -19,7 +20,10 @@ class RunTrainer(Trainer):
         validation = self.fit_loop.epoch_loop.val_loop
         if is_training := self.training:
             validation.update_restart_stage()  # which Lightning does where it has steps to go
+        before = self.global_step
         results = super()._run_stage()
+        if is_training and 0 < before == self.global_step and not validation.restarted_mid_evaluation:
+            rank_zero_info("This run was finished: nothing was left to train.")
         if is_training and validation.restarted_mid_evaluation:  # and Lightning has had none
             self._call_everywhere("on_train_start")
             self.validating = True

@@ -19,9 +19,10 @@ class MetricsFile(Logger):
 
     Under a trainer, `step` is the number of optimizer steps done, as in checkpoints' names; Lightning passes one less.
     Each call is on disk when it returns, so that a killed process loses nothing; its last line may be torn, which the
-    next run repairs. A full disk costs rows, not the run. The first metrics of a resumed run drop the rows of their
-    step and later ones, since they are trained anew. Only fit writes: a validation of its own has no place in the
-    history of training.
+    next run repairs. A full disk costs rows, not the run. A resumed run drops the rows of the steps that it trains
+    anew: those behind the step given to `go_on_behind`, else those from the step of its first metrics on. Metrics of an
+    earlier step are added to that step's row. Only fit writes: a validation of its own has no place in the history of
+    training.
 
     Args:
         save_dir: Folder of the file. The trainer's run folder (`default_root_dir`) if not given.
@@ -34,6 +35,7 @@ class MetricsFile(Logger):
         self.filename = filename
         self._writes = True
         self._first_step = 0
+        self._kept: int | None = None
         self._columns: list[str] | None = None
         self._row: Row = {}
         self._row_start = 0
@@ -57,6 +59,10 @@ class MetricsFile(Logger):
     def path(self) -> Path:
         """Place of the file; in the working directory until the trainer's run folder is known."""
         return (self._save_dir or Path()) / self.filename
+
+    def go_on_behind(self, step: int) -> None:
+        """Keep the rows up to this optimizer step, whatever is logged first; 0 for a run that starts."""
+        self._kept, self._first_step = step, 1
 
     @override
     def log_graph(self, model: Any, input_array: Any = None) -> None:
@@ -85,34 +91,41 @@ class MetricsFile(Logger):
             warnings.warn(f"Metrics were not written, training goes on: {error}", stacklevel=2)
 
     def _log(self, metrics: Mapping[str, float], step: int | None) -> None:
-        key = self._row.get("step", "0") if step is None else str(step + self._first_step)
+        key = int(self._row.get("step", 0)) if step is None else step + self._first_step
         if self._columns is None:
-            self._columns = self._begin(int(key))
-        if self._row.get("step") != key:
-            self._open_row(key)
-        self._row.update({name: _format(value) for name, value in metrics.items()})
+            self._columns = self._begin(key)
+        values = {name: _format(value) for name, value in metrics.items()}
+        newest = int(self._row.get("step", -1))
+        if key < newest:
+            self._add_to_earlier(key, values)
+            return
+        if key > newest:
+            self._row, self._row_start = {"step": str(key)}, self.path.stat().st_size
+        self._row.update(values)
         if self._row.keys() <= set(self._columns):
             self._write_row()
         else:
             self._columns = _ordered([*self._columns, *self._row])
-            self._rewrite([*_rows_before(self.path, int(key)), self._row])
+            self._rewrite([*_rows_before(self.path, key), self._row])
 
-    def _open_row(self, key: str) -> None:
-        if int(key) < int(self._row.get("step", key)):
-            # A run that goes on within a validation logs first what its data is like, as of the step after it.
-            rows = _rows_before(self.path, int(key) + 1)
-            if rows and rows[-1]["step"] == key:
-                self._rewrite(rows)
-                self._row = rows[-1]
-                return
-        self._row, self._row_start = {"step": key}, self.path.stat().st_size
+    def _add_to_earlier(self, key: int, values: Row) -> None:
+        rows = _rows_before(self.path, int(self._row["step"]) + 1)
+        row = next((row for row in rows if int(row["step"]) == key), None)
+        if row is None:
+            row = {"step": str(key)}
+            rows = sorted([*rows, row], key=lambda row: int(row["step"]))
+        row.update(values)
+        self._columns = _ordered([*(self._columns or []), *row])
+        self._rewrite(rows)
 
     def _begin(self, step: int) -> list[str]:
         """Makes the file, or takes over that of the run that this one resumes; returns its columns."""
-        rows = _rows_before(self.path, step) if self.path.exists() else []
+        first_anew = step if self._kept is None else self._kept + 1
+        rows = _rows_before(self.path, first_anew) if self.path.exists() else []
         self._columns = _ordered(["step", *(name for row in rows[:1] for name in row)])
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._rewrite(rows)
+        self._row = rows[-1] if rows else {}
         return self._columns
 
     def _write_row(self) -> None:

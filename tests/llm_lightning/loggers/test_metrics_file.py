@@ -172,3 +172,34 @@ def _seconds_for_a_hundred(logger: MetricsFile, metrics: dict[str, float], start
     for step in range(start, start + 100):
         logger.log_metrics(metrics, step=step)
     return time.perf_counter() - begin
+
+
+def test_what_is_logged_first_does_not_decide_which_rows_a_resumed_run_keeps(tmp_path):
+    first = MetricsFile(tmp_path)
+    first.go_on_behind(0)
+    for step in range(7):
+        first.log_metrics({"train/loss": float(step)}, step=step)
+    resumed = MetricsFile(tmp_path)
+    resumed.go_on_behind(5)
+    resumed.log_metrics({"data/rows": 9.0}, step=0)  # before the trainer has read where the run was
+    resumed.log_metrics({"val/loss": 8.0}, step=4)  # a validation that is begun anew
+    resumed.log_metrics({"train/loss": 50.0}, step=5)
+    resumed.log_metrics({"late": 1.0}, step=2)
+    resumed.log_metrics({"train/grad_norm": 2.0}, step=5)
+    written = [(row["step"], row["train/loss"], row["data/rows"], row["late"]) for row in rows(resumed.path)]
+    assert written == [
+        ("1", "0", "9", ""), ("2", "1", "", ""), ("3", "2", "", "1"), ("4", "3", "", ""), ("5", "4", "", ""),
+        ("6", "50", "", ""),
+    ]  # fmt: skip
+    assert rows(resumed.path)[4]["val/loss"] == "8" and rows(resumed.path)[5]["train/grad_norm"] == "2"
+
+
+def test_metrics_of_a_step_without_a_row_go_where_it_belongs(tmp_path):
+    logger = MetricsFile(tmp_path)
+    for step in (2, 4, 6):
+        logger.log_metrics({"train/loss": float(step)}, step=step)
+    logger.log_metrics({"other": 1.0}, step=3)
+    logger.log_metrics({"train/loss": 8.0}, step=8)
+    assert [(row["step"], row["other"]) for row in rows(logger.path)] == [
+        ("2", ""), ("3", "1"), ("4", ""), ("6", ""), ("8", ""),
+    ]  # fmt: skip

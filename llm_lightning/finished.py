@@ -1,0 +1,48 @@
+"""Whether a run has anything left to do."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+import callbacks
+from llm_lightning.checkpointing import is_before_validation, step_of, training_state
+
+
+def why_finished(trainer: Trainer, checkpoint: Path | str | None) -> str | None:
+    """Why nothing is left to do behind this checkpoint, and the way on; None where something is, the last validation
+    included, or the model folder is missing.
+    """
+    if not checkpoint or not (Path(trainer.default_root_dir) / "model" / "last").exists():
+        return None
+    state = training_state(Path(checkpoint))
+    if is_before_validation(state):
+        return None
+    if 0 <= trainer.max_steps <= (step_of(Path(checkpoint)) or 0):
+        return f"{checkpoint} is its last step. Raise trainer.max_steps to go on"
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= _epochs(state):
+        return f"{checkpoint} ends its last epoch. Raise trainer.max_epochs to go on"
+    stopping = early_stopping(trainer)
+    own = stopping and state.get("callbacks", {}).get(stopping.state_key)
+    if own and (stopped := stopping.still_stopped(own)):  # type: ignore[union-attr]
+        return (
+            f"it was stopped at step {stopped['step']}: {stopped['reason']}. To go on, change that condition "
+            f"({stopped['condition'].split()[0]} in trainer.callbacks) or take it out"
+        )
+    return None
+
+
+def early_stopping(trainer: Trainer) -> callbacks.EarlyStopping | None:
+    """The run's `EarlyStopping`, None where it has none."""
+    every: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((each for each in every if isinstance(each, callbacks.EarlyStopping)), None)
+
+
+def _epochs(state: dict[str, Any]) -> int:
+    """Whole epochs, that of a checkpoint at an epoch's last batch included; -1 where it is not known (DeepSpeed)."""
+    if "loops" not in state:
+        return -1
+    loop = state["loops"]["fit_loop"]
+    epochs = loop["epoch_progress"]["current"]
+    is_within = epochs["started"] > epochs["processed"]
+    return epochs["processed"] + int(is_within and loop["epoch_loop.batch_progress"]["is_last_batch"])
