@@ -3,8 +3,10 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+from datamodules.errors import DataError
 from datamodules.rows import RowIndex
 from datamodules.shards import Shard
+from datamodules.sources import Source
 
 
 def facts_of(sources: Sequence[tuple[RowIndex, Sequence[Shard]]], seq_len: int) -> dict[str, float]:
@@ -32,6 +34,20 @@ def left_out(shards: Iterable[Shard]) -> Counter[str]:
 def left_out_in_words(shards: Iterable[Shard]) -> Iterator[str]:
     """A line for each reason."""
     return (f"left out: {count:,} {reason}" for reason, count in sorted(left_out(shards).items()))
+
+
+def check_any(name: str, sources: Sequence[Source], shards: Sequence[Sequence[Shard]]) -> None:
+    """Raises `DataError` where no document is left of a source, with what became of its records.
+
+    Args:
+        name: the setting that names the sources.
+        shards: those of each source.
+    """
+    for source, made in zip(sources, shards, strict=True):
+        if not any(shard.facts["num_documents"] for shard in made):
+            reasons = [*left_out_in_words(made), *filter(None, [skipped_in_words(made)])]
+            why = "; ".join(reasons) or "there is no text in it"
+            raise DataError(f"{name}: nothing can be learned from {source.path!r}: {why}")
 
 
 def skipped_in_words(shards: Iterable[Shard]) -> str | None:

@@ -14,7 +14,7 @@ from datamodules.cache import cache_root, key_of
 from datamodules.collate import PackedCollator, PromptCollator
 from datamodules.dataset import Documents, PackedRows, Prompts
 from datamodules.errors import DataError
-from datamodules.facts import facts_of, left_out_in_words, skipped_in_words
+from datamodules.facts import check_any, facts_of, left_out_in_words, skipped_in_words
 from datamodules.loader import EvaluationLoader, ResumableLoader
 from datamodules.order import SequentialOrder, ShuffledOrder
 from datamodules.preview import preview
@@ -230,6 +230,8 @@ class PackedDataModule(LightningDataModule):
     ) -> None:
         share = self.default_val_share if self.val_share is None else self.val_share
         share = 0.0 if val_shards else share
+        check_any("path", self._train_sources(), train_shards)
+        check_any("val_path", self._val_sources(), val_shards)
         train, val = self.split([shard for shards in train_shards for shard in shards], share)
         if val_shards:
             val = Selection()
@@ -237,8 +239,10 @@ class PackedDataModule(LightningDataModule):
             val_shards = train_shards if share else []
         self._train = [(self._rows(shards, train), shards) for shards in train_shards]
         self._val = [(self._rows(shards, val), shards) for shards in val_shards]
-        for source, (index, shards) in zip(self._train_sources(), self._train, strict=True):
-            self._check_not_empty(source, index.facts, shards)
+        for source, (index, _) in zip(self._train_sources(), self._train, strict=True):
+            self._check_not_empty(source, index.facts)
+        if self._val and not any(index.facts["num_rows"] for index, _ in self._val):
+            rank_zero_warn(f"Nothing validates: all that was held out is longer than a row (seq_len={self.seq_len}).")
         self.selections = {"train": train, "val": val}
         if added_shards:
             held_out = Selection(exceptions=hashes_of([shard for shards in val_shards for shard in shards], val))
@@ -251,9 +255,7 @@ class PackedDataModule(LightningDataModule):
     def _rows(self, shards: list[Shard], selection: Selection) -> RowIndex:
         return pack_rows(shards, selection, self.seq_len, cache_root(self.cache_dir), self.too_long)
 
-    def _check_not_empty(self, source: Source, facts: dict[str, int], shards: list[Shard]) -> None:
-        if not any(shard.facts["num_documents"] for shard in shards):
-            raise DataError(f"path: there is no text in {source.path!r}")
+    def _check_not_empty(self, source: Source, facts: dict[str, int]) -> None:
         if facts["num_rows"] or (len(self._train) > 1 and not source.weight):
             return
         if facts["num_documents"]:

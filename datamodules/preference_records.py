@@ -152,8 +152,8 @@ def _lines(turns: list[Turn]) -> list[tuple[str, str]]:
     for turn in turns:
         said = turn.said if isinstance(turn.said, dict) else {}
         role, content = said.get("role", said.get("from")), said.get("content", said.get("value"))
-        is_text = isinstance(content, str)
-        lines.append((ROLES.get(str(role).lower(), str(role)), " ".join(content.split()) if is_text else str(content)))
+        text = " ".join(content.split()) if isinstance(content, str) else str(content)
+        lines.append((ROLES.get(str(role).lower(), str(role)), text))
     return lines
 
 

@@ -187,22 +187,20 @@ def _asked(fields: Fields, shape: str) -> Asked:
     return Asked(text, messages, tools, others, around, fields.read)
 
 
-def write_prompts(path: Path, units: list[Unit], encoder: PromptEncoder, on_bad: OnBadRecord) -> int:
-    """All prompts into an Arrow file that is read by memory mapping; returns how many bad records were left out."""
-    num_bad = 0
+def write_prompts(path: Path, unit: Unit, encoder: PromptEncoder, on_bad: OnBadRecord) -> dict[str, Any]:
+    """A unit's prompts into an Arrow file that is read by memory mapping.
+
+    Returns:
+        `num_bad`, how many records were left out, and `first_bad`, what is wrong with the first of them.
+    """
+    bad = BadRecords(unit, on_bad)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
-        for unit in units:
-            bad = BadRecords(unit, on_bad)
-            for batch in bounded_batches(encoder.prompts(unit, bad), lambda prompt: len(prompt.ids)):
-                texts = [
-                    json.dumps([prompt.said, prompt.columns, prompt.read], ensure_ascii=False, default=str)
-                    for prompt in batch
-                ]
-                hashes = [text_hash(json.dumps(prompt.said).encode()) for prompt in batch]
-                columns = [[prompt.ids for prompt in batch], texts, np.array(hashes, np.uint64)]
-                writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
-            num_bad += bad.count
-    return num_bad
+        for batch in bounded_batches(encoder.prompts(unit, bad), lambda prompt: len(prompt.ids)):
+            texts = [json.dumps([one.said, one.columns, one.read], ensure_ascii=False, default=str) for one in batch]
+            hashes = [text_hash(json.dumps(prompt.said).encode()) for prompt in batch]
+            columns = [[prompt.ids for prompt in batch], texts, np.array(hashes, np.uint64)]
+            writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
+    return {"num_bad": bad.count, "first_bad": bad.first}
 
 
 def merged(columns: list[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -10,22 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch.utils.data import Dataset
 
 from datamodules.bad_records import BadRecords, OnBadRecord
 from datamodules.cache import atomic_folder, build_lock, cache_root, key_of, remove_leftovers, room_on_disk
 from datamodules.chat import template_of
 from datamodules.chat_template import find_template
-from datamodules.collate import PromptCollator
 from datamodules.errors import DataError
 from datamodules.grouped_order import GroupedOrder
 from datamodules.loader import EvaluationLoader, ResumableLoader
 from datamodules.order import SequentialOrder, ShuffledOrder
-from datamodules.prompt_records import Prompt, PromptEncoder, merged, write_prompts
+from datamodules.prompt_records import PromptEncoder, write_prompts
+from datamodules.prompt_set import PromptBatchCollator, Prompts, split_prompts
 from datamodules.record_shapes import PROMPT_SHAPES
 from datamodules.record_source import RecordSource, record_units, with_shape
 from datamodules.sources import files_in_words, first_units, to_validate_on, validation_of
@@ -35,7 +32,7 @@ from datamodules.units import Unit
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-VERSION = 2  # of what is kept in the cache
+VERSION = 3  # of what is kept in the cache
 PEEKED = 16
 
 
@@ -152,26 +149,32 @@ class PromptDataModule(LightningDataModule):
             self._files = self._build(self._train_sources(), look_again=False)
             held_out = self._build(self._val_sources(), look_again=False)
             share = 0.05 if self.val_share is None and not held_out else self.val_share or 0.0
-            self._train, self._val = _split(self._files, self.max_prompt_tokens, share)
+            self._train, self._val = split_prompts(self._files, self.max_prompt_tokens, share)
             if held_out:
-                self._val = _split(held_out, self.max_prompt_tokens, 0.0)[0]
-            self._check_not_empty()
+                self._val = split_prompts(held_out, self.max_prompt_tokens, 0.0)[0]
+            self._check_not_empty("path", self._train, self._files)
+            if held_out:
+                self._check_not_empty("val_path", self._val, held_out)
             self.tokenizer = self._chat_tokenizer
         self._position, self._train_loader = 0, None  # a checkpoint's state comes after this
         rank_zero_info(f"Prompts: {len(self._train):,} to learn from, {len(self._val):,} to validate on")
+        if skipped := _skipped([*self._train.files, *self._val.files]):
+            rank_zero_warn(skipped)
         dropped = self._train.num_too_long + self._val.num_too_long
         if dropped:
             rank_zero_warn(f"{dropped:,} prompts are longer than max_prompt_tokens={self.max_prompt_tokens}: left out.")
 
-    def _check_not_empty(self) -> None:
-        if len(self._train):
+    def _check_not_empty(self, name: str, prompts: Prompts, files: list[Path]) -> None:
+        if len(prompts):
             return
-        if self._train.num_too_long:
+        where = self.path if name == "path" else self.val_path or self.path
+        if prompts.num_too_long:
             raise DataError(
-                f"max_prompt_tokens: all {self._train.num_too_long:,} prompts of {self.path!r} are longer than"
+                f"max_prompt_tokens: all {prompts.num_too_long:,} prompts of {where!r} are longer than"
                 f" {self.max_prompt_tokens} tokens; raise it"
             )
-        raise DataError(f"path: {self.path!r} leaves no prompt to learn from; give more, or val_share=0")
+        why = f" ({skipped})" if (skipped := _skipped(files)) else "; give more, or val_share=0"
+        raise DataError(f"{name}: {where!r} leaves no prompt{why}")
 
     def _train_sources(self) -> list[RecordSource]:
         return [RecordSource(path, columns=self._columns) for path in _as_list(self.path)]
@@ -205,9 +208,8 @@ class PromptDataModule(LightningDataModule):
                 remove_leftovers(folder.parent)
                 if not folder.exists():
                     with atomic_folder(folder) as temporary:
-                        num_bad = write_prompts(temporary / "prompts.arrow", [unit], encoder, self.on_bad_record)
-                    if num_bad:
-                        rank_zero_warn(f"{unit.path}: {num_bad:,} records that cannot be used were left out.")
+                        facts = write_prompts(temporary / "prompts.arrow", unit, encoder, self.on_bad_record)
+                        (temporary / "facts.json").write_text(json.dumps(facts))
         return folder / "prompts.arrow"
 
     @cached_property
@@ -311,83 +313,13 @@ class PromptDataModule(LightningDataModule):
             rank_zero_warn("The prompts are not those of the checkpoint: training goes on in another order.")
 
 
-class Prompts(Dataset[Prompt]):
-    """Prompts by number, read from Arrow files by memory mapping; -1 is left out of a batch.
-
-    Args:
-        files: what `write_prompts` wrote.
-        numbers: those of the prompts that count, through all files.
-        num_too_long: prompts that were left out.
-    """
-
-    def __init__(self, files: Sequence[Path], numbers: np.ndarray, num_too_long: int = 0) -> None:
-        self.files = list(files)
-        self.numbers = numbers
-        self.num_too_long = num_too_long
-
-    @cached_property
-    def table(self) -> pa.Table:
-        """All files; mapped anew in each process."""
-        return _open(self.files)
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """(N,) tokens of each prompt."""
-        return _lengths(self.table)[self.numbers]
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, number: int) -> Prompt:
-        place = int(self.numbers[number])
-        row = self.table.slice(place, 1)
-        said, columns, read = json.loads(row["record"][0].as_py())
-        return Prompt(row["ids"].combine_chunks().flatten().to_numpy(), said, columns, read, place)
-
-    def __getitems__(self, numbers: list[int]) -> list[Prompt]:
-        return [self[number] for number in numbers if number >= 0]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("table", "lengths")}
-
-
-class PromptBatchCollator(PromptCollator):
-    """Makes a batch of B prompts: `prompt_ids` and `attention_mask` (B, T), padded on the left, `prompts` (texts or
-    conversations), `numbers` (of the prompts among all) and `columns` (lists of values by name).
-    """
-
-    def __call__(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        """B may be 0."""
-        if prompts:
-            batch = super().__call__([prompt.ids for prompt in prompts])
-        else:
-            batch = {name: torch.zeros(0, 0, dtype=torch.int64) for name in ("prompt_ids", "attention_mask")}
-        said = {"prompts": [prompt.said for prompt in prompts], "numbers": [prompt.number for prompt in prompts]}
-        return batch | said | {"columns": merged([prompt.columns for prompt in prompts])}
-
-
-def _split(files: list[Path], max_tokens: int, share: float) -> tuple[Prompts, Prompts]:
-    """Train and validation: the `share` of prompts with the smallest hashes validates, copies on the same side."""
-    table = _open(files)
-    short = _lengths(table) <= max_tokens
-    hashes = np.concatenate([np.empty(0, np.uint64), *(c.to_numpy() for c in table["hash"].chunks)])
-    wanted = max(1, round(share * short.sum())) if share > 0 and short.any() else 0
-    held_out = np.zeros(len(hashes), bool)
-    if wanted:
-        held_out = hashes <= np.partition(hashes[short], wanted - 1)[wanted - 1]
-    train, val = (np.flatnonzero(short & side) for side in (~held_out, held_out))
-    return Prompts(files, train, int((~short).sum())), Prompts(files, val)
-
-
-def _open(files: Sequence[Path]) -> pa.Table:
-    return pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files])
-
-
-def _lengths(table: pa.Table) -> np.ndarray:
-    import pyarrow.compute as pc
-
-    chunks = [pc.list_value_length(chunk).to_numpy(zero_copy_only=False) for chunk in table["ids"].chunks]
-    return np.concatenate([np.empty(0, np.int32), *chunks]).astype(np.int64)
+def _skipped(files: Sequence[Path]) -> str | None:
+    """How many bad records were skipped, and the first of them; None where there were none."""
+    facts = [json.loads(file.with_name("facts.json").read_text()) for file in dict.fromkeys(files)]
+    bad = [each for each in facts if each["num_bad"]]
+    if not bad:
+        return None
+    return f"{sum(each['num_bad'] for each in bad):,} bad records were skipped; the first: {bad[0]['first_bad']}"
 
 
 def _listed(columns: list[str]) -> str:

@@ -116,8 +116,8 @@ def is_assistants(turn: Any) -> bool:
 
 
 def is_blank(turn: Any) -> bool:
-    """Whether a turn says nothing: no text, and no call of a tool."""
-    if not isinstance(turn, dict):
+    """Whether a turn says nothing: its text is null or blank, and it calls no tool."""
+    if not isinstance(turn, dict) or not {"content", "value"} & turn.keys():
         return False
     content = turn.get("content", turn.get("value"))
     blank = content is None or (isinstance(content, str) and not content.strip())

@@ -220,3 +220,12 @@ def test_a_prompt_ends_where_the_assistants_turn_begins(module, tmp_path, family
     assert len(prompts) >= 10 and all(prompt.endswith(OPENINGS[family]) for prompt in prompts), prompts
     assert all("otra vez" not in prompt and "Cuatro" not in prompt for prompt in prompts)
     assert any("Dos." in prompt and "¿Más?" in prompt for prompt in prompts)
+
+
+@pytest.mark.parametrize("val_share", [0.0, None])
+def test_where_no_conversation_is_left_it_is_said_why(module, val_share):
+    bad = [{"question": "a", "answer": " "}, {"question": "<|im_end|>", "answer": "b"}]
+    with pytest.raises(
+        DataError, match=r"nothing can be learned from .*: 2 bad records were skipped; the first: .*:1: "
+    ):
+        ready(module(bad, on_bad_record="skip", val_share=val_share))

@@ -280,3 +280,37 @@ def test_nothing_left_to_validate_on_is_said(module):
     data += [{"prompt": "one and the same questions", "chosen": f"c {i}", "rejected": "d"} for i in range(30)]
     with pytest.raises(DataError, match="val_share"):
         ready(module(data, val_share=0.1))
+
+
+NONE_LEFT = {
+    "2 with an empty answer": [
+        {"prompt": "a", "chosen": "", "rejected": "b"},
+        {"prompt": "c", "chosen": "d", "rejected": None},
+    ],
+    "1 of two answers that are the same": [{"prompt": "a", "chosen": "b", "rejected": "b"}],
+    "2 bad records were skipped; the first: .*jsonl:1: .* no content": [
+        {"prompt": "a", "chosen": {"role": "assistant", "text": "x"}, "rejected": "b"},
+        {"prompt": "a", "chosen": 3, "rejected": []},
+    ],
+}
+
+
+@pytest.mark.parametrize("reason", NONE_LEFT)
+@pytest.mark.parametrize("val_share", [0.0, None, 0.5])
+def test_where_no_pair_is_left_it_is_said_why(module, reason, val_share):
+    with pytest.raises(DataError, match=f"path: nothing can be learned from .*: (left out: )?{reason}"):
+        ready(module(NONE_LEFT[reason], val_share=val_share, on_bad_record="skip"))
+
+
+def test_no_pair_to_validate_on(module, tmp_path):
+    (tmp_path / "val.jsonl").write_text(json.dumps(NONE_LEFT["1 of two answers that are the same"][0]) + "\n")
+    with pytest.raises(DataError, match=r"val_path: nothing can be learned from .*val.jsonl.*: left out: 1 of two"):
+        ready(module(val_share=None, val_path=str(tmp_path / "val.jsonl")))
+
+
+@pytest.mark.parametrize(
+    "answer", [{"text": "b"}, {"role": "assistant"}, {}, {"role": "assistant", "text": "b"}, [{"text": "b"}]]
+)
+def test_an_answer_of_unknown_form_is_bad_and_not_empty(module, answer):
+    with pytest.raises(DataError, match=r"data.jsonl:61: (column|turn 1 of) '?chosen'?: it has no (role|content)"):
+        ready(module([*records(60), {"prompt": "a", "chosen": answer, "rejected": "c"}]))

@@ -189,3 +189,50 @@ def test_rewards_are_given_the_text_or_all_messages(prompts):
     assert said({"messages": [USER]}) == [USER]
     data = prompts.build(PromptDataModule, {"question": "Who?", "context": "A smith.", "answer": 3})
     assert data._train[0].columns == {"context": "A smith.", "answer": 3}
+
+
+MAPPED = {
+    "alpaca": ({"instruction": "input"}, {"input": "What is 1?", "output": "One."}),
+    "dolly": ({"instruction": "context"}, {"context": "What is 1?", "response": "One."}),
+    "system": ({"system": "context"}, {"question": "What is 1?", "context": "Be brief.", "answer": "One."}),
+    "answer": ({"answer": "input"}, {"question": "What is 1?", "input": "One."}),
+    "reasoning": ({"reasoning": "context"}, {"prompt": "What is 1?", "context": "One is one.", "completion": "One."}),
+    "question": ({"question": "passage", "answer": "input"}, {"passage": "What is 1?", "input": "One."}),
+    "by a usual name": ({"response": "context", "question": "input"}, {"input": "What is 1?", "context": "One."}),
+}
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_a_mapped_column_serves_nothing_else(prompts, name):
+    columns, record = MAPPED[name]
+    data = prompts.build(InstructionDataModule, record, columns=columns)
+    whole = data.tokenizer.decode(data._train[0][1][0].tokens[:])
+    assert all(whole.count(value) == 1 for value in record.values())
+    assert prompts(PromptDataModule, record, columns=columns) == data.example_prompts(1)[0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "record"),
+    [
+        ({"instruction": "input"}, {"input": "What is 1?", "chosen": "One.", "rejected": "Two."}),
+        ({"prompt": "context"}, {"context": "What is 1?", "chosen": "One.", "rejected": "Two."}),
+        ({"question": "frage", "chosen": "input"}, {"frage": "What is 1?", "input": "One.", "rejected": "Two."}),
+        (
+            {"question": "frage", "response_j": "gut", "rejected": "context"},
+            {"frage": "What is 1?", "gut": "One.", "context": "Two."},
+        ),
+        (
+            {"question": "frage", "chosen": "gut", "rejected": "schlecht"},
+            {"frage": "What is 1?", "gut": "One.", "schlecht": "Two."},
+        ),
+        ({"output_1": "input"}, {"instruction": "What is 1?", "input": "One.", "output_2": "Two.", "label": 1}),
+    ],
+)
+def test_a_mapped_column_of_pairs_serves_nothing_else(prompts, columns, record):
+    data = prompts.build(PreferenceDataModule, record, columns=columns)
+    pair = Pairs(data._train)[0]
+    for answer, said in ((pair.chosen, "One."), (pair.rejected, "Two.")):
+        text = data.tokenizer.decode([*pair.prompt, *answer])
+        assert [turn.split("\n")[-1] for turn in text.split("<|im_end|>\n")] == ["What is 1?", said, ""]
+    asked = prompts.build(PromptDataModule, record, columns=columns)
+    assert asked._train[0].said == "What is 1?"

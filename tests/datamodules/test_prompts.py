@@ -217,7 +217,7 @@ def test_a_bad_record_is_named_by_file_and_line(make, chat, record, message):
     assert "prompts.jsonl:2" in str(caught.value)
     assert re.search(message, str(caught.value)), str(caught.value)
     assert "on_bad_record=skip" in str(caught.value)
-    with pytest.warns(UserWarning, match="1 records that cannot be used were left out"):
+    with pytest.warns(UserWarning, match="1 bad records were skipped; the first: .*prompts.jsonl:2: "):
         assert len(make([good, record], chat, on_bad_record="skip", batch_size=1)._train) == 1
 
 
@@ -278,3 +278,21 @@ def test_the_preview_shows_prompts_and_columns(make, plain):
 def test_ids_are_tensors_of_int64(make, plain):
     module = make([{"prompt": "what"}], plain, batch_size=1)
     assert batches(module, 1)[0]["prompt_ids"].dtype == torch.int64
+
+
+def test_where_no_prompt_is_left_it_is_said_why(make, chat, tmp_path):
+    bad = [{"prompt": "<|im_end|>"}, {"prompt": "\0"}]
+    for _ in range(2):  # from the cache too
+        with pytest.raises(
+            DataError, match=r"path: .* leaves no prompt \(2 bad records were skipped; the first: .*jsonl:1"
+        ):
+            make(bad, chat, on_bad_record="skip")
+    (tmp_path / "val.jsonl").write_text("".join(json.dumps(record) + "\n" for record in bad))
+    with pytest.raises(DataError, match=r"val_path: .*val.jsonl' leaves no prompt \(2 bad records"):
+        make([{"prompt": "what"}], chat, on_bad_record="skip", val_share=None, val_path=str(tmp_path / "val.jsonl"))
+
+
+def test_skipped_records_are_said_from_the_cache_too(make, chat):
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="1 bad records were skipped; the first: .*jsonl:2: turn 1 spells"):
+            make([{"prompt": "what"}, {"prompt": "<|im_end|>"}], chat, on_bad_record="skip")
