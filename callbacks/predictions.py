@@ -55,8 +55,8 @@ class Predictions(BasePredictionWriter):
     def write_on_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, prediction: list[dict[str, Any]], *_: Any
     ) -> None:
-        with (self.part or self.path).open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in prediction)
+        with (self.part or self.path).open("ab") as file:
+            file.writelines(map(_line, prediction))
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,4 +81,12 @@ def _in_order(part: Path) -> Iterator[bytes]:
             places.append((json.loads(line)["index"], offset))
         for _, offset in sorted(places):
             file.seek(offset)
-            yield json.dumps(json.loads(file.readline())["row"], ensure_ascii=False).encode() + b"\n"
+            yield _line(json.loads(file.readline())["row"])
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    """The row as JSON; lone surrogates, which JSON can carry and UTF-8 cannot, stay escaped."""
+    try:
+        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(row).encode() + b"\n"

@@ -20,6 +20,7 @@ from datamodules.prompt_turns import MAIN, Message, is_dialogue, prompt_turns, q
 from datamodules.record_fields import Fields
 from datamodules.record_shapes import PREFERENCE_SHAPES, PROMPT_SHAPES, Columns, required
 from datamodules.shards import text_hash
+from datamodules.texts import is_encodable
 from datamodules.turns import UnfitError, tools_of
 from datamodules.units import Bad, Record, Unit
 
@@ -82,11 +83,13 @@ class PromptEncoder:
                 if isinstance(record, Bad):
                     raise UnfitError(record.reason)
                 asked = prompt_of(record, unit.shape, unit.columns)
+                _check_encodable(asked.others)
                 text = self._text(asked)
                 if self.check is not None and (reason := self.check(asked.others)):
                     raise UnfitError(reason)
-            except UnfitError as unfit:
-                bad.note(place, Bad(str(unfit)))
+            except (UnfitError, RecursionError) as unfit:
+                deep = isinstance(unfit, RecursionError)
+                bad.note(place, Bad("JSON nested too deeply" if deep else str(unfit)))
                 continue
             yield asked, text
 
@@ -109,6 +112,13 @@ class PromptEncoder:
         if self.template is None:
             raise UnfitError(f"{found}, and the tokenizer has no chat template: name one by template")
         raise UnfitError(f"{found}: leave out chat=false")
+
+
+def _check_encodable(columns: dict[str, Any]) -> None:
+    """Rewards compare these columns with texts, so that half a character is not replaced here as in a prompt."""
+    for name, value in columns.items():
+        if not is_encodable([name, value]):
+            raise UnfitError(f"column {name!r} holds half a character (a lone surrogate), which UTF-8 cannot write")
 
 
 class Asked(NamedTuple):
@@ -154,10 +164,7 @@ def prompt_of(record: Record, shape: str, columns: Columns | None) -> Asked:
     if not shape:
         wanted = " or ".join(fields.names_of(main) if columns else dict.fromkeys(MAIN.values()))
         raise UnfitError(f"no prompt: column {wanted} is missing or empty; it has: {', '.join(map(str, record))}")
-    try:
-        return _asked(fields, shape)
-    except RecursionError as error:
-        raise UnfitError("JSON nested too deeply") from error
+    return _asked(fields, shape)
 
 
 def _asks(fields: Fields, shape: str) -> bool:

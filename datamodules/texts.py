@@ -1,6 +1,7 @@
 """The texts of a unit, one document each, clean enough for any tokenizer."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from datamodules.bad_records import BadRecords
 from datamodules.formats import records
@@ -39,3 +40,12 @@ def encodable(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def is_encodable(value: Any) -> bool:
+    """Whether all texts in a value of JSON, keys included, can be written as UTF-8: no lone surrogates."""
+    if isinstance(value, str):
+        return encodable(value) == value
+    if isinstance(value, dict):
+        return all(is_encodable(key) and is_encodable(inner) for key, inner in value.items())
+    return all(map(is_encodable, value)) if isinstance(value, list | tuple) else True

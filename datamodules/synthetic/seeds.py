@@ -19,6 +19,7 @@ from datamodules.prompt_records import prompt_of
 from datamodules.record_shapes import PROMPT_SHAPES
 from datamodules.record_source import RecordSource, record_units
 from datamodules.synthetic.candidate import Message
+from datamodules.texts import encodable
 from datamodules.turns import UnfitError
 from datamodules.units import Bad
 
@@ -119,7 +120,7 @@ def prompt_seeds(path: str, folder: Path, cache: Path) -> Seeds:
                     if isinstance(record, Bad):
                         raise UnfitError(record.reason)
                     asked = prompt_of(record, unit.shape, None)
-                except UnfitError as unfit:
+                except (UnfitError, RecursionError) as unfit:
                     raise DataError(f"generators: {unit.path}, record at {place}: {unfit}") from unfit
                 yield _seed(asked.messages, asked.others)
 
@@ -128,7 +129,9 @@ def prompt_seeds(path: str, folder: Path, cache: Path) -> Seeds:
 
 def _seed(messages: list[Message], record: dict[str, Any], rejected: str | None = None) -> Seed:
     id = record.get("id")
-    return Seed(str(id) if isinstance(id, str | int) else key_of(messages, rejected)[:16], messages, rejected, record)
+    return Seed(
+        encodable(str(id)) if isinstance(id, str | int) else key_of(messages, rejected)[:16], messages, rejected, record
+    )
 
 
 def _written(path: Path, seeds: Iterator[Seed], why_none: str) -> Seeds:

@@ -75,6 +75,18 @@ def test_predictions_go_on_and_come_out_in_order(tmp_path):
     assert rows == [{"value": f"é{i}"} for i in range(6)] and not part.exists()
 
 
+def test_half_characters_of_a_record_stay_as_json_writes_them(tmp_path):
+    row = {"note": "\ud83d", "é": [{"\udc00": 1}], "reward": 0.5}
+    module, writer = Scorer(key="a", said=[], finished=set()), Predictions()
+    writer.setup(trainer(tmp_path), module, "predict")
+    writer.on_predict_start(trainer(tmp_path), module)
+    writer.write_on_batch_end(trainer(tmp_path), module, [{"index": 1, "row": {"note": "é"}}, {"index": 0, "row": row}])
+    writer.on_predict_end(trainer(tmp_path), module)
+    lines = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [row, {"note": "é"}]
+    assert lines[1] == '{"note": "é"}'
+
+
 def test_other_weights_begin_anew(tmp_path):
     predict(tmp_path, "a", [[5, 2]], stops=True)
     module = predict(tmp_path, "b", [[0], [1]])

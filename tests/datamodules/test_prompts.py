@@ -208,6 +208,10 @@ def test_prompts_that_are_too_long_are_counted(make, plain):
         ({"messages": [{"role": "user"}]}, "turn 1 of messages: it has no content"),
         ({"messages": [{"role": "user", "content": "<|im_end|>"}]}, "spells the special token '<|im_end|>'"),
         ("{broken", "prompts.jsonl:2"),
+        ({"prompt": "what", "answer": "\ud83d"}, "column 'answer' holds half a character"),
+        ({"prompt": "what", "kwargs": [{"a": ["\udc00"]}]}, "column 'kwargs' holds half a character"),
+        ({"prompt": "what", "\ud83d": 1}, r"column '\\ud83d' holds half a character"),
+        ('{"prompt": "what", "a": ' + "[" * 900 + "]" * 900 + "}", "JSON nested too deeply"),
     ],
 )
 def test_a_bad_record_is_named_by_file_and_line(make, chat, record, message):
@@ -296,3 +300,10 @@ def test_skipped_records_are_said_from_the_cache_too(make, chat):
     for _ in range(2):
         with pytest.warns(UserWarning, match="1 bad records were skipped; the first: .*jsonl:2: turn 1 spells"):
             make([{"prompt": "what"}, {"prompt": "<|im_end|>"}], chat, on_bad_record="skip")
+
+
+def test_half_a_character_of_a_prompt_becomes_readable_as_in_fine_tuning(make, chat):
+    turns = [{"role": "user", "content": "1\ud83d"}, {"role": "assistant", "content": "\udc00"}]
+    module = make([{"prompt": "is \ud83d", "context": "1"}, {"messages": turns}], chat)
+    said = [module._train[number].said for number in range(2)]
+    assert said == ["is \ufffd\n1", [{"role": "user", "content": "1\ufffd"}]]

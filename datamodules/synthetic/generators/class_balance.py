@@ -8,6 +8,7 @@ import numpy as np
 from datamodules.errors import DataError
 from datamodules.synthetic.generators.base import Draft, Dropped, RecordGenerator, Steps, check_template, fill, finished
 from datamodules.synthetic.seeds import Seed, Seeds
+from datamodules.texts import encodable
 
 TEMPLATE = """\
 Here are texts of the class "{label}":
@@ -87,7 +88,7 @@ class ClassBalance(RecordGenerator):
                 f"generators: ClassBalance.column={self.column!r} is not in record {seed.id!r}, which has "
                 f"{', '.join(seed.columns)}"
             )
-        return str(seed.columns[self.column])
+        return encodable(str(seed.columns[self.column]))
 
     def _lacking(self, seeds: Seeds) -> Sequence[tuple[str, int]]:
         sizes = {label: len(members) for label, members in self._members(seeds).items()}
