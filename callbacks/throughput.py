@@ -121,9 +121,10 @@ class Throughput(Callback):
         pl_module.log("throughput/memory_mb", peak_memory_mb(self._device))
         if not tokens:  # a module that writes its own data, and measures itself
             return
-        flops = tokens * self._flops.per_token + pairs * self._flops.per_pair
+        rate = (tokens * self._flops.per_token + pairs * self._flops.per_pair) / seconds
+        self._peak = max(self._peak, rate)  # what was reached was no more than the peak, whatever was measured
         pl_module.log("throughput/tokens_per_s", tokens / seconds)
-        pl_module.log("throughput/mfu", flops / seconds / self._peak)
+        pl_module.log("throughput/mfu", rate / self._peak)
 
     def _pause(self) -> None:
         """Stops the clock when the device has done its work; the next batch starts it again."""

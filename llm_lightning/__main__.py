@@ -72,6 +72,10 @@ def main(argv: list[str] | None = None) -> int:
 
     keep_freed_memory()
     quiet_libraries()
+    if argv is None and words[0] not in OTHERS:
+        from llm_lightning.waiting import choose_waiting_policy
+
+        choose_waiting_policy()
     if words[0] in OTHERS:
         return int(import_module(OTHERS[words[0]]).run(words[1:], debug=len(words) < len(args)))
     from llm_lightning.cli import run

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -66,6 +69,22 @@ def test_a_measured_peak_is_not_beaten_by_a_matrix_product():
     assert 1e9 < 20 * 2 * 512**3 / (time.perf_counter() - start) < 1.5 * peak
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone ties processes to a processor")
+def test_other_work_on_the_same_processor_does_not_lower_the_measured_peak():
+    every = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(every)})
+    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    try:
+        time.sleep(0.5)
+        busy = measured_flops(CPU, torch.float32, seconds=1)
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+        os.sched_setaffinity(0, every)
+    assert busy > measured_flops(CPU, torch.float32, seconds=1) / 2
+
+
 def test_data_sheets_are_read_by_the_devices_name(monkeypatch):
     names = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA L40S": 362e12, "NVIDIA L4": 121e12}
     for name, flops in names.items():
@@ -123,6 +142,12 @@ def test_it_logs_where_the_trainer_logs_and_looks_back_over_its_window(tmp_path)
     metrics = trainer.callback_metrics
     assert 0 < float(metrics["throughput/mfu"]) < 1
     assert 100 < float(metrics["throughput/memory_mb"]) < 20_000
+
+
+def test_a_peak_that_was_measured_too_low_is_not_exceeded(tmp_path, monkeypatch):
+    monkeypatch.setattr("callbacks.throughput.peak_flops", lambda device, dtype: 1e3)
+    trainer, _ = tokens_per_s(tmp_path, Sleep(), max_steps=4, log_every_n_steps=1, limit_val_batches=0)
+    assert 0 < float(trainer.callback_metrics["throughput/mfu"]) <= 1
 
 
 @pytest.mark.parametrize(
