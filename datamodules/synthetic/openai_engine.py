@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import os
 import random
 import re
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from textwrap import shorten
+from typing import Any
+from urllib.parse import urlsplit
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from datamodules.errors import DataError
+from datamodules.synthetic.bounded_http import BoundedClient, CallError, HttpReply, parsed
 from datamodules.synthetic.candidate import Message
 from datamodules.synthetic.engine import Engine, Reply, Request
 from datamodules.texts import encodable
 
-if TYPE_CHECKING:
-    import httpx
-
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds before the first retry, doubled for each further one, and at most."""
+
+MOST_TOKENS = 2**31
+"""What an endpoint may count in one reply and be believed."""
 
 PASSING = {408, 409, 425, 429, *range(500, 600)}
 """HTTP states that another try can mend."""
@@ -46,17 +50,17 @@ class Failed(Exception):  # noqa: N818 (it is caught here, and never seen)
 class OpenAIEngine(Engine):
     """Asks an endpoint with OpenAI's `/chat/completions`: OpenAI's own, vLLM, llama.cpp, Ollama and many others.
 
-    A call that fails for a reason that may pass (429, 5xx, no answer in time, a reply that cannot be read) is made
-    again, each time after twice as long a wait with jitter, or when the endpoint says (`Retry-After`). One that fails
-    to the end is given up and counted, and the next run makes it again. What the endpoint refuses (400, 401, 404) ends
-    the run at once, since it would refuse all.
+    A call that fails for a reason that may pass (429, 5xx, no whole answer in time, a reply that cannot be read, counts
+    nonsense or has more than 8 MB) is made again, each time after twice as long a wait with jitter, or when the
+    endpoint says (`Retry-After`). One that fails to the end is given up and counted, and the next run makes it again.
+    What the endpoint refuses (400, 401, 404, a redirect) ends the run at once, since it would refuse all.
 
     Args:
         url: up to the version, such as `https://api.openai.com/v1` or `http://localhost:8000/v1`.
         model_name: the endpoint's name of the model.
         api_key_variable: the environment variable that holds the key. The key itself is in no setting, file or log.
         concurrency: calls at the same time, of this process.
-        timeout: seconds until an answer has to be there.
+        timeout: seconds until the whole answer has to be there.
         max_retries: further tries of a call.
         token_budget: tokens of prompts and answers, as the endpoint counts them, after which this process makes no
             further call. What was written by then is kept; the same command with a higher budget goes on.
@@ -78,6 +82,12 @@ class OpenAIEngine(Engine):
             raise DataError(f"engine.url: {url!r} is no address; it begins with http:// or https://")
         if "@" in url.partition("//")[2].partition("/")[0]:
             raise DataError("engine.url: it holds a name or a password; name the variable that holds a key instead")
+        try:
+            has_host = bool(urlsplit(url).hostname) and urlsplit(url).port != 0
+        except ValueError:
+            has_host = False
+        if not has_host:
+            raise DataError(f"engine.url: {url!r} names no host, or a port that there is not")
         for name, value, least in (("concurrency", concurrency, 1), ("max_retries", max_retries, 0)):
             if value < least:
                 raise DataError(f"engine.{name}: it must be at least {least}, not {value}")
@@ -93,7 +103,6 @@ class OpenAIEngine(Engine):
         self.extra = extra or {}
         self.num_tokens = 0
         self._failures = 0
-        self._counting = threading.Lock()
 
     @property
     def model(self) -> str:
@@ -101,19 +110,24 @@ class OpenAIEngine(Engine):
         return " ".join([self.model_name, *(f"{name}={value}" for name, value in sorted(self.extra.items()))])
 
     def check(self) -> None:
-        """Raises `DataError` where the key is missing; nothing is called."""
-        if self.api_key_variable and not os.environ.get(self.api_key_variable):
+        """Raises `DataError` where the key is missing, or cannot be sent; nothing is called."""
+        if not self.api_key_variable:
+            return
+        key = os.environ.get(self.api_key_variable)
+        if not key:
             raise DataError(f"engine.api_key_variable: the environment has no {self.api_key_variable}; export the key")
+        if not re.fullmatch("[!-~]+", key):
+            raise DataError(
+                f"engine.api_key_variable: {self.api_key_variable} holds no key that can be sent: there is a blank, a "
+                "line break or a character beyond ASCII in it"
+            )
 
     @cached_property
-    def _client(self) -> httpx.Client:
-        import httpx
-
+    def _client(self) -> BoundedClient:
         self.check()
         key = os.environ[self.api_key_variable] if self.api_key_variable else ""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        limits = httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
-        return httpx.Client(headers=headers, timeout=self.timeout, limits=limits)
+        return BoundedClient(headers, self.timeout, self.concurrency)
 
     def write(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         """See `Engine`.
@@ -121,31 +135,30 @@ class OpenAIEngine(Engine):
         Raises:
             DataError: the endpoint refuses the call, nothing comes of any call, or the budget is spent.
         """
-        _ = self._client
+        client = self._client
         waiting = iter(enumerate(requests))
         running: dict[Future[Reply], int] = {}
         problem: DataError | None = None
-        self._stop = threading.Event()
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            try:
-                while True:
-                    while problem is None and len(running) < self.concurrency and (one := next(waiting, None)):
-                        if (problem := self._budget_spent()) is None:
-                            running[pool.submit(self._reply, one[1])] = one[0]
-                    if not running:
-                        break
-                    # After a problem too: these answers are paid for.
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        place = running.pop(future)
-                        try:
-                            yield place, future.result()
-                            self._failures = 0
-                        except Failed as failed:
-                            problem = problem or self._given_up(failed)
-                        except DataError as refused:
-                            problem = problem or refused
-            finally:
-                self._stop.set()  # a consumer that stops ends the waits before retries too
+        try:
+            while True:
+                while problem is None and len(running) < self.concurrency and (one := next(waiting, None)):
+                    if (problem := self._budget_spent()) is None:
+                        running[client.submit(self._reply(one[1]))] = one[0]
+                if not running:
+                    break
+                # After a problem too: these answers are paid for.
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    place = running.pop(future)
+                    try:
+                        yield place, future.result()
+                        self._failures = 0
+                    except Failed as failed:
+                        problem = problem or self._given_up(failed)
+                    except DataError as refused:
+                        problem = problem or refused
+        finally:
+            for future in running:  # a consumer that stops ends the waits before retries too
+                future.cancel()
         if problem is not None:
             raise problem
 
@@ -168,48 +181,43 @@ class OpenAIEngine(Engine):
             "kept; a higher budget goes on from there"
         )
 
-    def _reply(self, request: Request) -> Reply:
+    async def _reply(self, request: Request) -> Reply:
         body = {
             "model": self.model_name, "messages": list(request.messages), "seed": request.seed,
             "temperature": request.temperature, "top_p": request.top_p, "max_tokens": request.max_new_tokens,
         }  # fmt: skip
         for retry in range(self.max_retries + 1):
             try:
-                return self._try(body | self.extra)
+                return await self._try(body | self.extra)
             except Failed as failed:
                 if retry == self.max_retries:
                     raise
                 longest = min(LONGEST_WAIT, FIRST_WAIT * 2**retry)
-                pause = random.uniform(longest / 2, longest) if failed.wait is None else failed.wait
-                if self._stop.wait(pause):
-                    raise
+                await asyncio.sleep(random.uniform(longest / 2, longest) if failed.wait is None else failed.wait)
         raise AssertionError
 
-    def _try(self, body: dict[str, Any]) -> Reply:
-        import httpx
+    async def _try(self, body: dict[str, Any]) -> Reply:
+        try:
+            reply = await self._client.post(f"{self.url.rstrip('/')}/chat/completions", body)
+            if reply.status in PASSING:
+                raise Failed(f"HTTP {reply.status}", seconds_to_wait(reply.headers.get("retry-after")))
+            if reply.status != 200:
+                raise self._refused(reply)
+            text, num_tokens, total, is_finished = read_reply(parsed(reply.content))
+        except CallError as error:
+            raise Failed(str(error)) from error
+        self.num_tokens += total
+        return Reply(encodable(text), num_tokens, is_finished)
 
-        try:
-            response = self._client.post(f"{self.url.rstrip('/')}/chat/completions", json=body)
-        except httpx.HTTPError as error:  # no connection, no answer in time, cut off
-            raise Failed(f"{type(error).__name__}: {error}") from error
-        if response.status_code in PASSING:
-            raise Failed(f"HTTP {response.status_code}", seconds_to_wait(response.headers.get("retry-after")))
-        if response.status_code != 200:
-            said = re.sub(r"\s+", " ", response.text)[:300]
-            raise DataError(f"engine.url: {self.url} refuses the call with HTTP {response.status_code}: {said}")
-        try:
-            answer = response.json()
-            choice = answer["choices"][0]
-            text, finish = choice["message"]["content"], choice.get("finish_reason")
-            usage = answer.get("usage") or {}
-            num_tokens, total = int(usage.get("completion_tokens", 0)), int(usage.get("total_tokens", 0))
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise Failed(f"a reply that cannot be read ({type(error).__name__}: {error})") from error
-        if not isinstance(text, str):
-            raise Failed("a reply without text")
-        with self._counting:
-            self.num_tokens += total
-        return Reply(encodable(text), num_tokens, finish == "stop")
+    def _refused(self, reply: HttpReply) -> DataError:
+        if 300 <= reply.status < 400:
+            elsewhere = printable(reply.headers.get("location", "nowhere"))
+            return DataError(
+                f"engine.url: {self.url} answers with HTTP {reply.status} and points to {elsewhere}, where no key is "
+                "sent: name the address itself, if you trust it"
+            )
+        said = printable(reply.content[:2000].decode(errors="replace"))
+        return DataError(f"engine.url: {self.url} refuses the call with HTTP {reply.status}: {said}")
 
     def perplexities(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
         """Raise `DataError`: chat completions do not say how probable a given text is."""
@@ -230,6 +238,32 @@ class OpenAIEngine(Engine):
             del self.__dict__["_client"]
 
 
+def read_reply(answer: Any) -> tuple[str, int, int, bool]:
+    """Text, number of its tokens, tokens of prompt and text together, and whether the model ended it.
+
+    Raises:
+        CallError: it is no chat completion with a text.
+    """
+    try:
+        choice = answer["choices"][0]
+        text, finish = choice["message"]["content"], choice.get("finish_reason")
+        usage = answer.get("usage") or {}
+        counts = [usage.get(name) or 0 for name in ("completion_tokens", "total_tokens")]
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise CallError(f"a reply that is no chat completion ({type(error).__name__}: {error})") from error
+    if not isinstance(text, str):
+        raise CallError("a reply without text")
+    for count in counts:
+        if not isinstance(count, int | float) or not 0 <= count < MOST_TOKENS:
+            raise CallError(f"a reply that counts {shorten(str(count), 40)} tokens")
+    return text, int(counts[0]), int(counts[1]), finish == "stop"
+
+
+def printable(text: str) -> str:
+    """The beginning of a stranger's text on one line, without what would steer a terminal."""
+    return re.sub(r"\s+", " ", "".join(one if one.isprintable() else " " for one in text[:2000])).strip()[:300]
+
+
 def seconds_to_wait(header: str | None) -> float | None:
     """What `Retry-After` says, in seconds or as a date, at most `LONGEST_WAIT`; None where it says nothing usable."""
     if not header:
@@ -241,4 +275,4 @@ def seconds_to_wait(header: str | None) -> float | None:
             seconds = parsedate_to_datetime(header).timestamp() - time.time()
         except (ValueError, TypeError):
             return None
-    return min(LONGEST_WAIT, max(0.0, seconds))
+    return None if math.isnan(seconds) else min(LONGEST_WAIT, max(0.0, seconds))

@@ -1,7 +1,10 @@
 """An endpoint over real HTTP: what passes is tried again, what does not ends at once, and nothing is lost."""
 
+import gzip
 import itertools
+import json
 import os
+import re
 import time
 
 import pytest
@@ -67,7 +70,7 @@ def test_waits_grow_with_jitter(server):
 @pytest.mark.parametrize(
     ("header", "seconds"),
     [("3", 3.0), ("0.5", 0.5), ("999999", 60.0), ("-2", 0.0), ("soon", None), ("", None), (None, None),
-     ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)],
+     ("nan", None), ("inf", 60.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)],
 )  # fmt: skip
 def test_retry_after(header, seconds):
     assert seconds_to_wait(header) == seconds
@@ -128,11 +131,122 @@ def test_the_key_comes_from_the_environment_alone(server, monkeypatch, capfd):
     assert "MY_KEY" not in os.environ
 
 
+def dripping(at_once, dripped):
+    """A byte now and then: no single wait is long."""
+
+    def fault(handler):
+        handler.wfile.write(at_once)
+        for byte in dripped:
+            handler.wfile.write(bytes([byte]))
+            time.sleep(0.02)
+
+    return fault
+
+
+def counting(**usage):
+    answer = json.loads(completion("good")) | {"usage": usage}
+    return lambda handler: send_json(handler, json.dumps(answer).encode())
+
+
+def sending(payload, **headers):
+    return lambda handler: send_json(handler, payload, **headers)
+
+
+def endless(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    handler.close_connection = True
+    for _ in range(3000):
+        handler.wfile.write(b" " * 2**20)
+    raise AssertionError("three gigabytes were read")
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+HOSTILE = {
+    "drips its body": (dripping(OK + b"Content-Length: 400\r\n\r\n", b" " * 400), "no whole reply within 0.8 s"),
+    "drips its headers": (dripping(OK, b"X: y\r\n" * 50), "no whole reply within 0.8 s"),
+    "drips without a length": (dripping(OK + b"Connection: close\r\n\r\n", b" " * 400), "no whole reply within 0.8 s"),
+    "nests lists": (sending(b"[" * 10**6), "RecursionError"),
+    "nests objects": (sending(b'{"a":' * 10**5), "RecursionError"),
+    "counts Infinity": (counting(total_tokens=float("inf")), "Infinity is no JSON"),
+    "counts NaN": (counting(completion_tokens=float("nan")), "NaN is no JSON"),
+    "counts 1e999": (sending(completion("good").replace(b"16", b"1e999")), "counts inf tokens"),
+    "counts less than none": (counting(total_tokens=-5), "counts -5 tokens"),
+    "counts too much": (counting(completion_tokens=10**30), "counts 1000000000000000000000000000000 tokens"),
+    "counts with text": (counting(total_tokens="many"), "counts many tokens"),
+    "counts with 5,000 digits": (sending(completion("good").replace(b"16", b"1" * 5000)), "cannot be read"),
+    "is a list": (sending(b"[1]"), "no chat completion"),
+    "is no UTF-8": (sending(b'{"choices": "\xff"}'), "cannot be read"),
+    "says that it has 3 GB": (dripping(OK + b"Content-Length: 3221225472\r\n\r\n", b" " * 400), "within 0.8 s"),
+    "never ends": (endless, "more than 8,388,608 bytes"),
+    "unpacks to 100 MB": (sending(gzip.compress(bytes(10**8)), Content_Encoding="gzip"), "more than 8,388,608 bytes"),
+    "is packed and cut": (sending(gzip.compress(completion("good"))[:-9], Content_Encoding="gzip"), "cut off"),
+    "is not what it says": (sending(completion("good"), Content_Encoding="gzip"), "incorrect header check"),
+    "comes in brotli": (sending(b"?", Content_Encoding="br"), "a reply in 'br', which was not asked for"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_reply_costs_one_try(server, name):
+    fault, reason = HOSTILE[name]
+    server.fault = lambda body, attempt: fault if attempt == 0 or body["seed"] == 1 else None
+    engine = OpenAIEngine(server.url, "m", timeout=0.8 if "within" in reason else 10, max_retries=1)
+    with pytest.warns(UserWarning, match=f"given up after 2 tries: .*{re.escape(reason)}"):
+        replies = dict(engine.write(requests(2)))
+    engine.release()
+    assert list(replies) == [0] and engine.num_tokens == 16
+
+
+def test_a_reply_in_gzip_is_read(server):
+    server.fault = lambda body, attempt: sending(gzip.compress(completion("good")), Content_Encoding="gzip")
+    assert next(OpenAIEngine(server.url, "m").write(requests(1)))[1].text == "good"
+
+
+@pytest.mark.parametrize("code", [301, 307, 308])
+def test_the_key_goes_nowhere_else(server, monkeypatch, code):
+    monkeypatch.setenv("MY_KEY", "secret-123")
+    with ChatServer().running() as other:
+        elsewhere = other.url.replace("127.0.0.1", "localhost")
+        server.fault = lambda body, attempt: status(code, Location=f"{elsewhere}/chat/completions")
+        with pytest.raises(DataError, match=f"HTTP {code} and points to {elsewhere}/chat/completions, where no key is"):
+            list(OpenAIEngine(server.url, "m", "MY_KEY").write(requests(1)))
+        assert not other.calls
+
+
+def test_a_refusal_cannot_steer_the_terminal(server):
+    said = b"no\x1b[2J\x07\r\n such\xe2\x80\xaemodel" + b"!" * 10**6
+    server.fault = lambda body, attempt: lambda handler: send_json(handler, said, 404)
+    with pytest.raises(DataError, match=r"HTTP 404: no \[2J such model!{10,300}$"):
+        list(OpenAIEngine(server.url, "m").write(requests(1)))
+
+
+def test_a_key_that_cannot_be_sent(monkeypatch):
+    for key in ("secret-123\n", "sécret", "two words"):
+        monkeypatch.setenv("MY_KEY", key)
+        with pytest.raises(DataError, match="MY_KEY holds no key that can be sent") as caught:
+            OpenAIEngine("http://x/v1", "m", "MY_KEY").check()
+        assert key.strip() not in str(caught.value)
+
+
+def test_who_stops_listening_ends_the_calls(server):
+    server.fault = lambda body, attempt: hang(5) if body["seed"] else None
+    engine = OpenAIEngine(server.url, "m", concurrency=4)
+    replies = engine.write(requests(20))
+    next(replies)
+    started = time.monotonic()
+    replies.close()
+    engine.release()
+    assert time.monotonic() - started < 2
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"url": "localhost"}, "no address"),
         ({"url": "http://me:secret@x/v1"}, "a name or a password"),
+        ({"url": "http://"}, "names no host"),
+        ({"url": "http://x:99999999/v1"}, "names no host, or a port that there is not"),
+        ({"url": "http://[::1/v1"}, "names no host"),
         ({"concurrency": 0}, "concurrency"),
         ({"timeout": 0}, "timeout"),
     ],
