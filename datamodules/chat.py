@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from datamodules.chat_template import ChatTemplate, find_template
+from datamodules.chat_template import ChatTemplate, find_template, set_template
 from datamodules.errors import DataError
 from datamodules.packed import PackedDataModule
 from datamodules.record_shapes import SHAPES
@@ -117,14 +117,13 @@ class ChatDataModule(PackedDataModule):
         """The named tokenizer, with the chat template."""
         assert self.tokenizer_name is not None
         tokenizer = load_tokenizer(self.tokenizer_name)
-        tokenizer.chat_template = find_template(tokenizer, self.template)
+        set_template(tokenizer, self.template)
         self.prepare_tokenizer(tokenizer)
         return tokenizer
 
 
 def template_of(tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
     """The tokenizer's own template, with what it may name and what a text must not spell."""
-    assert isinstance(tokenizer.chat_template, str)
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     names = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    return ChatTemplate(tokenizer.chat_template, names, sorted(special | set(tokenizer.all_special_tokens)))
+    return ChatTemplate(find_template(tokenizer, None), names, sorted(special | set(tokenizer.all_special_tokens)))

@@ -76,6 +76,16 @@ def find_template(tokenizer: PreTrainedTokenizerFast, wanted: str | None) -> str
     raise DataError(f"template: {wanted!r} is neither a file nor one of {known}")
 
 
+def set_template(tokenizer: PreTrainedTokenizerFast, wanted: str | None) -> None:
+    """Let a tokenizer write conversations by `find_template`.
+
+    Templates that it has beside its own (`tool_use`, `rag`) stay; one that is wanted takes the place of them all, since
+    they end a turn in their own way.
+    """
+    jinja, own = find_template(tokenizer, wanted), tokenizer.chat_template
+    tokenizer.chat_template = own | {"default": jinja} if wanted is None and isinstance(own, dict) else jinja
+
+
 @dataclass(frozen=True)
 class ChatTemplate:
     """Writes conversations down and knows what of them is learned.

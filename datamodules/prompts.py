@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from datamodules.bad_records import BadRecords, OnBadRecord
 from datamodules.cache import atomic_folder, build_lock, cache_root, key_of, remove_leftovers, room_on_disk
 from datamodules.chat import template_of
-from datamodules.chat_template import find_template
+from datamodules.chat_template import set_template
 from datamodules.errors import DataError
 from datamodules.grouped_order import GroupedOrder
 from datamodules.loader import EvaluationLoader, ResumableLoader
@@ -217,7 +217,7 @@ class PromptDataModule(LightningDataModule):
         assert self.tokenizer_name is not None
         tokenizer = load_tokenizer(self.tokenizer_name)
         if self.template is not None or self.chat or (self.chat is None and tokenizer.chat_template):
-            tokenizer.chat_template = find_template(tokenizer, self.template)
+            set_template(tokenizer, self.template)
             tokenizer.eos_token = template_of(tokenizer).end_of_turn()
         if tokenizer.eos_token_id is None:
             raise DataError("tokenizer: it has no EOS token, so that no answer could end; set one and save it again")

@@ -13,6 +13,9 @@ from torch import Tensor
 UNCOPIED = (".safetensors", ".bin", ".pt")
 """Files with weights; all others that the quantized network's folder lacks come from the original's."""
 
+GENERATION = "generation_config.json"
+"""Comes from the original whatever a library writes, so that the quantized network stops where the original does."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -52,7 +55,8 @@ class Request:
         """Give the quantized network the tokenizer and all else that lies beside the original's weights."""
         for path in self.source.iterdir():
             is_weight = path.suffix in UNCOPIED or path.name.endswith(".index.json")
-            if path.is_file() and not is_weight and not (self.output / path.name).exists():
+            is_ours = path.name == GENERATION or not (self.output / path.name).exists()
+            if path.is_file() and not is_weight and is_ours:
                 shutil.copyfile(path, self.output / path.name)
         # Some libraries write the dtype that they calibrated in, and `dtype="auto"` would load that.
         path = self.output / "config.json"

@@ -11,12 +11,15 @@ from typing import Any, Literal
 
 import torch
 from filelock import FileLock
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.attention import ATTENTION, register_attention
+from llm_lightning.models.generation import FILE as GENERATION
+from llm_lightning.models.generation import mended, read_generation_config
 from llm_lightning.models.merging import base_of, check_mergeable, is_adapter, merge, task_of
 from llm_lightning.models.sharding import Sharding, fill, initialize
 from llm_lightning.models.tasks import LANGUAGE, Task, with_fresh_head
@@ -82,11 +85,23 @@ class Backbone:
             source, options = self._source()
             try:
                 config = AutoConfig.from_pretrained(source, trust_remote_code=self.trust_remote_code, **options)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, StrictDataclassError) as error:
                 raise UserError(f"model.backbone.path={self.path!r} cannot be read as a model: {error}") from error
         if self.dropout is not None:
             self._set_dropout(config)
         return config
+
+    def generation_config(self) -> tuple[GenerationConfig | None, dict[str, Any]]:
+        """How the network of a folder or the hub generates, and what was left out of it: see `mended`.
+
+        Raises:
+            UserError: `path` says something that transformers refuses.
+        """
+        if self.path is not None and is_adapter(self.path) and not (Path(self.path).expanduser() / GENERATION).exists():
+            return self._base().generation_config()
+        if self.path is None or self.path.endswith(".gguf"):
+            return None, {}
+        return mended(read_generation_config(self._source()[0]))
 
     def build(
         self, tokenizer: PreTrainedTokenizerBase | None = None, task: Task = LANGUAGE, *, empty: bool = False
@@ -108,7 +123,10 @@ class Backbone:
         if tokenizer is not None:
             self._fit_vocabulary(config, tokenizer)
         dtype = torch.get_default_dtype() if self.dtype is None else getattr(torch, self.dtype)
+        generation = self.generation_config()[0] if task.head is None else None
         model = self._empty(config, dtype, task) if empty else self._network(config, dtype, task)
+        if generation is not None:
+            model.generation_config = generation
         model.config.use_cache = False
         model.train()
         if self.activation_checkpointing:

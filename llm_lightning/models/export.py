@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.attention import ATTENTION
+from llm_lightning.models.generation import generation_settings
 from llm_lightning.models.heads import base_model
 from llm_lightning.models.merging import merged_copy
 from llm_lightning.models.sharding import is_sharded, reshard, shape_of, whole
@@ -26,6 +27,7 @@ def save_model_folder(
 ) -> None:
     """Write config, safetensors, generation config and tokenizer to `folder`; of an adapted network the adapter alone.
 
+    However the network came to be, it stops where its tokenizer and its chat template end: see `generation_settings`.
     Where the base under the adapter is not what it was (a callback pruned it, or merged the adapter), an adapter folder
     would name a network that it does not fit: the merged network is written instead.
 
@@ -36,17 +38,22 @@ def save_model_folder(
         is_global_zero: only this rank writes; where the network is sharded, all ranks have to call it.
         adapter: the `Adapter` on the network, None for none.
     """
-    in_parts = is_sharded(base_model(model))
+    network = base_model(model)
+    in_parts = is_sharded(network)
     if not (is_global_zero or in_parts):
         return
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    with _config_for_others(base_model(model).config):
+    if network.can_generate():
+        network.generation_config = generation_settings(network.generation_config, tokenizer)
+    with _config_for_others(network.config):
         if adapter is None:
             _save_in_parts(model, folder, is_global_zero) if in_parts else model.save_pretrained(folder)
         elif adapter.is_on_its_base(model):
             adapter.save(folder, is_global_zero=is_global_zero)
+            if is_global_zero and network.can_generate():
+                network.generation_config.save_pretrained(folder)
         elif in_parts:
             raise UserError(
                 "The base under model.peft changed, and cannot be merged with it where the network is sharded: take "

@@ -65,7 +65,7 @@ class Task:
             return self.auto_class.from_pretrained(source, config=config, **options)
         # That the language head goes and another one comes is no news. transformers draws numbers for it, which a
         # network that is read in parts does not: what is drawn next, the weights of an adapter, is to be the same.
-        with self._as_user_error(config), _only_errors(), torch.random.fork_rng(devices=[]):
+        with self._as_user_error(config), only_errors(), torch.random.fork_rng(devices=[]):
             model, info = self.auto_class.from_pretrained(source, config=config, output_loading_info=True, **options)
         missing = {key for key in info["missing_keys"] if not key.startswith(f"{self.head}.")}
         if missing:
@@ -114,7 +114,8 @@ def with_fresh_head(network: PreTrainedModel, task: Task) -> PreTrainedModel:
 
 
 @contextmanager
-def _only_errors() -> Iterator[None]:
+def only_errors() -> Iterator[None]:
+    """Let transformers say nothing but errors."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()

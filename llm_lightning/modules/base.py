@@ -17,14 +17,15 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llm_lightning.errors import UserError
 from llm_lightning.merge import merge_folder
-from llm_lightning.models.adapters import Adapter, check_targets
+from llm_lightning.models.adapters import Adapter
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.description import describe
 from llm_lightning.models.export import save_model_folder
+from llm_lightning.models.generation import generation_settings
 from llm_lightning.models.heads import base_model, prepare_batch
-from llm_lightning.models.merging import is_adapter
 from llm_lightning.models.sharding import Sharding
 from llm_lightning.models.tasks import LANGUAGE, Task
+from llm_lightning.modules.checks import check_adapter, check_generation
 from llm_lightning.modules.decay import decay_groups
 from llm_lightning.modules.gradients import scale, total_norm
 from llm_lightning.modules.schedule import Schedule
@@ -86,7 +87,8 @@ class LanguageModule(LightningModule):
     def check(self, datamodule: LightningDataModule | None = None) -> None:
         """Find a user's mistakes before any long work starts; raises `UserError`."""
         self.schedule.check()
-        self._check_adapter()
+        check_adapter(self)
+        check_generation(self)
         config = self.backbone.read_config().get_text_config()
         longest = getattr(config, "max_position_embeddings", None)
         seq_len = getattr(datamodule, "seq_len", None)
@@ -97,31 +99,6 @@ class LanguageModule(LightningModule):
                 f"data.seq_len={seq_len}{tokens} is longer than the network's {longest} positions: lower data.seq_len, "
                 "or for a network from scratch raise model.backbone.config.max_position_embeddings."
             )
-
-    def _check_adapter(self) -> None:
-        if self.peft is None:
-            if self.backbone.quantization is not None:
-                raise UserError(
-                    "model.backbone.quantization: quantized weights cannot train. Add an adapter by model.peft, for "
-                    "example --config configs/peft/qlora.yaml, or leave the quantization out."
-                )
-            return
-        path = self.backbone.path
-        if path is None:
-            raise UserError(
-                "model.peft needs a network that is already trained: give model.backbone.path. An adapter on random "
-                "weights could never be loaded again."
-            )
-        if is_adapter(path):
-            raise UserError(
-                f"model.backbone.path={path!r} is an adapter itself. Merge it first, by `llm-lightning merge {path} "
-                "MERGED`, and give model.backbone.path=MERGED."
-            )
-        with torch.device("meta"):
-            network = self.task.from_config(
-                self.backbone.read_config(), trust_remote_code=self.backbone.trust_remote_code
-            )
-        check_targets(network, self.peft)
 
     def setup(self, stage: str) -> None:
         """Take the tokenizer from the DataModule."""
@@ -142,6 +119,8 @@ class LanguageModule(LightningModule):
             self.model = self.adapter.model
             self.strict_loading = False  # the frozen weights are in no checkpoint
         network = base_model(self.model)
+        if network.can_generate():
+            network.generation_config = generation_settings(network.generation_config, self.tokenizer)
         if next(network.parameters()).is_meta:
             self.fill(self.backbone, network, None if self.adapter is None else self.adapter.base_names)
             if self.adapter is not None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from llm_lightning.models.answers import Critic, read_answers
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.bottleneck import BottleneckConfig
+from llm_lightning.models.generation import end_tokens
 from llm_lightning.models.heads import base_model
 from llm_lightning.modules.advantages import estimate_advantages
 from llm_lightning.modules.base import STATE_KEY, LanguageModule
@@ -143,12 +144,9 @@ class PPO(LanguageModule):
         if self.advantages == "gae":
             self.critic = build_critic(self)
         switch_off_dropout(self)
-        settings = base_model(self.model).generation_config
-        ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
-        eos = sorted({*ends, getattr(self.tokenizer, "eos_token_id", None)} - {None})
-        settings.eos_token_id = eos
         if self.engine is None:
-            self.engine = Sampler(self.sampling, eos, self.num_slots)
+            ends = end_tokens(base_model(self.model).generation_config)
+            self.engine = Sampler(self.sampling, ends, self.num_slots)
 
     def to(self, *args: Any, **kwargs: Any) -> "PPO":
         """Move or cast; under `bf16-true` what adds up small steps keeps its precision."""

@@ -26,13 +26,3 @@ class SupervisedFinetuning(CausalPretraining):
         **kwargs: Any,
     ) -> None:
         super().__init__(backbone, optimizer, **kwargs)
-
-    def configure_model(self) -> None:
-        """Build the network, and let it stop where a reply ends."""
-        is_new = self.model is None
-        super().configure_model()
-        if is_new and self.tokenizer is not None:
-            settings = self.model.generation_config
-            former = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
-            settings.eos_token_id = sorted({*former, self.tokenizer.eos_token_id} - {None})
-            settings.pad_token_id = self.tokenizer.pad_token_id

@@ -16,6 +16,7 @@ from torch import Tensor
 from llm_lightning.errors import UserError
 from llm_lightning.models.answers import bounded_groups, pack_answers, read_answers
 from llm_lightning.models.backbone import Backbone
+from llm_lightning.models.generation import end_tokens, generation_settings
 from llm_lightning.models.untrusted_text import UntrustedText
 from llm_lightning.rollouts.sampler import Sampler
 from llm_lightning.rollouts.sampling import Sampling
@@ -113,9 +114,8 @@ class LocalEngine:
 
     @cached_property
     def eos_token_ids(self) -> list[int]:
-        """Tokens that end a text: the tokenizer's, and those of the generation config."""
-        ends = self.network.generation_config.eos_token_id
-        return sorted({*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None})
+        """Tokens that end a text: the tokenizer's, its template's, and those of the generation config."""
+        return end_tokens(generation_settings(self.network.generation_config, self.tokenizer))
 
     def write(self, requests: Sequence[Any]) -> Iterator[tuple[int, WrittenText]]:
         """The texts as they are done, each with its request's place.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from quantized import IDS, ON_CPU, WideModule, effective_weights, fit, needs, quantization, wide_network
 from tiny_llama import Rows, TinyData, tiny_trainer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from callbacks import CallbackError, GracefulStop, Quantization
 from callbacks.quantization import SCHEMES, Calibration
@@ -33,6 +33,7 @@ def network():
     """Half of its weights are zero."""
     torch.manual_seed(0)
     network = wide_network()
+    network.generation_config = GenerationConfig(eos_token_id=[2, 5], do_sample=True, temperature=0.7)
     with torch.no_grad():
         for name, layer in linear_layers(network).items():
             if name != "lm_head":
@@ -101,6 +102,12 @@ def test_each_scheme_is_reported(runs, name):
     assert manifest["layers"]["quantized"] == 14 and manifest["layers"]["kept"] == ["lm_head"]
     assert (root / "quantization.png").stat().st_size > 10_000
     assert not (root / "model" / ".quantizing").exists()
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_the_folder_generates_by_the_settings_of_the_original(runs, name):
+    settings = GenerationConfig.from_pretrained(runs(name) / "model" / "quantized")
+    assert (settings.eos_token_id, settings.do_sample, settings.temperature) == ([2, 5], True, 0.7)
 
 
 @pytest.mark.parametrize("name", ON_CPU)

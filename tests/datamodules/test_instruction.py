@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from datamodules import DataError, InstructionDataModule, RecordSource, text_formats, tokenization
 from datamodules.preview import marked
 
-from .chat_tokenizers import chat_tokenizer
+from .chat_tokenizers import TEMPLATES, chat_tokenizer
 from .conftest import EMOJI, SPANISH
 
 
@@ -161,13 +162,36 @@ def test_prompts_end_where_the_reply_begins(module):
 def test_the_template_and_the_end_of_a_turn_go_with_the_tokenizer(module, tmp_path):
     data = ready(module(template="chatml"))
     data.tokenizer.save_pretrained(tmp_path / "saved")
-    from transformers import AutoTokenizer
-
     loaded = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert loaded.eos_token == "<|im_end|>"
     talk = [{"role": "user", "content": "a"}]
     written = loaded.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
     assert written == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+
+
+NAMED = {"default": TEMPLATES["smollm2"], "tool_use": TEMPLATES["smollm2"] + "{{ tools }}", "rag": "{{ documents }}"}
+
+
+@pytest.mark.parametrize(
+    ("names", "template", "kept"),
+    [
+        (["default", "tool_use", "rag"], None, ["default", "tool_use", "rag"]),
+        (["default", "rag"], None, ["default", "rag"]),
+        (["tool_use"], None, ["default", "tool_use"]),  # without one of its own, ChatML by its tokens
+        (["default", "tool_use", "rag"], "chatml", None),
+    ],
+)
+def test_templates_of_other_names_go_with_the_tokenizer(module, tmp_path, names, template, kept):
+    tokenizer = chat_tokenizer("smollm2", {name: NAMED[name] for name in names})
+    tokenizer.save_pretrained(tmp_path / "named")
+    data = module(tokenizer=str(tmp_path / "named"), template=template)
+    data.chat_tokenizer.save_pretrained(tmp_path / "saved")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "saved").chat_template
+    assert (sorted(loaded) if isinstance(loaded, dict) else None) == (kept and sorted(kept))
+    if kept is not None:
+        assert all(loaded[name] == NAMED[name] for name in names)
+    talk = [{"role": "user", "content": "a"}]
+    assert "<|im_start|>user" in data.chat_tokenizer.apply_chat_template(talk, tokenize=False)
 
 
 def test_another_template_makes_other_tokens(module):

@@ -1,0 +1,47 @@
+"""What is found wrong with a network and its adapter before any weight is read."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from llm_lightning.errors import UserError
+from llm_lightning.models.adapters import check_targets
+from llm_lightning.models.merging import is_adapter
+
+
+def check_adapter(module: Any) -> None:
+    """Raise `UserError` where a `LanguageModule`'s adapter does not go with its backbone."""
+    backbone, peft = module.backbone, module.peft
+    if peft is None:
+        if backbone.quantization is not None:
+            raise UserError(
+                "model.backbone.quantization: quantized weights cannot train. Add an adapter by model.peft, for "
+                "example --config configs/peft/qlora.yaml, or leave the quantization out."
+            )
+        return
+    path = backbone.path
+    if path is None:
+        raise UserError(
+            "model.peft needs a network that is already trained: give model.backbone.path. An adapter on random "
+            "weights could never be loaded again."
+        )
+    if is_adapter(path):
+        raise UserError(
+            f"model.backbone.path={path!r} is an adapter itself. Merge it first, by `llm-lightning merge {path} "
+            "MERGED`, and give model.backbone.path=MERGED."
+        )
+    with torch.device("meta"):
+        network = module.task.from_config(backbone.read_config(), trust_remote_code=backbone.trust_remote_code)
+    check_targets(network, peft)
+
+
+def check_generation(module: Any) -> None:
+    """Say which generation settings of the base are left out; raise `UserError` where they cannot be used at all."""
+    left_out = {} if module.task.head else module.backbone.generation_config()[1]
+    if left_out:
+        settings = ", ".join(f"{name}={value}" for name, value in left_out.items())
+        rank_zero_info(
+            f"{module.backbone.path}: of its generation settings {settings} have no effect or no meaning; they are "
+            "left out, here and in the model folders that are saved."
+        )
