@@ -69,8 +69,12 @@ def main(argv: list[str] | None = None) -> int:
         note_early_signal()
     from llm_lightning.allocator import keep_freed_memory
     from llm_lightning.quiet import quiet_libraries
+    from llm_lightning.redacted_output import redact_output
+    from safety.redaction import remember_arguments
 
     keep_freed_memory()
+    remember_arguments(words)
+    redact_output()
     quiet_libraries()
     if argv is None and words[0] not in OTHERS:
         from llm_lightning.waiting import choose_waiting_policy

@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from llm_lightning.errors import UserError
+from llm_lightning.messages import readable
 
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Student's t for 95 % and 1, 2, ... degrees of freedom."""
@@ -45,7 +46,7 @@ def run(args: list[str], *, debug: bool = False) -> int:
     except UserError as error:
         if debug:
             raise
-        print(f"\nllm-lightning: error: {error}", file=sys.stderr)
+        print(f"\nllm-lightning: error: {readable(error)}", file=sys.stderr)
         return 2
     print(table(losses))
     return 0

@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import sys
-import traceback
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -44,12 +43,14 @@ from llm_lightning.messages import readable
 from llm_lightning.modules import PPO, CausalPretraining, RewardModeling, SupervisedFinetuning
 from llm_lightning.modules.base import LanguageModule
 from llm_lightning.precision import default_precision, use_fast_float32
+from llm_lightning.redacted_output import print_traceback
 from llm_lightning.rollouts import LocalEngine
 from llm_lightning.run_folder import RunConfig, move_aside, saved_precision
 from llm_lightning.run_trainer import RunTrainer
 from llm_lightning.shipped_configs import with_found_configs
 from llm_lightning.short_names import prefer_in_yaml
 from llm_lightning.strategies.trust import check_strategy
+from safety.redaction import remember
 
 # jsonargparse finds a class by its short name once it is imported: --model CausalPretraining.
 SHORT_NAMES = (
@@ -137,6 +138,7 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Fill in the defaults that depend on other settings."""
         config = self.config[self.subcommand]
+        remember(config.as_dict())
         trainer = config.trainer
         if config.get("data") is None:
             raise UserError("There is no data: name a DataModule by --data, for example --data TextDataModule.")
@@ -349,7 +351,7 @@ def run(args: list[str], *, debug: bool = False) -> int:
 
 def _report(error: BaseException, debug: bool) -> int:
     if debug:
-        traceback.print_exception(error)
+        print_traceback(error)
     if isinstance(error, LaunchError) and not is_first_rank():
         return 2
     field = "data." if isinstance(error, DataError) and re.match(r"[a-z_]+(:| and )", str(error)) else ""

@@ -1,7 +1,6 @@
 """`llm-lightning merge ADAPTER OUTPUT`: the network with its adapter in it, as a folder that needs no peft."""
 
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from llm_lightning.messages import readable
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
 from llm_lightning.models.merging import base_of, check_mergeable, is_adapter, task_of
+from llm_lightning.redacted_output import print_traceback
 
 USAGE = """\
 usage: llm-lightning merge ADAPTER_FOLDER OUTPUT_FOLDER
@@ -38,7 +38,7 @@ def run(args: list[str], *, debug: bool = False) -> int:
         merge_folder(Path(args[0]), Path(args[1]))
     except (UserError, OSError) as error:
         if debug:
-            traceback.print_exception(error)
+            print_traceback(error)
         print(f"\nllm-lightning: error: {readable(error)}", file=sys.stderr)
         return 2
     print(f"{args[1]} holds the network with the adapter in it.")

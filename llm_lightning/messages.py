@@ -4,6 +4,8 @@ import re
 
 from jsonargparse import ArgumentError
 
+from safety.redaction import redact
+
 # What jsonargparse wraps around the one line that matters, once for each level of nesting.
 _NOISE = re.compile(
     r"Does not validate against|Subtypes: |Errors:$|Given value|Expected a <class 'NoneType'>|Expected a path but "
@@ -34,12 +36,12 @@ _REWORDED = (
 
 
 def readable(error: BaseException) -> str:
-    """The message of an error without the nesting that libraries wrap around it."""
+    """The message of an error without the nesting that libraries wrap around it, and without secrets."""
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
+        return redact(f"{error.filename}: {error.strerror}")
     if isinstance(error, ArgumentError) or str(error).startswith("Does not validate against"):
-        return _flatten(str(error))
-    return str(error)
+        return redact(_flatten(str(error)))
+    return redact(str(error))
 
 
 def _flatten(text: str) -> str:

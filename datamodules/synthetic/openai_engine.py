@@ -23,6 +23,7 @@ from datamodules.synthetic.bounded_http import BoundedClient, CallError, HttpRep
 from datamodules.synthetic.candidate import Message
 from datamodules.synthetic.engine import Engine, Reply, Request
 from datamodules.texts import encodable
+from safety.redaction import redact, remember
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds before the first retry, doubled for each further one, and at most."""
@@ -106,8 +107,8 @@ class OpenAIEngine(Engine):
 
     @property
     def model(self) -> str:
-        """The endpoint's name, and what goes into every call."""
-        return " ".join([self.model_name, *(f"{name}={value}" for name, value in sorted(self.extra.items()))])
+        """The endpoint's name, and what goes into every call; secrets are no part of it."""
+        return " ".join([self.model_name, *(f"{name}={value}" for name, value in sorted(redact(self.extra).items()))])
 
     def check(self) -> None:
         """Raises `DataError` where the key is missing, or cannot be sent; nothing is called."""
@@ -126,6 +127,8 @@ class OpenAIEngine(Engine):
     def _client(self) -> BoundedClient:
         self.check()
         key = os.environ[self.api_key_variable] if self.api_key_variable else ""
+        # An endpoint may repeat them in what it answers.
+        remember({"api_key": key, "url": self.url, "extra": self.extra})
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return BoundedClient(headers, self.timeout, self.concurrency)
 
@@ -211,12 +214,13 @@ class OpenAIEngine(Engine):
 
     def _refused(self, reply: HttpReply) -> DataError:
         if 300 <= reply.status < 400:
-            elsewhere = printable(reply.headers.get("location", "nowhere"))
+            elsewhere = printable(redact(reply.headers.get("location", "nowhere")))
             return DataError(
                 f"engine.url: {self.url} answers with HTTP {reply.status} and points to {elsewhere}, where no key is "
                 "sent: name the address itself, if you trust it"
             )
-        said = printable(reply.content[:2000].decode(errors="replace"))
+        # Before it is cut, which could leave a part of a key.
+        said = printable(redact(reply.content[:2000].decode(errors="replace")))
         return DataError(f"engine.url: {self.url} refuses the call with HTTP {reply.status}: {said}")
 
     def perplexities(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
@@ -227,9 +231,9 @@ class OpenAIEngine(Engine):
         )
 
     def settings(self) -> dict[str, Any]:
-        """All but the key."""
+        """All but secrets."""
         names = ("url", "model_name", "concurrency", "timeout", "max_retries", "token_budget", "extra")
-        return {"engine": type(self).__name__} | {name: getattr(self, name) for name in names}
+        return {"engine": type(self).__name__} | redact({name: getattr(self, name) for name in names})
 
     def release(self) -> None:
         """Close the connections."""

@@ -12,6 +12,7 @@ import numpy as np
 from datamodules.cache import atomic_file
 from datamodules.synthetic.candidate import Candidate
 from datamodules.synthetic.funnel import Funnel, Stage
+from safety.redaction import redact
 
 TEMPLATE = "report.html.jinja"
 NUM_BINS = 36
@@ -24,14 +25,14 @@ def write_report(folder: Path, funnel: Funnel, about: dict[str, Any]) -> Path:
     """Writes `report.json` and `report.html` into the folder.
 
     Args:
-        about: what else belongs into the report, as JSON can write it: settings, models, times. No secrets.
+        about: what else belongs into the report, as JSON can write it: settings, models, times; secrets are left out.
 
     Returns:
         The page. It is one file, without scripts and without anything from elsewhere.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    facts = facts_of(funnel, about)
+    facts = facts_of(funnel, redact(about))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from datamodules.cache import atomic_file
 from datamodules.synthetic.candidate import Candidate
+from safety.redaction import redact
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 PROVENANCE = pa.struct(
@@ -63,6 +64,7 @@ def key_of_result(path: Path) -> str | None:
 
 def _row(candidate: Candidate, pairs: bool) -> dict[str, Any]:
     provenance = asdict(candidate.provenance)
+    provenance["model"] = redact(provenance["model"])
     provenance["parameters"] = json.dumps(provenance["parameters"])
     messages: list[Any] = candidate.messages
     row: dict[str, Any] = {"id": candidate.id, "label": candidate.label, "provenance": provenance}

@@ -1,18 +1,17 @@
 """`llm-lightning slurm ...`: writes the batch script of a run, or of a chain of stages, checks and submits it."""
 
-import re
 import shlex
 import shutil
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 
 from llm_lightning.errors import UserError
 from llm_lightning.launch.options import JobOptions, parse_options
 from llm_lightning.launch.script import Job, batch_script
-from llm_lightning.loggers.redact import redact, redact_arguments
+from llm_lightning.loggers.redact import redact_arguments
 from llm_lightning.messages import readable
+from llm_lightning.redacted_output import print_traceback
 
 COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -54,7 +53,7 @@ def run(args: list[str], *, debug: bool = False) -> int:
         _run(args)
     except (UserError, OSError) as error:
         if debug:
-            traceback.print_exception(error)
+            print_traceback(error)
         print(f"\nllm-lightning: error: {readable(error)}", file=sys.stderr)
         return 2
     return 0
@@ -62,8 +61,8 @@ def run(args: list[str], *, debug: bool = False) -> int:
 
 def _run(args: list[str]) -> None:
     options, rest = parse_options(args[1:])
-    written_by = shlex.join(["llm-lightning", "slurm", *args])
-    _refuse_secrets(rest, options)
+    _refuse_secrets(args)
+    written_by = shlex.join(["llm-lightning", "slurm", *redact_arguments(args)])
     if args[0] == "chain":
         jobs = _chain(options, rest, written_by)
     elif args[0] in COMMANDS:
@@ -109,18 +108,15 @@ def _job(options: JobOptions, command: str, arguments: list[str], written_by: st
     return job
 
 
-def _refuse_secrets(arguments: list[str], options: JobOptions) -> None:
+def _refuse_secrets(arguments: list[str]) -> None:
     """The script lies in the run folder, and SLURM shows it to others."""
-    found = [old for old, new in zip(arguments, redact_arguments(arguments), strict=True) if old != new]
-    for line in [*options.setup, *options.sbatch]:
-        assigned = dict(re.findall(r"(\w+)=(\S+)", line))
-        found += [line] if redact(line) != line or redact(assigned) != assigned else []
-    if found:
-        name = redact_arguments([found[0]])[0].split("=")[0]
+    for place, (old, new) in enumerate(zip(arguments, redact_arguments(arguments), strict=True)):
+        if old == new:
+            continue
+        flag = old if old.startswith("-") else arguments[place - 1]
         raise UserError(
-            f"{name if name.startswith('-') else '--setup'}: this looks like a secret, which the script would show. "
-            "Give it in the environment (export it before this command: sbatch hands it on), or read it from a file in "
-            "--setup."
+            f"{flag.split('=')[0]}: this looks like a secret, which the script would show. Give it in the environment "
+            "(export it before this command: sbatch hands it on), or read it from a file in --setup."
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from llm_lightning.errors import UserError
 from llm_lightning.loggers.wandb import BY_STEP
+from llm_lightning.messages import readable
 
 # Sections by name; a panel draws the metrics of one list.
 Sections = Mapping[str, Sequence[Sequence[str]]]
@@ -76,7 +77,7 @@ def run(args: list[str], *, debug: bool = False) -> int:
     except Exception as error:  # what wandb raises has no base in common
         if debug:
             raise
-        print(f"\nllm-lightning: error: {error}", file=sys.stderr)
+        print(f"\nllm-lightning: error: {readable(error)}", file=sys.stderr)
         return 2
     return 0
 

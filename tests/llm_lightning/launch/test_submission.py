@@ -99,6 +99,10 @@ def test_a_chain_has_a_script_for_each_stage(inputs, capfd):
         (["--setup=if true"], ["--setup", "bash"]),
         (["--setup=export WANDB_API_KEY=0123abc"], ["--setup", "secret", "environment"]),
         (["--trainer.logger.api_key=abc"], ["--trainer.logger.api_key", "secret"]),
+        (["--data.engine={init_args: {extra: {api_key: abc}}}"], ["--data.engine", "secret"]),
+        (["--sweep", "data.engine.init_args.extra.api_key=abc,def"], ["--sweep", "secret"]),
+        (["--setup", "curl -H 'Authorization: Bearer abc' host"], ["--setup", "secret"]),
+        (["--data.path=https://me:abc@host/a.jsonl"], ["--data.path", "secret"]),
     ],
 )
 def test_a_wrong_flag(inputs, capfd, args, words):
