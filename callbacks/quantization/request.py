@@ -64,6 +64,8 @@ class Request:
         config.pop("torch_dtype", None)
         config["dtype"] = str(self.dtype).removeprefix("torch.")
         path.write_text(json.dumps(config, indent=2))
+        for weights in self.output.glob("*.safetensors"):
+            weights.chmod(path.stat().st_mode)  # safetensors writes them for their owner alone, whatever the umask
 
 
 def load_network(folder: Path, device: torch.device, **options: Any) -> Any:

@@ -18,6 +18,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.attention import ATTENTION, register_attention
+from llm_lightning.models.export import follow_umask
 from llm_lightning.models.generation import FILE as GENERATION
 from llm_lightning.models.generation import mended, read_generation_config
 from llm_lightning.models.merging import base_of, check_mergeable, is_adapter, merge, task_of
@@ -319,5 +320,6 @@ def _converted_gguf(path: Path) -> Path:
             )
             unfinished = folder.with_suffix(f".tmp-{os.getpid()}")
             model.save_pretrained(unfinished)
+            follow_umask(unfinished)
             unfinished.rename(folder)
     return folder

@@ -61,8 +61,20 @@ def save_model_folder(
             )
         else:
             merged_copy(model).save_pretrained(folder)
-    if tokenizer is not None and is_global_zero:
-        tokenizer.save_pretrained(folder)
+    if is_global_zero:
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        follow_umask(folder)
+
+
+def follow_umask(folder: Path) -> None:
+    """Let who may read the other files in `folder` read its weights: safetensors writes them for their owner alone."""
+    probe = folder / ".umask"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)
 
 
 def _save_in_parts(network: Any, folder: Path, is_global_zero: bool) -> None:

@@ -111,6 +111,12 @@ def test_the_folder_generates_by_the_settings_of_the_original(runs, name):
 
 
 @pytest.mark.parametrize("name", ON_CPU)
+def test_who_may_read_the_config_may_read_the_weights(runs, name):
+    folder = runs(name) / "model" / "quantized"
+    assert {file.stat().st_mode for file in folder.iterdir()} == {(folder / "config.json").stat().st_mode}
+
+
+@pytest.mark.parametrize("name", ON_CPU)
 def test_zeros_stay_zero(runs, network, name):
     for weight, original in effective_weights(runs(name) / "model" / "quantized", network).values():
         assert (weight[original == 0] == 0).all()

@@ -62,7 +62,9 @@ def test_augment_keeps_them_out_of_reports_records_and_messages(planted, capfd):
 def test_a_refusal_that_repeats_the_key(planted, server, capfd):
     def refuse(handler):
         send_json(
-            handler, f'{{"error": "no such key: {KEY}, {EXTRA}, {QUERY}, {handler.headers["Authorization"]}"}}'.encode(), 401
+            handler,
+            f'{{"error": "no such key: {KEY}, {EXTRA}, {QUERY}, {handler.headers["Authorization"]}"}}'.encode(),
+            401,
         )
 
     server.fault = lambda body, attempt: refuse

@@ -53,6 +53,8 @@ def test_a_chat_model_comes_out(run, chat):
     tokenizer, network = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     assert tokenizer.eos_token == "<|im_end|>" and "<|im_start|>" in tokenizer.chat_template
     assert tokenizer.eos_token_id in network.generation_config.eos_token_id
+    mode = (chat / "sft.yaml").stat().st_mode
+    assert {file.stat().st_mode for file in (chat / "run").rglob("*") if file.is_file()} == {mode}, "the umask's"
     samples = (chat / "run" / "samples" / "step-000024.txt").read_text()
     assert "<|im_start|>user" in samples and "plus" in samples
 
