@@ -1,6 +1,6 @@
 """The shapes that conversations and preferences come in, and how a set's shape is told from its first records."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any, TypeAlias
@@ -91,9 +91,10 @@ def detect_shape(
     where: str,
     shapes: Mapping[str, tuple[str, ...]] = SHAPES,
 ) -> Shape:
-    """The first of the known shapes whose required columns some record fills.
+    """The first of the known shapes whose required columns are filled by half as many records as any shape's, or more:
+    one odd record decides nothing, and one whose conversation is empty does not make questions of a set of them.
 
-    Where no record fills them it is enough that they are there: each record's own fault is then told in its place.
+    Where no record fills any it is enough that they are there: each record's own fault is then told in its place.
 
     Args:
         records: the first ones that can be read.
@@ -112,11 +113,12 @@ def detect_shape(
         raise DataError(f"{where!r} holds no record that could be read, so that its shape is unknown")
     candidates = _candidates(columns, found, where, shapes)
     for test in (_fills, _has):
-        for name in candidates:
-            if any(all(test(record, field, columns) for field in required(name, shapes)) for record in records):
-                read = (columns_of(record, field, columns) for field in shapes[name] for record in records)
-                names = tuple(dict.fromkeys(column for several in read for column in several))
-                return Shape(name, names, tuple(column for column in found if column not in names))
+        counts = {name: _count(records, required(name, shapes), columns, test) for name in candidates}
+        if most := max(counts.values()):
+            name = next(name for name, count in counts.items() if 2 * count >= most)
+            read = (columns_of(record, field, columns) for field in shapes[name] for record in records)
+            names = tuple(dict.fromkeys(column for several in read for column in several))
+            return Shape(name, names, tuple(column for column in found if column not in names))
     raise DataError(
         f"columns: {where!r} has the columns {_listed(found)}, which make none of the known shapes: {_known(shapes)}. "
         "Say which column is which, for example columns={question: frage, answer: antwort}"
@@ -189,6 +191,10 @@ def _has_field(fields: Iterable[str], key: str) -> bool:
 
 def _as_list(columns: str | list[str]) -> list[str]:
     return [columns] if isinstance(columns, str) else columns
+
+
+def _count(records: Sequence[Record], fields: Sequence[str], columns: Columns, test: Callable[..., bool]) -> int:
+    return sum(all(test(record, field, columns) for field in fields) for record in records)
 
 
 def _has(record: Record, field: str, columns: Columns) -> bool:

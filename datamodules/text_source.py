@@ -47,34 +47,36 @@ def peek_texts(source: TextSource, root: Path, on_bad_record: OnBadRecord) -> No
 
 
 def _with_column(units: list[Unit], source: TextSource) -> list[Unit]:
-    """The units, told which column to read, as the first record that can be read shows it."""
-    first = next((unit for unit in units if FORMATS[unit.format].columns), None)
-    if first is None:
+    """The units, told which column to read, as the first records that can be read show it."""
+    unit = next((unit for unit in units if FORMATS[unit.format].columns), None)
+    if unit is None:
         return units
-    record = next((record for _, record in records(first) if not isinstance(record, Bad)), None)
-    return units if record is None else [_reading(unit, _text_column(record, source)) for unit in units]
+    first = list(islice((record for _, record in records(unit) if not isinstance(record, Bad)), RECORDS_PEEKED))
+    return [_reading(unit, _text_column(first, source)) for unit in units] if first else units
 
 
 def _reading(unit: Unit, column: str) -> Unit:
     return replace(unit, column=column) if FORMATS[unit.format].columns else unit
 
 
-def _text_column(record: Record, source: TextSource) -> str:
+def _text_column(first: list[Record], source: TextSource) -> str:
     """The name of the column that holds the text.
 
     Raises:
         DataError: it is not there, or there are several to choose from.
     """
-    found = ", ".join(shorten(str(name), 40) for name in record)  # a table without header has texts for names
+    names = list(dict.fromkeys(str(name) for record in first for name in record))
+    found = ", ".join(shorten(name, 40) for name in names)  # a table without header has texts for names
     if source.text_column is not None:
-        if source.text_column in record:
+        if source.text_column in names:
             return source.text_column
         raise DataError(f"text_column: {source.path!r} has no column {source.text_column!r}; it has: {found}")
-    if isinstance(record.get("text"), str):
+    texts = {name: sum(isinstance(record.get(name), str) for record in first) for name in ["text", *names]}
+    if texts["text"]:
         return "text"
-    strings = [name for name, value in record.items() if isinstance(value, str)]
-    if len(strings) == 1:
-        return strings[0]
+    usual = [name for name, count in texts.items() if 2 * count > len(first)]
+    if len(usual) == 1:
+        return usual[0]
     raise DataError(
         f"text_column: {source.path!r} has no column `text`; it has: {found}. Name the one to read with text_column"
     )

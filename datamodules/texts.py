@@ -12,7 +12,7 @@ def texts_of(unit: Unit, bad: BadRecords) -> Iterator[str]:
     """The documents of a unit, without the empty ones.
 
     Args:
-        bad: notes the records that are broken, are not UTF-8, or hold no text.
+        bad: notes the records that are broken, are not UTF-8, or hold no text, and counts the empty texts.
     """
     for place, record in records(unit):
         text = _text_of(record, unit.column)
@@ -20,6 +20,8 @@ def texts_of(unit: Unit, bad: BadRecords) -> Iterator[str]:
             bad.note(place, text)
         elif text:
             yield encodable(text)
+        else:
+            bad.left_out["empty texts"] += 1
 
 
 def _text_of(record: Record | Bad, column: str) -> str | Bad:

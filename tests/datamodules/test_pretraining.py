@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from datamodules import DataError, TextDataModule, TextSource
+from datamodules.facts import left_out
 
 
 @pytest.fixture
@@ -155,7 +156,7 @@ def test_a_single_document_cannot_be_split(module, tmp_path):
 
 def test_blank_text_is_no_text(module, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n' * 9)
-    with pytest.raises(DataError, match=r"nothing can be learned from .*: there is no text in it"):
+    with pytest.raises(DataError, match=r"nothing can be learned from .*: left out: 9 empty texts"):
         ready(module(path=str(tmp_path / "a.jsonl")))
 
 
@@ -194,6 +195,19 @@ def test_skipped_records_are_reported(module, write_jsonl, texts):
     path.write_text(path.read_text() + "{\n{\n")
     with pytest.warns(UserWarning, match=r"2 bad records were skipped; the first: .*bad\.jsonl:51: broken JSON"):
         ready(module(path=str(path), on_bad_record="skip"))
+
+
+def test_empty_texts_are_left_out_and_counted(module, write_jsonl, texts):
+    data = ready(module(path=write_jsonl([*texts[:20], "", ""])))
+    assert left_out(shard for _, shards in data._train for shard in shards) == {"empty texts": 2}
+
+
+def test_one_odd_record_does_not_decide_which_column_is_read(module, tmp_path, texts):
+    odd = [{"content": [{"type": "text"}], "name": "x"}, {"title": "y", "content": "short"}]
+    lines = [*odd, *({"content": text, "id": 3} for text in texts)]
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = ready(module(path=str(tmp_path / "odd.jsonl"), on_bad_record="skip"))
+    assert sum(facts["num_documents"] for facts in data.statistics.values()) == len(texts) + 1
 
 
 def test_packing_is_logged(module, tmp_path):

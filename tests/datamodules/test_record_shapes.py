@@ -7,7 +7,7 @@ import pytest
 
 from datamodules.errors import DataError
 from datamodules.formats import format_of, records
-from datamodules.record_shapes import SHAPES, Shape, detect_shape, shape_in_words
+from datamodules.record_shapes import PREFERENCE_SHAPES, SHAPES, Shape, detect_shape, shape_in_words
 from datamodules.units import Unit
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -127,3 +127,12 @@ def test_a_table_with_a_header_is_read_by_a_mapping(tmp_path):
 def first_records(path: Path) -> list[dict]:
     name = format_of(str(path))
     return [record for _, record in islice(records(Unit(str(path), name, "")), 16)]
+
+
+def test_one_odd_record_does_not_decide_the_shape_of_a_set():
+    pair = {"instruction": "Why?", "output_1": "a", "output_2": "b", "label": 1}
+    odd = {"prompt": "Why?", "output_1": "a", "output_2": "b", "label": 1}
+    assert detect_shape([odd, *[pair] * 7], None, "a.jsonl", PREFERENCE_SHAPES).name == "labelled-instruction"
+    talk = {"messages": [{"role": "user", "content": "Why?"}], "prompt": "Why?", "completion": "So."}
+    empty = talk | {"messages": []}
+    assert detect_shape([empty, *[talk] * 3], None, "a.jsonl").name == "messages"
