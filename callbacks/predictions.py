@@ -9,6 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from typing_extensions import override
 
+from callbacks.json_lines import json_line
+
 
 class Predictions(BasePredictionWriter):
     """Appends each batch's predictions, a list of dicts, to `predictions.jsonl` in the run folder as they come.
@@ -56,7 +58,7 @@ class Predictions(BasePredictionWriter):
         self, trainer: Trainer, pl_module: LightningModule, prediction: list[dict[str, Any]], *_: Any
     ) -> None:
         with (self.part or self.path).open("ab") as file:
-            file.writelines(map(_line, prediction))
+            file.writelines(map(json_line, prediction))
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,12 +83,4 @@ def _in_order(part: Path) -> Iterator[bytes]:
             places.append((json.loads(line)["index"], offset))
         for _, offset in sorted(places):
             file.seek(offset)
-            yield _line(json.loads(file.readline())["row"])
-
-
-def _line(row: dict[str, Any]) -> bytes:
-    """The row as JSON; lone surrogates, which JSON can carry and UTF-8 cannot, stay escaped."""
-    try:
-        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:
-        return json.dumps(row).encode() + b"\n"
+            yield json_line(json.loads(file.readline())["row"])

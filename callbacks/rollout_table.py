@@ -1,6 +1,5 @@
 """What a policy writes while it learns from rewards."""
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from lightning.pytorch.loggers import WandbLogger
 from typing_extensions import override
 
 from callbacks.errors import CallbackError
+from callbacks.json_lines import json_line
 from callbacks.phase import is_rehearsal
 
 
@@ -53,8 +53,8 @@ class RolloutTable(Callback):
         folder = Path(trainer.default_root_dir) / "samples"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-            (folder / f"rollouts-{trainer.global_step:06d}.jsonl").write_text("".join(lines), encoding="utf-8")
+            lines = b"".join(json_line(row) for row in rows)
+            (folder / f"rollouts-{trainer.global_step:06d}.jsonl").write_bytes(lines)
         except OSError as error:
             warnings.warn(f"No rollouts written at step {trainer.global_step}: {error}", stacklevel=2)
         cells = [[str(trainer.global_step), *(str(value) for value in row.values())] for row in rows]

@@ -15,6 +15,7 @@ from datamodules.bad_records import BadRecords, OnBadRecord
 from datamodules.batches import bounded_batches
 from datamodules.chat_template import ChatTemplate
 from datamodules.formats import records
+from datamodules.json_values import json_default
 from datamodules.preference_records import first_answer, prompt_of_pair
 from datamodules.prompt_turns import MAIN, Message, is_dialogue, prompt_turns, question_text, read_turn, with_system
 from datamodules.record_fields import Fields
@@ -203,7 +204,9 @@ def write_prompts(path: Path, unit: Unit, encoder: PromptEncoder, on_bad: OnBadR
     bad = BadRecords(unit, on_bad)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
         for batch in bounded_batches(encoder.prompts(unit, bad), lambda prompt: len(prompt.ids)):
-            texts = [json.dumps([one.said, one.columns, one.read], ensure_ascii=False, default=str) for one in batch]
+            texts = [
+                json.dumps([one.said, one.columns, one.read], ensure_ascii=False, default=json_default) for one in batch
+            ]
             hashes = [text_hash(json.dumps(prompt.said).encode()) for prompt in batch]
             columns = [[prompt.ids for prompt in batch], texts, np.array(hashes, np.uint64)]
             writer.write_batch(pa.record_batch(columns, schema=SCHEMA))

@@ -15,6 +15,7 @@ from datamodules.cache import atomic_file, build_lock, key_of, remove_leftovers
 from datamodules.chat import ChatDataModule
 from datamodules.errors import DataError
 from datamodules.formats import records
+from datamodules.json_values import json_default
 from datamodules.prompt_records import prompt_of
 from datamodules.record_shapes import PROMPT_SHAPES
 from datamodules.record_source import RecordSource, record_units
@@ -151,7 +152,7 @@ def _write(path: Path, seeds: Iterator[Seed]) -> None:
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
         batch: list[str] = []
         for seed in seeds:
-            batch.append(json.dumps(asdict(seed), default=str))
+            batch.append(json.dumps(asdict(seed), default=json_default))
             if len(batch) == SEEDS_A_BATCH:
                 writer.write_batch(pa.record_batch([batch], schema=SCHEMA))
                 batch = []

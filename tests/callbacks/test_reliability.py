@@ -1,6 +1,8 @@
 """The reliability diagram, and predictions that go on where they were stopped."""
 
+import datetime
 import json
+from decimal import Decimal
 from types import SimpleNamespace
 
 import pytest
@@ -85,6 +87,18 @@ def test_half_characters_of_a_record_stay_as_json_writes_them(tmp_path):
     lines = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [row, {"note": "é"}]
     assert lines[1] == '{"note": "é"}'
+
+
+def test_records_of_any_values_are_json(tmp_path):
+    record = {"when": datetime.datetime(2024, 1, 1), "price": Decimal("1.50"), "image": b"\xff", "score": float("nan")}
+    module, writer = Scorer(key="a", said=[], finished=set()), Predictions()
+    writer.setup(trainer(tmp_path), module, "predict")
+    writer.on_predict_start(trainer(tmp_path), module)
+    writer.write_on_batch_end(trainer(tmp_path), module, [{"index": 0, "row": record | {"reward": 0.5}}])
+    writer.on_predict_end(trainer(tmp_path), module)
+    assert (tmp_path / "predictions.jsonl").read_text() == (
+        '{"when": "2024-01-01T00:00:00", "price": "1.50", "image": "/w==", "score": null, "reward": 0.5}\n'
+    )
 
 
 def test_other_weights_begin_anew(tmp_path):

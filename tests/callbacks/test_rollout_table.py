@@ -30,6 +30,13 @@ def test_the_first_step_and_every_validation(tmp_path):
     assert rows == MODULE.samples[:4]
 
 
+def test_rows_of_any_values_are_json(tmp_path):
+    row = {"prompt": [{"role": "user", "content": b"why?"}], "continuation": "\ud83d", "rewards": {"a": float("nan")}}
+    RolloutTable().on_train_batch_end(trainer(tmp_path, 1), SimpleNamespace(samples=[row]))
+    said = json.loads((tmp_path / "samples/rollouts-000001.jsonl").read_text())
+    assert said == {"prompt": [{"role": "user", "content": "why?"}], "continuation": "\ud83d", "rewards": {"a": None}}
+
+
 def test_every_so_many_steps_instead(tmp_path):
     table = RolloutTable(every_n_steps=3)
     for step in range(1, 7):
