@@ -46,6 +46,7 @@ from llm_lightning.precision import default_precision, use_fast_float32
 from llm_lightning.redacted_output import print_traceback
 from llm_lightning.rollouts import LocalEngine
 from llm_lightning.run_folder import RunConfig, move_aside, saved_precision
+from llm_lightning.run_lock import RunLock
 from llm_lightning.run_trainer import RunTrainer
 from llm_lightning.shipped_configs import with_found_configs
 from llm_lightning.short_names import prefer_in_yaml
@@ -233,21 +234,32 @@ class TrainingCLI(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         """Check the settings, find where to go on, and train."""
         self._check()
-        root = Path(self.trainer.default_root_dir)
         if kwargs.get("ckpt_path") and not Path(kwargs["ckpt_path"]).exists():
             raise UserError(f"ckpt_path={kwargs['ckpt_path']}: there is no such checkpoint.")
-        if kwargs.get("ckpt_path") is None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            if not self._get(self.config, "resume"):
-                move_aside(root)
-            kwargs["ckpt_path"] = newest_checkpoint(root / "checkpoints")
-        if finished := why_finished(self.trainer, kwargs.get("ckpt_path")):
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._go_on(kwargs)
+            return
+        root, resume = Path(self.trainer.default_root_dir), self._get(self.config, "resume")
+        with RunLock(root) as lock:
+            if kwargs.get("ckpt_path") is None:
+                if not resume:
+                    lock.release()
+                    move_aside(root)
+                    lock.acquire()
+                # Another rank may look before the first one has moved the folder.
+                kwargs["ckpt_path"] = newest_checkpoint(root / "checkpoints") if resume else None
+            self._go_on(kwargs)
+
+    def _go_on(self, kwargs: dict[str, Any]) -> None:
+        checkpoint = kwargs.get("ckpt_path")
+        if finished := why_finished(self.trainer, checkpoint):
             rank_zero_info(f"This run is finished: {finished}, or start over with --resume false.")
             return
-        if kwargs.get("ckpt_path"):
-            rank_zero_info(f"Going on from {kwargs['ckpt_path']} (--resume false starts over).")
+        if checkpoint:
+            rank_zero_info(f"Going on from {checkpoint} (--resume false starts over).")
         for logger in self.trainer.loggers:
             if isinstance(logger, MetricsFile):
-                logger.go_on_behind(trained_steps(kwargs.get("ckpt_path")))
+                logger.go_on_behind(trained_steps(checkpoint))
             logger.log_hyperparams(yaml.safe_load(self._parser("fit").dump(self.config["fit"])))
         self.trainer.fit(**kwargs)
 
@@ -263,7 +275,8 @@ class TrainingCLI(LightningCLI):
         """Write what the model makes of each prompt, or the rewards of conversations, to predictions.jsonl."""
         kwargs = self._with_weights(kwargs)
         kwargs["return_predictions"] = False
-        self.trainer.predict(**kwargs)
+        with RunLock(Path(self.trainer.default_root_dir), ".predict.lock", "writes predictions"):
+            self.trainer.predict(**kwargs)
 
     def _check(self) -> None:
         self.model.check(self.datamodule)
