@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from datamodules.chat_template import ChatTemplate, find_template, set_template
+from datamodules.control_tokens import normalizer_of
 from datamodules.errors import DataError
 from datamodules.packed import PackedDataModule
 from datamodules.record_shapes import SHAPES
@@ -124,6 +125,13 @@ class ChatDataModule(PackedDataModule):
 
 def template_of(tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
     """The tokenizer's own template, with what it may name and what a text must not spell."""
-    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
+    special = {text for text, is_special in added.items() if is_special} | set(tokenizer.all_special_tokens)
     names = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    return ChatTemplate(find_template(tokenizer, None), names, sorted(special | set(tokenizer.all_special_tokens)))
+    return ChatTemplate(
+        find_template(tokenizer, None),
+        names,
+        sorted(special),
+        added=sorted(added.keys() - special),
+        normalizer=normalizer_of(tokenizer.backend_tokenizer),
+    )

@@ -9,21 +9,24 @@ document of its own, which ends with it.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from datamodules.control_tokens import ControlTokens, is_mark, where
 from datamodules.errors import DataError
 from datamodules.records import Conversation, Reasoning
+from datamodules.skeleton import Skeleton, skeleton_of
+from datamodules.template_limits import MEMORY, CostError, bounded, check_length
+from datamodules.template_probe import Probe, UnwritableError, first_lacking, rendered, untold_role, used_tokens
 from datamodules.units import Bad
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-T = TypeVar("T")
 
 FOLDER = Path(__file__).parent / "templates"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.jinja")))
@@ -33,6 +36,8 @@ THOUGHTS = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
 NO_THOUGHTS = re.compile(r"\s*<think>\s*</think>\s*")
 
 Turns = Literal["assistant", "last", "all"]
+
+MOST_PROBES = 4096  # forms of conversations that are remembered
 
 
 class Rendered(NamedTuple):
@@ -86,9 +91,19 @@ def set_template(tokenizer: PreTrainedTokenizerFast, wanted: str | None) -> None
     tokenizer.chat_template = own | {"default": jinja} if wanted is None and isinstance(own, dict) else jinja
 
 
+class Aim(NamedTuple):
+    """What a conversation is written down for: to `learn` turns of it, to `read` it, or to `reply` to it."""
+
+    what: Literal["learn", "read", "reply"]
+    turns: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True)
 class ChatTemplate:
     """Writes conversations down and knows what of them is learned.
+
+    A conversation is refused of which the template leaves something out, or which spells a control token; see
+    `template_probe` and `control_tokens`.
 
     Args:
         jinja: the template.
@@ -96,6 +111,8 @@ class ChatTemplate:
         special: the texts of the tokenizer's special tokens.
         turns: what is learned: every reply of the assistant, the last one, or all there is.
         reasoning: whether thoughts are learned (`train`) or only read (`mask`); `drop` took them out before.
+        added: the texts of the tokenizer's other added tokens.
+        normalizer: the tokenizer's, as JSON; empty for none.
     """
 
     jinja: str
@@ -103,29 +120,25 @@ class ChatTemplate:
     special: list[str]
     turns: Turns = "assistant"
     reasoning: Reasoning = "train"
+    added: list[str] = field(default_factory=list)
+    normalizer: str = ""
 
     def render(self, conversation: Conversation) -> list[Rendered] | Bad:
         """The documents of a conversation, one as a rule; see the module's text for when there are more."""
-        if forged := self._forged(conversation.messages):
-            return forged
         wanted = [i for i, trainable in enumerate(conversation.trainable) if trainable]
         if not wanted:
             return Bad("no turn is to be learned")
-        return self._guarded(lambda: self._learnable(conversation, wanted))
+        return self._checked(conversation, Aim("learn", tuple(wanted[-1:] if self.turns == "last" else wanted)))
 
     def write(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str | Bad:
         """A conversation as the template writes it, to its end."""
-        if forged := self._forged(messages):
-            return forged
-        conversation = Conversation(messages, [False] * len(messages), tools)
-        return self._guarded(lambda: self._text(conversation, len(messages)))
+        written = self._checked(Conversation(messages, [False] * len(messages), tools), Aim("read"))
+        return written if isinstance(written, Bad) else written[0].text
 
     def prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str | Bad:
         """What a model reads before it has to reply to these messages."""
-        if forged := self._forged(messages):
-            return forged
-        conversation = Conversation(messages, [False] * len(messages), tools)
-        return self._guarded(lambda: self._text(conversation, len(messages), reply=True))
+        written = self._checked(Conversation(messages, [False] * len(messages), tools), Aim("reply"))
+        return written if isinstance(written, Bad) else written[0].text
 
     def end_of_turn(self) -> str:
         """The special token that ends a reply, with `turns` other than `all`.
@@ -147,22 +160,37 @@ class ChatTemplate:
         assert found is not None
         return found
 
-    def _guarded(self, rendering: Callable[[], T]) -> T | Bad:
-        from jinja2 import TemplateError
-
+    def _checked(self, conversation: Conversation, aim: Aim) -> list[Rendered] | Bad:
         try:
-            return rendering()
-        except TemplateError as error:
-            return Bad(f"the chat template refuses it: {error}")
-        except (TypeError, KeyError, AttributeError) as error:  # an expression of the template on unexpected values
-            return Bad(f"the chat template cannot write it: {error}")
+            with bounded():
+                skeleton = skeleton_of(conversation)
+                if forged := self._forged(conversation, skeleton):
+                    return forged
+                documents = self._write(conversation, aim)
+                if isinstance(documents, Bad):
+                    return documents
+                check_length(documents[-1].text, sum(len(part.text) for part in skeleton.parts))
+                return self._unfaithful(conversation, skeleton, documents, aim) or documents
+        except UnwritableError as error:
+            return Bad(f"the chat template {error}")
+        except CostError as error:
+            return Bad(f"the chat template costs too much: {error}")
+        except MemoryError:
+            return Bad(f"the chat template takes more than {MEMORY >> 30} GB of memory")
+        except RecursionError:
+            return Bad("JSON nested too deeply")
+
+    def _write(self, conversation: Conversation, aim: Aim) -> list[Rendered] | Bad:
+        if aim.what == "learn":
+            return self._learnable(conversation, aim.turns)
+        return [Rendered(self._text(conversation, len(conversation.messages), reply=aim.what == "reply"), [])]
 
     def _learnable(self, conversation: Conversation, wanted: Sequence[int]) -> list[Rendered] | Bad:
         whole = self._text(conversation, len(conversation.messages))
         if self.turns == "all":
             prompt = self._prompt(conversation, wanted[-1])
             return [Rendered(whole, [(0, len(whole))], len(prompt))]
-        return self._documents(conversation, whole, wanted[-1:] if self.turns == "last" else wanted)
+        return self._documents(conversation, whole, wanted)
 
     def _documents(self, conversation: Conversation, whole: str, wanted: Sequence[int]) -> list[Rendered] | Bad:
         together, documents = Rendered(whole, []), []
@@ -198,24 +226,68 @@ class ChatTemplate:
         return self._text(conversation, turn, reply=True)
 
     def _text(self, conversation: Conversation, num_messages: int, reply: bool = False) -> str:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        options: dict[str, Any] = {"tools": conversation.tools, "add_generation_prompt": reply, **self.names}
         messages = conversation.messages[:num_messages]
-        return render_jinja_template([messages], chat_template=self.jinja, **options)[0][0]
+        return rendered(self.jinja, messages, conversation.tools, reply, self.names)
 
     def _closing(self, text: str) -> str | None:
         return next((token for token in self.special if text.endswith(token)), None)
 
-    @cached_property
-    def _special(self) -> re.Pattern[str] | None:
-        # Thoughts are written with tokens that some vocabularies call special.
-        tokens = [re.escape(token) for token in self.special if token not in ("<think>", "</think>")]
-        return re.compile("|".join(tokens)) if tokens else None
+    def _forged(self, conversation: Conversation, skeleton: Skeleton) -> Bad | None:
+        """A text that spells a control token would end a turn or open one."""
+        found = self._control.spelled(skeleton.parts, [message["role"] for message in conversation.messages])
+        if found is None:
+            return None
+        kind = "special" if found.is_special else "control"
+        normalized = "" if found.as_written else ", once the tokenizer has normalized it"
+        return Bad(f"{where(found.part)} spells the {kind} token {found.token!r}{normalized}")
 
-    def _forged(self, messages: Sequence[dict[str, Any]]) -> Bad | None:
-        """A text that spells a special token would end a turn or open one."""
-        for number, message in enumerate(messages, start=1):
-            if self._special and (found := self._special.search(message.get("content") or "")):
-                return Bad(f"turn {number} spells the special token {found[0]!r}")
-        return None
+    def _unfaithful(
+        self, conversation: Conversation, skeleton: Skeleton, documents: list[Rendered], aim: Aim
+    ) -> Bad | None:
+        """What the template leaves out, or makes a control token of."""
+        probe = self._probe(skeleton, aim)
+        if probe.lacking or probe.tokens is None:
+            skeleton = skeleton_of(conversation, keep_names=True)
+            probe = self._probe(skeleton, aim)
+        if reason := probe.reason(skeleton.parts, [document.text for document in documents]):
+            return Bad(f"the chat template {reason}")
+        found = [token for document in documents for token in self._control.sequence(document.text)]
+        if found == probe.tokens or probe.tokens is None:
+            return None
+        joined = self._control.joined(skeleton.parts, found, probe.tokens)
+        return Bad(f"{where(joined[0])} makes the token {joined[1]!r} with what stands beside it") if joined else None
+
+    def _probe(self, skeleton: Skeleton, aim: Aim) -> Probe:
+        """What the template does with all conversations of one form: looked at once."""
+        key = (aim, json.dumps(skeleton.conversation.messages), json.dumps(skeleton.conversation.tools))
+        if key not in self._probes:
+            if len(self._probes) >= MOST_PROBES:
+                self._probes.clear()
+            self._probes[key] = self._probed(skeleton, aim)
+        return self._probes[key]
+
+    def _probed(self, skeleton: Skeleton, aim: Aim) -> Probe:
+        conversation = skeleton.conversation
+        try:
+            documents = self._write(conversation, aim)
+        except UnwritableError:
+            return Probe(None, None)
+        if isinstance(documents, Bad):
+            return Probe(None, None)
+        tokens = [token for document in documents for token in self._control.sequence(document.text)]
+        lacking = first_lacking(skeleton.parts, conversation.messages, documents, aim)
+        return Probe(lacking or untold_role(conversation, self._text, self._told), tokens)
+
+    @cached_property
+    def _probes(self) -> dict[Any, Probe]:
+        return {}
+
+    @cached_property
+    def _told(self) -> set[tuple[str, ...]]:
+        return set()
+
+    @cached_property
+    def _control(self) -> ControlTokens:
+        marks = [token for token in self.added if is_mark(token) and token not in self.special]
+        used = used_tokens(marks, self.jinja, self._text) if marks else ([], [])
+        return ControlTokens(self.special, *used, self.normalizer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,7 +199,7 @@ class PromptDataModule(LightningDataModule):
 
     def _built(self, unit: Unit, root: Path) -> Path:
         encoder = self._encoder
-        template = None if encoder.template is None else encoder.template.jinja
+        template = None if encoder.template is None else asdict(encoder.template)
         parts = [unit.digest, unit.start, unit.stop, encoder.tokenizer.to_str(), encoder.prefix]
         check = None if self.record_check is None else self.record_check.key
         key = key_of(VERSION, *parts, template, encoder.chat, unit.shape, unit.columns, self.on_bad_record, check)

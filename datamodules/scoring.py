@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -88,7 +88,7 @@ class Conversations:
         """Names what is scored and how it is written down."""
         units = [[unit.digest, unit.start, unit.stop, unit.shape, unit.columns] for unit in self._units()]
         layout = [self.seq_len, self.batch_size, self.rank, self.num_ranks, WINDOW, self.on_bad_record]
-        return key_of(units, layout, backend_state(self.tokenizer), self.template.jinja)
+        return key_of(units, layout, backend_state(self.tokenizer), asdict(self.template))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         items = self._items()

@@ -1,0 +1,80 @@
+"""What a chat template may cost: it comes with a model, from anybody, and runs once for every record."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+SECONDS = 10  # of computing for one record; a real template takes under a thousandth
+MEMORY = 1 << 30  # bytes beside what the process has already
+FREE_CHARACTERS, MOST_TIMES_LONGER = 1 << 20, 64
+
+
+class CostError(Exception):
+    """A template takes too long, or makes too much; the text says so."""
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Ends what takes too much time or memory, by an error.
+
+    Time is the process's own, so that a busy machine ends nothing; it is watched in the main thread alone, where Python
+    handles signals. Memory is watched on Linux alone.
+
+    Raises:
+        CostError: it takes longer than `SECONDS`.
+        MemoryError: it takes more than `MEMORY`.
+    """
+    with _bounded_memory(), _bounded_time():
+        yield
+
+
+def check_length(text: str, num_characters: int) -> None:
+    """Raises `CostError` where the text is far longer than what it was made of."""
+    if len(text) > FREE_CHARACTERS + MOST_TIMES_LONGER * num_characters:
+        raise CostError(f"it makes {len(text):,} characters of a record of {num_characters:,}")
+
+
+@contextmanager
+def _bounded_time() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGVTALRM"):
+        yield
+        return
+    running = True
+
+    def out_of_time(number: int, frame: FrameType | None) -> None:
+        if running:
+            raise CostError(f"it is not done after {SECONDS} seconds")
+
+    before = signal.signal(signal.SIGVTALRM, out_of_time)
+    left = signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+    try:
+        yield
+        running = False
+    finally:
+        running = False
+        signal.setitimer(signal.ITIMER_VIRTUAL, *left)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+@contextmanager
+def _bounded_memory() -> Iterator[None]:
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + MEMORY
+    given = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([most, *given]), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
