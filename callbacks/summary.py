@@ -16,7 +16,8 @@ from callbacks.phase import is_validating_fit
 class RunSummary(Callback):
     """Prints at the end of fit what was reached, where the model lies, and what to do next.
 
-    It also speaks after a graceful stop. Only the first rank prints.
+    Which validation was the best a module says by its `monitor`, a metric and `min` or `max`; the lowest `val/loss`
+    otherwise. It also speaks after a graceful stop. Only the first rank prints.
 
     Args:
         next_command: A command to show as the next step.
@@ -36,7 +37,9 @@ class RunSummary(Callback):
         if not is_validating_fit(trainer):
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        if metrics.get("val/loss", math.inf) < self._best.get("val/loss", math.inf):
+        name, better = getattr(pl_module, "monitor", ("val/loss", "min"))
+        sign = -1 if better == "max" else 1
+        if sign * metrics.get(name, sign * math.inf) < sign * self._best.get(name, sign * math.inf):
             self._best = metrics | {"step": trainer.global_step}
 
     def forget_best(self) -> None:
@@ -64,7 +67,11 @@ class RunSummary(Callback):
             ("stopped", _reason(trainer)),
             ("tokens", _number(metrics, "tokens")),
             ("train loss", _number(metrics, "train/loss")),
-            ("val loss", self._validation(metrics)),
+            ("val loss", self._validation(metrics, "val/loss")),
+            ("train reward", _number(metrics, "train/reward")),
+            ("val reward", self._validation(metrics, "val/reward")),
+            ("rewards", self._each_reward()),
+            ("KL", f"{_number(metrics, 'train/kl')} nats an answer" if "train/kl" in metrics else ""),
             ("accuracy", _number(self._best, "val/accuracy")),
             ("calibration", _number(self._best, "val/ece")),
             ("perplexity", _number(self._best, "val/perplexity")),
@@ -76,18 +83,23 @@ class RunSummary(Callback):
         ]
         return "\n".join(f"{label:>14}  {value}" for label, value in rows if value)
 
-    def _validation(self, metrics: dict[str, float]) -> str:
-        best, last = _number(self._best, "val/loss"), _number(metrics, "val/loss")
+    def _validation(self, metrics: dict[str, float], name: str) -> str:
+        best, last = _number(self._best, name), _number(metrics, name)
         if not best:
             return last
         return f"{best} (best, step {self._best['step']:,.0f})" + (f", {last} (last)" if last else "")
+
+    def _each_reward(self) -> str:
+        """Those that the best validation's reward is made of, and those that only look on."""
+        names = [name for name in self._best if name.startswith("val/reward/")]
+        return ", ".join(f"{name.removeprefix('val/reward/')} {_number(self._best, name)}" for name in names)
 
 
 def _number(metrics: dict[str, float], name: str) -> str:
     if name not in metrics:
         return ""
     value = metrics[name]
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _speed(metrics: dict[str, float]) -> str:

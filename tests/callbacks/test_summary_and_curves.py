@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import matplotlib.image
 import pytest
@@ -53,6 +54,26 @@ def test_the_best_validation_is_kept_over_a_resume(tmp_path):
     trainer = fit(tmp_path / "resumed", resumed)
     assert "0.5 (best, step 3)" in resumed.text(trainer)
     assert "1.65" in resumed.text(trainer)
+
+
+def test_the_best_validation_is_the_one_that_the_module_goes_by(tmp_path):
+    module = SimpleNamespace(monitor=("val/reward", "max"))
+    summary = RunSummary()
+    run = SimpleNamespace(
+        callbacks=[], default_root_dir=tmp_path, fast_dev_run=False, sanity_checking=False,
+        state=SimpleNamespace(fn="fit"),
+    )  # fmt: skip
+    for run.global_step, reward in ((1, float("nan")), (2, -3.0), (3, -0.5), (4, -1234.0)):
+        parts = {"val/reward/correct": reward, "val/reward/short": 0.25}
+        run.callback_metrics = {"val/reward": reward, "train/reward": 0.125, "train/kl": 7.8912, **parts}
+        summary.on_validation_end(run, module)
+    printed = {line[:14].strip(): line[16:] for line in summary.text(run).splitlines()}
+    assert printed == {
+        "steps": "4", "train reward": "0.125", "val reward": "-0.5 (best, step 3), -1,234 (last)",
+        "rewards": "correct -0.5, short 0.25", "KL": "7.891 nats an answer",
+    }  # fmt: skip
+    run.callback_metrics = {"train/reward": 0.5}
+    assert RunSummary().text(run).splitlines()[1:] == ["  train reward  0.5"]
 
 
 def test_both_speak_after_a_graceful_stop(tmp_path, capsys):
