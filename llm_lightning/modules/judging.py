@@ -46,11 +46,14 @@ def judge(
     Raises:
         RewardError: see `score`.
     """
-    texts = [tokenizer.decode(completion.tokens, skip_special_tokens=True) for completion in completions]
+    texts, as_written = (
+        [tokenizer.decode(completion.tokens, skip_special_tokens=skip) for completion in completions]
+        for skip in (True, False)
+    )
     num_samples = len(texts) // max(1, len(batch["prompts"]))
     prompts = [prompt for prompt in batch["prompts"] for _ in range(num_samples)]
     columns = {name: [v for v in values for _ in range(num_samples)] for name, values in batch["columns"].items()}
-    given = score(rewards, prompts, texts, columns)
+    given = score(rewards, prompts, texts, columns, as_written)
     total = torch.zeros(len(texts), dtype=torch.float32)
     for name, values in given.items():
         total += rewards[name].weight * torch.tensor(values, dtype=torch.float32)

@@ -4,7 +4,7 @@ from typing import Any
 
 from llm_lightning.errors import UserError
 from llm_lightning.models import residual
-from llm_lightning.rewards import RecordCheck
+from llm_lightning.rewards import RecordCheck, RewardModel
 
 
 def check_ppo(module: Any, datamodule: Any) -> None:
@@ -65,7 +65,12 @@ def _check_rewards(module: Any) -> None:
             "model.rewards: there is no reward to learn from. Name one, for example {correct: {function: {class_path: "
             "llm_lightning.rewards.FinalAnswer}}}; its weight must not be 0."
         )
-    for reward in module.rewards.values():
+    for name, reward in module.rewards.items():
+        if reward.keep_special_tokens and isinstance(reward.function, RewardModel):
+            raise UserError(
+                f"model.rewards.{name}.keep_special_tokens: a RewardModel writes texts down by its own template, and "
+                "would read the policy's tokens as letters: leave it out."
+            )
         if callable(check := getattr(reward.function, "check", None)):
             check()
 

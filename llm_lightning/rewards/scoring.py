@@ -1,6 +1,7 @@
 """Calls rewards and distrusts what they return."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
@@ -29,10 +30,14 @@ class Reward:
         function: called with prompts, completions and columns, returns one number for each completion: a class whose
             instances can be called, by `class_path`, or the import path of a function.
         weight: its factor in the sum that is learned from. With 0 it is only logged: a held-out reward.
+        keep_special_tokens: whether it sees completions with the special tokens that the policy wrote, such as the end
+            of its turn, or `<think>` where the vocabulary calls that special. Without, as rules over texts expect,
+            `FinalAnswer` and `Pattern` do not have to know which tokenizer wrote.
     """
 
     function: RewardFunction
     weight: float = 1.0
+    keep_special_tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,16 +63,31 @@ class RecordCheck:
     @property
     def key(self) -> str:
         """Names what is looked at: other settings, another key."""
-        return repr(self._taking_part())
+        return " ".join(map(_settings, self._taking_part()))
 
     def _taking_part(self) -> list[Any]:
         return [r.function for r in self.rewards.values() if callable(getattr(r.function, "check_record", None))]
 
 
+def _settings(function: Any) -> str:
+    """Class and public settings; without addresses in memory, which are others in each run."""
+    shown = {name: value for name, value in getattr(function, "__dict__", {}).items() if not name.startswith("_")}
+    return re.sub(r" at 0x[0-9a-f]+", "", f"{type(function).__module__}.{type(function).__qualname__} {shown}")
+
+
 def score(
-    rewards: Mapping[str, Reward], prompts: list[Prompt], completions: list[str], columns: Columns
+    rewards: Mapping[str, Reward],
+    prompts: list[Prompt],
+    completions: list[str],
+    columns: Columns,
+    as_written: list[str] | None = None,
 ) -> dict[str, list[float]]:
     """What each reward gives to each completion, unweighted.
+
+    Args:
+        rewards: by name.
+        prompts, completions, columns: see `RewardFunction`.
+        as_written: the completions with their special tokens, for those rewards that want them.
 
     Raises:
         RewardError: one raised an exception, or returned another count, or something that is no finite number.
@@ -76,13 +96,14 @@ def score(
     if not completions:
         return {name: [] for name in rewards}
     for name, reward in rewards.items():
+        texts = as_written if reward.keep_special_tokens and as_written is not None else completions
         try:
-            values = reward.function(prompts, completions, columns)
+            values = reward.function(prompts, texts, columns)
         except UserError:
             raise
         except Exception as error:
-            raise _blame(name, reward.function, prompts, completions, columns, error) from error
-        scores[name] = _checked(name, values, prompts, completions)
+            raise _blame(name, reward.function, prompts, texts, columns, error) from error
+        scores[name] = _checked(name, values, prompts, texts)
     return scores
 
 

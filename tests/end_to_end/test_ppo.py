@@ -1,6 +1,7 @@
 """Whole PPO runs by the command line: what they leave behind, kills, and mistakes."""
 
 import json
+import re
 import signal
 
 import pytest
@@ -40,6 +41,13 @@ class Killer(Callback):
 def straight(run, ppo_folder):
     code, output = run(*FIT, "--trainer.default_root_dir=straight")
     assert code == 0, output
+    for line in (
+        r"train reward  [\d.]+\n",
+        r"  val reward  [\d.]+ \(best, step [36]\), [\d.]+ \(last\)\n",
+        r"     rewards  vowels [\d.]+, length [\d.]+, held_out [\d.]+\n",
+        r" KL  [\d.e-]+ nats an answer\n",
+    ):
+        assert re.search(line, output), output
     return ppo_folder / "straight"
 
 
@@ -103,6 +111,9 @@ MISTAKES = [
     (("--model.peft=peft.PromptTuningConfig", "--model.peft.num_virtual_tokens=4"), "not virtual tokens"),
     (("--model.rewards.vowels.function=llm_lightning.rewards.RewardModel",
       "--model.rewards.vowels.function.init_args.path=nowhere"), "RewardModel.path='nowhere' cannot be read"),
+    (("--model.rewards.vowels.function=llm_lightning.rewards.RewardModel",
+      "--model.rewards.vowels.function.init_args.path=nowhere", "--model.rewards.vowels.keep_special_tokens=true"),
+     "model.rewards.vowels.keep_special_tokens: a RewardModel writes texts down by its own template"),
 ]  # fmt: skip
 
 

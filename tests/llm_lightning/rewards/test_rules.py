@@ -32,6 +32,7 @@ def test_records_that_cannot_be_judged_are_found_without_an_answer():
     with pytest.warns(UserWarning, match=r"right answer '1\.500' is taken for 1\.5\. Where 1500 is meant"):
         assert check({"answer": "1.500"}) is None
     assert RecordCheck({"correct": Reward(FinalAnswer("solution"))}).key != check.key
+    assert RecordCheck({"correct": Reward(FinalAnswer())}).key == check.key
 
     follows = RecordCheck({"followed": Reward(InstructionsFollowed())})
     assert follows({"instruction_id_list": ["punctuation:no_comma"], "kwargs": [None]}) is None

@@ -23,6 +23,17 @@ def test_numbers_come_back_by_name_and_unweighted():
     assert score(rewards, [], [], {"n": []}) == {"a": [], "b": []}
 
 
+def test_special_tokens_are_seen_by_those_that_want_them():
+    seen = {}
+
+    def look(name):
+        return lambda prompts, completions, columns: seen.update({name: completions}) or [0.0] * len(completions)
+
+    rewards = {"rule": Reward(look("rule")), "ends": Reward(look("ends"), keep_special_tokens=True)}
+    score(rewards, ["", ""], ["a", "b"], {}, ["a<|im_end|>", "b"])
+    assert seen == {"rule": ["a", "b"], "ends": ["a<|im_end|>", "b"]}
+
+
 def test_an_exception_names_the_sample():
     def function(prompts, completions, columns):
         return [1 / (completion != "bad luck") for completion in completions]
