@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from transformers import GenerationConfig, generation
@@ -93,6 +93,24 @@ def mended(config: GenerationConfig) -> tuple[GenerationConfig, dict[str, Any]]:
         for name in names:
             setattr(config, name, None)
     return config, left_out
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise `UserError` for options of `generate` that it would not know, or that would change nothing."""
+    for name in sorted(options):
+        if name not in GenerationConfig().to_dict():
+            raise UserError(f"model.generation: `generate` has no option {name!r}.")
+    for name, only in (("num_return_sequences", 1), ("return_dict_in_generate", False)):
+        if options.get(name, only) != only:
+            raise UserError(f"model.generation.{name}={options[name]}: a prompt gets one text; leave it out.")
+    try:
+        with only_errors():
+            names = _wrong(GenerationConfig(**options))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"model.generation: {' '.join(str(error).split())}") from error
+    if names:
+        hint = " Sampling needs do_sample: true." if options.get("do_sample") is not True else ""
+        raise UserError(f"model.generation.{names[0]}={options[names[0]]} has no effect or no meaning here.{hint}")
 
 
 def _wrong(config: GenerationConfig) -> list[str]:

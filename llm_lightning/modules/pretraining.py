@@ -4,9 +4,11 @@ import math
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torchmetrics import SumMetric
 
+from llm_lightning.models.generation import check_options
 from llm_lightning.models.heads import language_loss
 from llm_lightning.models.tokens import token_bytes
 from llm_lightning.modules.base import LanguageModule
@@ -17,7 +19,7 @@ class CausalPretraining(LanguageModule):
 
     Args:
         z_loss: factor on log(Z)^2, against drifting logits (PaLM, arXiv:2204.02311, uses 1e-4).
-        generation: options of `model.generate` for `predict`.
+        generation: options of `model.generate` for `predict`; by default 64 tokens, each the most likely one.
         kwargs: see `LanguageModule`.
     """
 
@@ -32,6 +34,11 @@ class CausalPretraining(LanguageModule):
             {name: SumMetric().set_dtype(torch.float64) for name in ("nll", "correct", "tokens", "bytes")}
         )
         self._token_bytes: Tensor | None = None
+
+    def check(self, datamodule: LightningDataModule | None = None) -> None:
+        """Find a user's mistakes before any long work starts; raises `UserError`."""
+        super().check(datamodule)
+        check_options(self.generation)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Summed loss over the micro-batch's trained tokens; see `LanguageModule` for its divisor."""
@@ -55,9 +62,8 @@ class CausalPretraining(LanguageModule):
         tokens = self.model.generate(
             input_ids=prompts,
             attention_mask=batch["attention_mask"],
-            pad_token_id=self.tokenizer.pad_token_id,
-            use_cache=True,
-            **self.generation,
+            tokenizer=self.tokenizer,  # for `stop_strings`
+            **{"pad_token_id": self.tokenizer.pad_token_id, "use_cache": True} | self.generation,
         )
         texts = self.tokenizer.batch_decode(prompts, skip_special_tokens=True)
         replies = self.tokenizer.batch_decode(tokens[:, prompts.shape[1] :], skip_special_tokens=True)

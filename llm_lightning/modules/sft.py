@@ -16,7 +16,7 @@ class SupervisedFinetuning(CausalPretraining):
         backbone: the network.
         optimizer: any torch optimizer by `class_path`. By default AdamW in one kernel a step, without decay, at the
             learning rate that is usual for a whole network; the adapters' overlays in `configs/peft/` raise it.
-        kwargs: see `CausalPretraining`.
+        kwargs: see `CausalPretraining`; `z_loss` and `generation` are among them.
     """
 
     def __init__(
@@ -25,4 +25,5 @@ class SupervisedFinetuning(CausalPretraining):
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-5, weight_decay=0.0, fused=True),
         **kwargs: Any,
     ) -> None:
-        super().__init__(backbone, optimizer, **kwargs)
+        # By name: what stands before `kwargs` by position is taken for the parent's own settings, and could not be set.
+        super().__init__(backbone=backbone, optimizer=optimizer, **kwargs)

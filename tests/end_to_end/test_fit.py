@@ -89,7 +89,7 @@ def test_settings_from_everywhere(run, folder):
 
 def test_a_secret_reaches_no_file(run, folder):
     secret = "hf_" + "a1B2" * 8
-    code, _ = run(*FIT, "--trainer.max_steps=2", f"--model.generation={{assistant_model: {secret}}}")
+    code, _ = run(*FIT, "--trainer.max_steps=2", f"--model.generation={{stop_strings: [{secret}]}}")
     assert code == 0
     for path in (folder / "run").rglob("*"):
         assert path.is_dir() or secret.encode() not in path.read_bytes(), path

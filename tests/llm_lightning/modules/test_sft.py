@@ -152,3 +152,17 @@ def test_generation_stops_at_the_end_of_a_turn(tokenizer):
     module.tokenizer = tokenizer
     module.configure_model()
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in module.model.generation_config.eos_token_id
+
+
+def test_options_of_generate_reach_predict(tokenizer):
+    torch.manual_seed(0)
+    module = SupervisedFinetuning(
+        Backbone(config=tiny_config(vocab_size=448)),
+        generation={"max_new_tokens": 70, "min_new_tokens": 70, "stop_strings": ["never"], "use_cache": False},
+    )
+    module.tokenizer = tokenizer
+    module.configure_model()
+    module.model.eval()
+    prompts = torch.tensor([tokenizer("hello there").input_ids])
+    (row,) = module.predict_step({"prompt_ids": prompts, "attention_mask": torch.ones_like(prompts)}, 0)
+    assert len(tokenizer(row["continuation"]).input_ids) > 64
