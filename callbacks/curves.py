@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from callbacks.phase import is_rehearsal
+from safety.files import atomic_file
 
 Curve = tuple[list[float], list[float]]
 
@@ -82,7 +83,8 @@ def draw_curves(metrics_file: Path, picture: Path) -> None:
             axes.tick_params(labelbottom=False)
         else:
             axes.set_xlabel(label)
-    figure.savefig(picture, dpi=150)
+    with atomic_file(picture) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
 
 
 def _draw_losses(axes: Any, rows: list[dict[str, float]], name: str) -> None:

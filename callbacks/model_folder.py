@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from callbacks.errors import CallbackError
 from callbacks.phase import is_rehearsal, is_validating_fit
+from safety.files import make_folder, remove
 
 
 class ModelFolder(Callback):
@@ -111,7 +112,8 @@ class ModelFolder(Callback):
         fresh = Path(trainer.strategy.broadcast(f"{place}.tmp-{os.getpid()}"))
         full = False
         try:
-            fresh.mkdir(parents=True, exist_ok=True)
+            make_folder(fresh.parent)
+            make_folder(fresh)
             pl_module.save_model(fresh)
         except (OSError, SafetensorError) as error:
             if not _is_disk_full(error):
@@ -151,4 +153,4 @@ def _recover(place: Path) -> None:
     if not place.exists() and _former(place).exists():
         _former(place).rename(place)
     for leftover in (_former(place), *place.parent.glob(f"{place.name}.tmp-*")):
-        shutil.rmtree(leftover, ignore_errors=True)
+        remove(leftover)

@@ -1,6 +1,7 @@
 """What `predict` makes of each prompt, one JSON object a line."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from typing_extensions import override
 
 from callbacks.json_lines import json_line
+from safety.files import atomic_file, open_unlinked, write_text
 
 
 class Predictions(BasePredictionWriter):
@@ -39,16 +41,17 @@ class Predictions(BasePredictionWriter):
         resumes = callable(getattr(pl_module, "prediction_key", None))
         self.part = self.path.with_suffix(".jsonl.part") if resumes else None
         if self.part is None:
-            self.path.write_text("")
+            write_text(self.path, "")
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
         if self.part is None:
             return
         head = (json.dumps({"key": pl_module.prediction_key()}) + "\n").encode()
-        earlier = self.part.read_bytes() if self.part.exists() else b""
+        earlier = _earlier(self.part)
         kept = earlier[: earlier.rfind(b"\n") + 1] if earlier.startswith(head) else head
-        self.part.write_bytes(kept)
+        with atomic_file(self.part) as temporary:
+            temporary.write_bytes(kept)
         pl_module.finished = {json.loads(line)["index"] for line in kept.splitlines()[1:]}
         if pl_module.finished:
             pl_module.print(f"Going on behind {len(pl_module.finished):,} that an earlier run made ({self.part}).")
@@ -57,24 +60,29 @@ class Predictions(BasePredictionWriter):
     def write_on_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, prediction: list[dict[str, Any]], *_: Any
     ) -> None:
-        with (self.part or self.path).open("ab") as file:
+        with open_unlinked(self.part or self.path, "ab") as file:
             file.writelines(map(json_line, prediction))
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.part is not None:
-            unfinished = self.path.with_suffix(".jsonl.tmp")
-            with unfinished.open("wb") as file:
+            with atomic_file(self.path) as temporary, temporary.open("wb") as file:
                 file.writelines(_in_order(self.part))
-            unfinished.replace(self.path)
             self.part.unlink()
         pl_module.print(f"Predictions: {self.path}")
+
+
+def _earlier(part: Path) -> bytes:
+    if not os.path.lexists(part):
+        return b""
+    with open_unlinked(part, "rb") as file:
+        return file.read()
 
 
 def _in_order(part: Path) -> Iterator[bytes]:
     """The rows by their indices; only where each one lies is held in memory."""
     places = []
-    with part.open("rb") as file:
+    with open_unlinked(part, "rb") as file:
         file.readline()
         while True:
             offset = file.tell()

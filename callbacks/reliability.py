@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from callbacks.curves import GRID, INK, TRAIN, VALIDATION
 from callbacks.phase import is_rehearsal
+from safety.files import atomic_file, write_text
 
 
 class Reliability(Callback):
@@ -27,8 +28,7 @@ class Reliability(Callback):
             return
         folder = Path(trainer.default_root_dir)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "reliability.json").write_text(json.dumps(bins._asdict()))
+            write_text(folder / "reliability.json", json.dumps(bins._asdict()))
             draw_reliability(bins, folder / "reliability.png")
         except OSError as error:
             warnings.warn(f"The reliability diagram was not drawn: {error}", stacklevel=2)
@@ -64,4 +64,5 @@ def draw_reliability(bins: Any, picture: Path) -> None:
         axes.set_axisbelow(True)
         axes.tick_params(labelsize=8, colors=INK, length=0)
         axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
-    figure.savefig(picture, dpi=150)
+    with atomic_file(picture) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")

@@ -11,6 +11,7 @@ from typing_extensions import override
 from callbacks.errors import CallbackError
 from callbacks.json_lines import json_line
 from callbacks.phase import is_rehearsal
+from safety.files import atomic_file, make_folder
 
 
 class RolloutTable(Callback):
@@ -52,9 +53,10 @@ class RolloutTable(Callback):
             return
         folder = Path(trainer.default_root_dir) / "samples"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             lines = b"".join(json_line(row) for row in rows)
-            (folder / f"rollouts-{trainer.global_step:06d}.jsonl").write_bytes(lines)
+            with atomic_file(folder / f"rollouts-{trainer.global_step:06d}.jsonl") as temporary:
+                temporary.write_bytes(lines)
         except OSError as error:
             warnings.warn(f"No rollouts written at step {trainer.global_step}: {error}", stacklevel=2)
         cells = [[str(trainer.global_step), *(str(value) for value in row.values())] for row in rows]

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from callbacks.errors import CallbackError
 from callbacks.phase import is_validating_fit
+from safety.files import make_folder, write_text
 
 # The empty prompt lets the model begin a document; the others are common openings of English text.
 DEFAULT_PROMPTS = ("", "The", "This is", "How to")
@@ -92,9 +93,9 @@ class Samples(Callback):
 
     def _write(self, trainer: Trainer, prompts: list[str], texts: list[str]) -> None:
         folder = Path(trainer.default_root_dir) / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         blocks = [f"--- prompt: {prompt!r}\n{prompt}{text}\n" for prompt, text in zip(prompts, texts, strict=True)]
-        (folder / f"step-{trainer.global_step:06d}.txt").write_text("\n".join(blocks), encoding="utf-8")
+        write_text(folder / f"step-{trainer.global_step:06d}.txt", "\n".join(blocks))
         rows = [[str(trainer.global_step), prompt, text] for prompt, text in zip(prompts, texts, strict=True)]
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

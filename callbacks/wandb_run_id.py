@@ -6,6 +6,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from safety.files import is_plain_name, make_folder, read_text, write_text
+
 
 class WandbRunId(Callback):
     """Keeps the content of the run folder's `wandb/run-id` in the checkpoint.
@@ -24,10 +26,13 @@ class WandbRunId(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"id": self._note.read_text().strip()} if self._note.is_file() else {}
+        if not self._note.is_file() or self._note.is_symlink():
+            return {}
+        noted = read_text(self._note).strip()
+        return {"id": noted} if is_plain_name(noted) else {}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._writes:
-            self._note.parent.mkdir(parents=True, exist_ok=True)
-            self._note.write_text(state_dict["id"])
+        if self._writes and is_plain_name(str(state_dict["id"])):
+            make_folder(self._note.parent)
+            write_text(self._note, state_dict["id"])

@@ -45,7 +45,7 @@ from llm_lightning.modules.base import LanguageModule
 from llm_lightning.precision import default_precision, use_fast_float32
 from llm_lightning.redacted_output import print_traceback
 from llm_lightning.rollouts import LocalEngine
-from llm_lightning.run_folder import RunConfig, move_aside, saved_precision
+from llm_lightning.run_folder import RunConfig, move_aside, refuse_links, saved_precision
 from llm_lightning.run_lock import RunLock
 from llm_lightning.run_trainer import RunTrainer
 from llm_lightning.shipped_configs import with_found_configs
@@ -191,6 +191,7 @@ class TrainingCLI(LightningCLI):
         else:
             check_launch(config.devices, config.num_nodes)
         root = Path(config.default_root_dir)
+        refuse_links(root)
         config.logger = [*_as_list(config.logger), MetricsFile(root)]
         config.plugins = [*_as_list(config.plugins), AtomicCheckpointIO()]
         if self.subcommand == "augment":

@@ -1,6 +1,5 @@
 """The run folder: its config.yaml, and an earlier run moved out of the way."""
 
-import os
 from datetime import datetime
 from pathlib import Path
 
@@ -9,7 +8,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
+from llm_lightning.errors import UserError
+from llm_lightning.launch.checks import is_first_rank
 from llm_lightning.loggers.redact import redact
+from safety.files import link_out_of, read_text, write_text
 
 
 class RunConfig(SaveConfigCallback):
@@ -22,9 +24,20 @@ class RunConfig(SaveConfigCallback):
         root = Path(trainer.default_root_dir)
         root.mkdir(parents=True, exist_ok=True)
         text = self.parser.dump(self.config, skip_none=False)
-        unfinished = root / f".config.yaml.tmp-{os.getpid()}"
-        unfinished.write_text(yaml.safe_dump(redact(yaml.safe_load(text)), sort_keys=False))
-        unfinished.replace(root / "config.yaml")
+        write_text(root / "config.yaml", yaml.safe_dump(redact(yaml.safe_load(text)), sort_keys=False))
+
+
+def refuse_links(root: Path) -> None:
+    """Refuse a run folder with links out of it: a stranger's could have this run read, write or send what they name.
+
+    Raises:
+        UserError: with the first one.
+    """
+    if is_first_rank() and root.is_dir() and (link := link_out_of(root)):
+        raise UserError(
+            f"{link} is a link that leads out of the run folder, which could be a stranger's: remove it, or put what "
+            "it points to in its place. (The run folder itself may be a link.)"
+        )
 
 
 def saved_precision(root: Path) -> str | None:
@@ -32,7 +45,7 @@ def saved_precision(root: Path) -> str | None:
     path = root / "config.yaml"
     if not path.is_file():
         return None
-    return (yaml.safe_load(path.read_text()).get("trainer") or {}).get("precision")
+    return (yaml.safe_load(read_text(path)).get("trainer") or {}).get("precision")
 
 
 @rank_zero_only

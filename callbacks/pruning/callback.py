@@ -24,6 +24,7 @@ from callbacks.pruning.structures import Structure, layer_of
 from callbacks.pruning.units import Structured
 from callbacks.pruning.weights import Weight, base_network, find_weights, local
 from callbacks.summary import RunSummary
+from safety.files import write_text
 
 
 class Pruning(Callback):
@@ -289,7 +290,7 @@ class Pruning(Callback):
         text, root = "\n".join(lines), Path(trainer.default_root_dir)
         self._module.print(f"\n{text}")
         try:
-            (root / "pruning.txt").write_text(f"{text}\n", encoding="utf-8")
+            write_text(root / "pruning.txt", f"{text}\n")
             if self._points:
                 report.draw(root / "pruning.png", self._points, self.guard.limit if self.guard else float("nan"))
                 for logger in trainer.loggers:

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 
 from callbacks.measurement import Quality, measure_quality, measure_speed, text_table, validation_batches
 from callbacks.pruning.weights import base_network, reduce_sum
+from safety.files import atomic_file
 
 PROMPT_TOKENS = 256
 INK, LINE, LIMIT, GRID = "#333333", "#d1495b", "#7aa6d6", "#e6e6e6"
@@ -104,7 +105,8 @@ def draw(picture: Path, points: list[list[float]], limit: float) -> None:
         axes.set_axisbelow(True)
         axes.tick_params(labelsize=8, colors=INK, length=0)
         axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
-    figure.savefig(picture, dpi=150)
+    with atomic_file(picture) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
 
 
 def _has_validation(trainer: Trainer) -> bool:

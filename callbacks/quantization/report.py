@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from callbacks.measurement import text_table
 from callbacks.quantization.choice import Measured
+from safety.files import atomic_file, write_text
 
 HEADER = (
     "", "perplexity", "change", "KL", "same top token", "MB on disk", "MB in memory", "prefill tokens/s",
@@ -50,9 +50,7 @@ def as_text(original: Measured, candidates: Sequence[Measured], notes: Mapping[s
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:
     """Replace the file by one rename."""
-    unfinished = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, json.dumps(report, indent=2) + "\n")
 
 
 def draw(path: Path, original: Measured, candidates: Sequence[Measured], refused: Sequence[str]) -> None:
@@ -85,7 +83,8 @@ def draw(path: Path, original: Measured, candidates: Sequence[Measured], refused
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8, colors=INK, length=0)
     axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
 
 
 def log_to_wandb(

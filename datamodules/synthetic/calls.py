@@ -11,6 +11,7 @@ from typing import Any
 from datamodules.cache import key_of
 from datamodules.synthetic.candidate import Message
 from datamodules.synthetic.engine import Engine, Reply, Request
+from safety.files import open_unlinked
 
 
 class CallLog:
@@ -27,8 +28,8 @@ class CallLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._places: dict[str, int] = {}
         # Unbuffered: what was noted outlives the process.
-        self._writing = path.open("ab", buffering=0)
-        self._reading = path.open("rb")
+        self._writing = open_unlinked(path, "ab", buffering=0)
+        self._reading = open_unlinked(path, "rb")
         self._end = 0
         for line in self._reading:
             if not line.endswith(b"\n"):

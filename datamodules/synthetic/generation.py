@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from datamodules.cache import atomic_file, key_of
+from datamodules.cache import key_of
 from datamodules.record_source import Writer
 from datamodules.synthetic.calls import CachedEngine, CallLog
 from datamodules.synthetic.candidate import Candidate, Provenance
@@ -29,6 +29,7 @@ from datamodules.synthetic.generators.base import RecordGenerator
 from datamodules.synthetic.identity import settings_of
 from datamodules.synthetic.making import Made, Making
 from datamodules.synthetic.seeds import Seeds
+from safety.files import atomic_file, open_unlinked
 
 VERSION = 1  # of how candidates are made of replies
 BLOCK_SIZE = 256
@@ -50,12 +51,12 @@ class Block:
 
     def facts(self) -> dict[str, Any]:
         """What came of its records, in numbers; see `Generation.facts`."""
-        with self.path.open() as file:
+        with open_unlinked(self.path, "r") as file:
             return json.loads(file.readline())
 
     def candidates(self) -> Iterator[Candidate]:
         """What came of the records."""
-        with self.path.open() as file:
+        with open_unlinked(self.path, "r") as file:
             file.readline()
             for line in file:
                 fields = json.loads(line)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.cache import atomic_file
 from datamodules.synthetic.candidate import Candidate
 from datamodules.synthetic.funnel import Funnel, Stage
+from safety.files import atomic_file
 from safety.redaction import redact
 
 TEMPLATE = "report.html.jinja"

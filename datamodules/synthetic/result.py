@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from datamodules.cache import atomic_file
 from datamodules.synthetic.candidate import Candidate
+from safety.files import atomic_file
 from safety.redaction import redact
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))

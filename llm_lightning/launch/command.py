@@ -12,6 +12,7 @@ from llm_lightning.launch.script import Job, batch_script
 from llm_lightning.loggers.redact import redact_arguments
 from llm_lightning.messages import readable
 from llm_lightning.redacted_output import print_traceback
+from safety.files import make_folder, write_text
 
 COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -134,9 +135,9 @@ def submit(jobs: list[Job]) -> None:
         _sbatch(["--test-only"], script)
     number: str | None = None
     for job in jobs:
-        job.log.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(job.log.parent)
         path = job.log.parent / f"{job.command}.sbatch"
-        path.write_text(batch_script(job, after=[number] if number else []))
+        write_text(path, batch_script(job, after=[number] if number else []))
         # By standard input a job would be named after no file, and --test-only has seen the same text.
         number = _sbatch(["--parsable", str(path)]).strip().split(";")[0]
         log = str(job.log).replace("%j", number).replace("%A", number).replace("%a", "N")

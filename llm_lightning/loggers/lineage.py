@@ -5,16 +5,21 @@ artifact in every run, which is what joins runs to a lineage. Files are uploaded
 """
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from llm_lightning.loggers.redact import redact
+from safety.files import is_plain_name, make_folder, read_text, write_text
 
 NOTE = Path("wandb") / "model.json"
 """In the run folder: what the run's model artifact says, for the stage that goes on from that model."""
+
+NOTED = {"run": str, "path": str, "files": dict, "step": int, "metrics": dict, "is_uploaded": bool}
+"""The note's entries."""
 
 
 def data_artifact(datamodule: Any) -> Any | None:
@@ -31,16 +36,21 @@ def data_artifact(datamodule: Any) -> Any | None:
     return _artifact(f"data-{_slug(Path(str(first or 'data')).name)}", "dataset", "data.json", description)
 
 
-def input_model_artifact(path: str) -> Any:
-    """The model that a run goes on from: the very artifact of the run that made it, where that is known.
+def input_model_artifact(path: str, log_model: bool) -> Any:
+    """The model that a run goes on from: the artifact of the run that made it, where that is known.
+
+    The run folder that it lies in may be a stranger's: of its note only what `output_model_artifact` writes is taken,
+    and never a path to upload from. Files are added where the note and this run's own setting both say so: those of
+    the model folder itself.
 
     Args:
         path: `backbone.path`: a model folder, or a hub id.
+        log_model: whether this run uploads models.
     """
     folder = Path(path)
-    note = folder.parent.parent / NOTE
-    if note.is_file():
-        return _of_run(json.loads(note.read_text()))
+    if (noted := _read_note(folder.parent.parent / NOTE)) is not None:
+        is_inside = folder.resolve().is_relative_to(folder.parent.parent.resolve())
+        return _of_run(noted, folder if log_model and is_inside else None)
     description = {"path": path} | ({"files": _sizes(folder)} if folder.is_dir() else {})
     return _artifact(f"model-{_slug(folder.name)}", "model", "model.json", redact(description))
 
@@ -68,15 +78,37 @@ def output_model_artifact(trainer: Trainer, run_id: str, log_model: bool) -> Any
         "metrics": metrics,
         "is_uploaded": log_model,
     }
-    (root / NOTE).write_text(json.dumps(description, indent=1))
-    return _of_run(description)
+    make_folder((root / NOTE).parent)
+    write_text(root / NOTE, json.dumps(description, indent=1))
+    return _of_run(description, folder)
 
 
-def _of_run(description: Mapping[str, Any]) -> Any:
+def _of_run(description: Mapping[str, Any], folder: Path | None) -> Any:
     artifact = _artifact(f"model-{description['run']}", "model", "model.json", description)
-    if description["is_uploaded"]:
-        artifact.add_dir(description["path"])
+    if description["is_uploaded"] and folder is not None:
+        for file in _plain_files(folder):
+            artifact.add_file(str(file), name=file.relative_to(folder).as_posix())
     return artifact
+
+
+def _plain_files(folder: Path) -> Iterator[Path]:
+    """Of a model folder, without what is reached by links."""
+    for parent, _, names in os.walk(folder):
+        paths = (Path(parent) / name for name in sorted(names))
+        yield from (path for path in paths if path.is_file() and not path.is_symlink())
+
+
+def _read_note(note: Path) -> dict[str, Any] | None:
+    """What `output_model_artifact` wrote; None for a file that is not there, a link, or not as it would write it."""
+    try:
+        noted = json.loads(read_text(note))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(noted, dict) or not all(isinstance(noted.get(name), kind) for name, kind in NOTED.items()):
+        return None
+    noted = {name: noted[name] for name in NOTED}
+    numbers = [*noted["files"].values(), *noted["metrics"].values()]
+    return noted if is_plain_name(noted["run"]) and all(isinstance(each, int | float) for each in numbers) else None
 
 
 def _artifact(name: str, kind: str, file_name: str, description: Mapping[str, Any]) -> Any:

@@ -11,6 +11,8 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
+from safety.files import open_unlinked, write_text
+
 Row = dict[str, str]
 
 
@@ -129,7 +131,7 @@ class MetricsFile(Logger):
         return self._columns
 
     def _write_row(self) -> None:
-        with self.path.open("r+b") as file:
+        with open_unlinked(self.path, "r+b") as file:
             file.seek(self._row_start)
             file.write(_line(self._row, self._columns or []).encode())
             file.truncate()
@@ -137,15 +139,14 @@ class MetricsFile(Logger):
     def _rewrite(self, rows: list[Row]) -> None:
         columns = self._columns or []
         lines = [_line(row, columns) for row in rows]
-        fresh = self.path.with_name(f"{self.path.name}.tmp")
-        fresh.write_text(_line(dict(zip(columns, columns, strict=True)), columns) + "".join(lines), encoding="utf-8")
-        self._row_start = fresh.stat().st_size - (len(lines[-1].encode()) if lines else 0)
-        fresh.replace(self.path)
+        write_text(self.path, _line(dict(zip(columns, columns, strict=True)), columns) + "".join(lines))
+        self._row_start = self.path.stat().st_size - (len(lines[-1].encode()) if lines else 0)
 
 
 def _rows_before(path: Path, step: int) -> list[Row]:
     """Whole rows of earlier steps. A torn last line has too few fields, or no newline behind a number cut short."""
-    text = path.read_text(encoding="utf-8")
+    with open_unlinked(path, "r", encoding="utf-8") as file:
+        text = file.read()
     header, *rows = csv.reader(StringIO(text[: text.rfind("\n") + 1])) if "\n" in text else [[]]
     whole = [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
     return [row for row in whole if row["step"].isdigit() and int(row["step"]) < step]

@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from llm_lightning.loggers.lineage import data_artifact, input_model_artifact, output_model_artifact
 from llm_lightning.loggers.redact import redact, redact_arguments
+from safety.files import is_plain_name, make_folder, read_text, write_text
 
 BY_STEP = ("rollout", "pruning")
 """Groups of metrics whose x-axis is the step; all others' is the tokens."""
@@ -155,7 +156,7 @@ class WandbRun(WandbLogger):
         assert self._trainer is not None
         path = getattr(getattr(self._trainer.lightning_module, "backbone", None), "path", None)
         inputs = [data_artifact(getattr(self._trainer, "datamodule", None))]
-        inputs += [input_model_artifact(path)] if path else []
+        inputs += [input_model_artifact(path, self.uploads_model)] if path else []
         for artifact in inputs:
             if artifact is not None:
                 # `use_artifact` refuses to work offline and waits for the server online. This is what it calls, without
@@ -221,12 +222,26 @@ class WandbRun(WandbLogger):
     def _run_id(self, folder: Path) -> str:
         """The given id, else a sweep's, else that of the run folder, else a new one; noted in the run folder."""
         note = folder / "wandb" / "run-id"
-        noted = note.read_text().strip() if note.exists() else ""
-        run_id = self._id or os.environ.get("WANDB_RUN_ID") or noted or _new_id()
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(run_id)
+        run_id = self._id or os.environ.get("WANDB_RUN_ID") or _noted_id(note) or _new_id()
+        make_folder(note.parent)
+        write_text(note, run_id)
         self._id = run_id
         return run_id
+
+
+def _noted_id(note: Path) -> str | None:
+    """What the run folder says, if that is an id: it is sent to W&B, and the folder may be a stranger's."""
+    if not os.path.lexists(note):
+        return None
+    try:
+        noted = read_text(note).strip()
+    except OSError as error:
+        warnings.warn(f"W&B: a new run is begun, the id of the earlier one was not read: {error}", stacklevel=2)
+        return None
+    if not is_plain_name(noted):
+        warnings.warn(f"W&B: a new run is begun, {note} holds no run's id.", stacklevel=2)
+        return None
+    return noted
 
 
 def _new_id() -> str:

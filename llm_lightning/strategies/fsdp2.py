@@ -1,6 +1,5 @@
 """FSDP2, and tensor parallelism with it: Lightning's ModelParallelStrategy with our sizes and our checkpoints."""
 
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +23,7 @@ from llm_lightning.checkpointing import AtomicCheckpointIO
 from llm_lightning.errors import UserError
 from llm_lightning.models.sharding import Sharding
 from llm_lightning.strategies.parts import PartsReader, load_parts
+from safety.files import remove
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -79,21 +79,21 @@ class FSDP2Strategy(ModelParallelStrategy):
         path = Path(self.broadcast(filepath))
         unfinished = path.with_name(f".{path.name}.unfinished")
         if self.is_global_zero:
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a killed run
+            remove(unfinished)  # of a killed run
         self.barrier("save_checkpoint")
         optimizers = {_optimizer_key(i): state for i, state in enumerate(checkpoint.pop("optimizer_states", []))}
         try:
             dcp.save({"state_dict": checkpoint.pop("state_dict")} | optimizers, checkpoint_id=unfinished)
         except dcp.CheckpointException as error:
             if self.is_global_zero:
-                shutil.rmtree(unfinished, ignore_errors=True)
+                remove(unfinished)
             raise UserError(
                 f"{path} could not be written: {next(iter(error.failures.values()))[0]}. The checkpoint before it is "
                 "whole; make room and run the same command again to go on from there."
             ) from error
         if self.is_global_zero:
             AtomicCheckpointIO().save_checkpoint(checkpoint, unfinished / _METADATA_FILENAME)
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
             unfinished.replace(path)
         self.barrier("save_checkpoint")
 

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -40,16 +39,24 @@ def test_a_kill_during_the_write_leaves_the_last_good_one(tmp_path):
     assert newest_checkpoint(tmp_path) == path
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_said_and_the_last_good_one_stays(tmp_path, monkeypatch):
-    """The unfinished file is redirected to the device on which every write fails with ENOSPC."""
-    path = tmp_path / "step=1.ckpt"
+def test_a_full_disk_is_said_and_the_last_good_one_stays(tmp_path, mount_small_disk):
+    path = mount_small_disk(tmp_path / "small", "400k") / "step=1.ckpt"
     AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(1)}, path)
-    (tmp_path / f".step=1.ckpt.tmp-{os.getpid()}").symlink_to("/dev/full")
     with pytest.raises(UserError, match="disk is full"):
         AtomicCheckpointIO().save_checkpoint({"x": torch.ones(1_000_000)}, path)
     assert AtomicCheckpointIO().load_checkpoint(path)["x"] == 0
-    assert [p.name for p in tmp_path.iterdir()] == ["step=1.ckpt"]
+    assert [p.name for p in path.parent.iterdir()] == ["step=1.ckpt"]
+
+
+def test_a_planted_link_is_not_written_through(tmp_path):
+    victim, path = tmp_path / "victim", tmp_path / "checkpoints" / "step=1.ckpt"
+    victim.write_text("mine")
+    path.parent.mkdir()
+    for link in (path, path.with_name(f".step=1.ckpt.tmp-{os.getpid()}")):
+        link.symlink_to(victim)
+    AtomicCheckpointIO().save_checkpoint({"x": torch.arange(3)}, path)
+    assert victim.read_text() == "mine" and not path.is_symlink()
+    assert AtomicCheckpointIO().load_checkpoint(path)["x"].tolist() == [0, 1, 2]
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path):

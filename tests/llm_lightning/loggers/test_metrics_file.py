@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import multiprocessing
 import os
@@ -143,13 +144,29 @@ def test_a_trainer_writes_into_its_run_folder_and_a_resumed_one_goes_on(tmp_path
     assert [line.split(",")[0] for line in text[1:]] == ["2", "4", "6", "8"]
 
 
-def test_a_full_disk_is_a_warning(tmp_path):
-    logger = MetricsFile(tmp_path)
+def test_a_full_disk_is_a_warning(tmp_path, mount_small_disk):
+    small = mount_small_disk(tmp_path / "small", "64k")
+    logger = MetricsFile(small)
     logger.log_metrics({"train/loss": 1.0}, step=1)
-    logger.path.unlink()
-    logger.path.symlink_to("/dev/full")  # every write to it fails as on a full disk
+    with contextlib.suppress(OSError):
+        (small / "filler").write_bytes(bytes(100_000))
     with pytest.warns(UserWarning, match="No space left on device"):
-        logger.log_metrics({"train/loss": 1.0}, step=2)
+        logger.log_metrics({"a new column": 1.0}, step=2)
+    (small / "filler").unlink()
+    logger.log_metrics({"train/loss": 2.0}, step=3)
+    assert [line.split(",")[0] for line in logger.path.read_text().splitlines()] == ["step", "1", "3"]
+
+
+def test_planted_links_are_not_written_through(tmp_path):
+    (tmp_path / "victim").write_text("mine")
+    for name in ("metrics.csv", "metrics.csv.tmp"):
+        (tmp_path / name).symlink_to(tmp_path / "victim")
+    logger = MetricsFile(tmp_path)
+    with pytest.warns(UserWarning, match="is a link"):
+        logger.log_metrics({"train/loss": 1.0}, step=1)
+    logger.path.unlink()
+    logger.log_metrics({"train/loss": 1.0}, step=2)
+    assert (tmp_path / "victim").read_text() == "mine" and not logger.path.is_symlink()
 
 
 def test_a_validation_of_its_own_leaves_the_history_alone(tmp_path):
