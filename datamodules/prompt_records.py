@@ -21,7 +21,7 @@ from datamodules.prompt_turns import MAIN, Message, is_dialogue, prompt_turns, q
 from datamodules.record_fields import Fields
 from datamodules.record_shapes import PREFERENCE_SHAPES, PROMPT_SHAPES, Columns, required
 from datamodules.shards import text_hash
-from datamodules.texts import is_encodable
+from datamodules.surrogates import is_encodable
 from datamodules.turns import UnfitError, tools_of
 from datamodules.units import Bad, Record, Unit
 

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from datamodules.bad_records import BadRecords, OnBadRecord
 from datamodules.errors import DataError
 from datamodules.formats import FORMATS, records
+from datamodules.inner_records import inner_records
 from datamodules.record_shapes import PROMPT_SHAPES, SHAPES, detect_shape, shape_in_words
 from datamodules.sources import Source, first_units, resolve
 from datamodules.units import Bad, Record, Unit
@@ -104,14 +105,22 @@ def with_shape(units: list[Unit], source: RecordSource, shapes: Shapes, announce
             f"path: {text!r} is plain text; records need columns (.jsonl, .json, .csv, .parquet);"
             " name the files that hold them"
         )
-    first = list(islice(_readable(units[0]), RECORDS_PEEKED))
+    first = next(filter(None, (list(islice(_readable(unit), RECORDS_PEEKED)) for unit in units)), [])
     if not first:
-        raise DataError(f"path: {source.path!r} holds no record that can be read")
+        raise DataError(f"path: {source.path!r} holds no record that can be read{_first_bad(units[0])}")
     columns = dict(source.columns) if source.columns else None
-    shape = detect_shape(first, columns, source.path, shapes)
+    try:
+        shape = detect_shape(first, columns, source.path, shapes)
+    except DataError as error:
+        raise DataError(f"{error}{inner_records(first, units[0].path)}") from None
     if announce and shapes is not PROMPT_SHAPES:  # of prompts it is said which column each one comes from
         rank_zero_info(f"{source.path}: {shape_in_words(shape, shapes)}")
     return [replace(unit, column="", shape=shape.name, columns=columns) for unit in units]
+
+
+def _first_bad(unit: Unit) -> str:
+    found = next(((place, record) for place, record in records(unit) if isinstance(record, Bad)), None)
+    return f"; the first: {FORMATS[unit.format].locate(unit, found[0])}: {found[1].reason}" if found else ""
 
 
 def _readable(unit: Unit) -> Iterator[Record]:

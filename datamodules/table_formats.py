@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import DataError
-from datamodules.text_formats import unit_bytes
+from datamodules.text_files import unit_bytes
 from datamodules.units import Format, Place, Record, Unit
 
 ROWS_AT_ONCE = 256  # long documents come in batches of this many: tens of MB at the most

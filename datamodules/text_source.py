@@ -8,6 +8,7 @@ from textwrap import shorten
 from datamodules.bad_records import BadRecords, OnBadRecord
 from datamodules.errors import DataError
 from datamodules.formats import FORMATS, records
+from datamodules.inner_records import inner_records
 from datamodules.sources import Source, first_units, resolve
 from datamodules.texts import texts_of
 from datamodules.units import Bad, Record, Unit
@@ -52,25 +53,26 @@ def _with_column(units: list[Unit], source: TextSource) -> list[Unit]:
     if unit is None:
         return units
     first = list(islice((record for _, record in records(unit) if not isinstance(record, Bad)), RECORDS_PEEKED))
-    return [_reading(unit, _text_column(first, source)) for unit in units] if first else units
+    return [_reading(unit, _text_column(first, source, unit.path)) for unit in units] if first else units
 
 
 def _reading(unit: Unit, column: str) -> Unit:
     return replace(unit, column=column) if FORMATS[unit.format].columns else unit
 
 
-def _text_column(first: list[Record], source: TextSource) -> str:
+def _text_column(first: list[Record], source: TextSource, path: str) -> str:
     """The name of the column that holds the text.
 
     Raises:
         DataError: it is not there, or there are several to choose from.
     """
     names = list(dict.fromkeys(str(name) for record in first for name in record))
+    inner = inner_records(first, path)
     found = ", ".join(shorten(name, 40) for name in names)  # a table without header has texts for names
     if source.text_column is not None:
         if source.text_column in names:
             return source.text_column
-        raise DataError(f"text_column: {source.path!r} has no column {source.text_column!r}; it has: {found}")
+        raise DataError(f"text_column: {source.path!r} has no column {source.text_column!r}; it has: {found}{inner}")
     texts = {name: sum(isinstance(record.get(name), str) for record in first) for name in ["text", *names]}
     if texts["text"]:
         return "text"
@@ -79,4 +81,5 @@ def _text_column(first: list[Record], source: TextSource) -> str:
         return usual[0]
     raise DataError(
         f"text_column: {source.path!r} has no column `text`; it has: {found}. Name the one to read with text_column"
+        f"{inner}"
     )

@@ -1,10 +1,10 @@
 """The texts of a unit, one document each, clean enough for any tokenizer."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from datamodules.bad_records import BadRecords
 from datamodules.formats import records
+from datamodules.surrogates import encodable
 from datamodules.units import Bad, Record, Unit
 
 
@@ -33,21 +33,3 @@ def _text_of(record: Record | Bad, column: str) -> str | Bad:
     if column not in record:
         return Bad(f"no column {column!r}; it has: {', '.join(str(name) for name in record)}")
     return Bad(f"column {column!r} holds {type(text).__name__}, not text")
-
-
-def encodable(text: str) -> str:
-    """The text with U+FFFD for lone surrogates, which JSON can carry ("\\ud800") and no UTF-8 encoder takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
-def is_encodable(value: Any) -> bool:
-    """Whether all texts in a value of JSON, keys included, can be written as UTF-8: no lone surrogates."""
-    if isinstance(value, str):
-        return encodable(value) == value
-    if isinstance(value, dict):
-        return all(is_encodable(key) and is_encodable(inner) for key, inner in value.items())
-    return all(map(is_encodable, value)) if isinstance(value, list | tuple) else True

@@ -4,7 +4,7 @@ import json
 from typing import Any, Literal
 
 from datamodules.record_shapes import is_empty
-from datamodules.texts import encodable
+from datamodules.surrogates import encodable
 
 Reasoning = Literal["train", "mask", "drop"]
 

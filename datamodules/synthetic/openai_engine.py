@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from datamodules.errors import DataError
+from datamodules.surrogates import encodable
 from datamodules.synthetic.bounded_http import BoundedClient, CallError, HttpReply, parsed
 from datamodules.synthetic.candidate import Message
 from datamodules.synthetic.engine import Engine, Reply, Request
-from datamodules.texts import encodable
 from safety.redaction import redact, remember
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0

@@ -19,8 +19,8 @@ from datamodules.json_values import json_default
 from datamodules.prompt_records import prompt_of
 from datamodules.record_shapes import PROMPT_SHAPES
 from datamodules.record_source import RecordSource, record_units
+from datamodules.surrogates import encodable
 from datamodules.synthetic.candidate import Message
-from datamodules.texts import encodable
 from datamodules.turns import UnfitError
 from datamodules.units import Bad
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from datamodules import text_formats
+from datamodules import text_files
 from datamodules.bad_records import BadRecords
 from datamodules.errors import DataError
 from datamodules.text_source import TextSource, text_units
@@ -106,10 +106,10 @@ def test_a_long_text_is_cut_at_blank_lines_or_lines_and_loses_nothing(ending, tm
     path.write_text(text)
     whole = read(path, cache)
     assert "".join(whole) == text
-    assert len(whole) == -(-len(text.encode()) // text_formats.BLOCK_BYTES)
+    assert len(whole) == -(-len(text.encode()) // text_files.BLOCK_BYTES)
     assert all(document.endswith(ending) for document in whole[:-1]) or ending == " "
     # Cut into ranges for several processes, the documents are the same.
-    monkeypatch.setattr(text_formats, "unit_bytes", lambda _: 2 * text_formats.BLOCK_BYTES)
+    monkeypatch.setattr(text_files, "unit_bytes", lambda _: 2 * text_files.BLOCK_BYTES)
     assert len(text_units(TextSource(str(path)), cache)) > 3
     assert read(path, cache) == whole
     (tmp_path / "book.txt.gz").write_bytes(gzip.compress(path.read_bytes()))
@@ -120,7 +120,7 @@ def test_a_long_text_is_cut_at_blank_lines_or_lines_and_loses_nothing(ending, tm
 def test_json_lines_in_ranges_of_any_size_are_each_read_once(unit_bytes, tmp_path, cache, texts, monkeypatch):
     path = tmp_path / "a.jsonl"
     path.write_bytes(json_lines([text[:60] for text in texts[:40]]).replace(b"\n", b"\r\n\n").rstrip())
-    monkeypatch.setattr(text_formats, "unit_bytes", lambda _: unit_bytes)
+    monkeypatch.setattr(text_files, "unit_bytes", lambda _: unit_bytes)
     assert read(path, cache) == [text[:60] for text in texts[:40]]
 
 
@@ -170,7 +170,7 @@ def test_a_bad_line_stops_with_file_and_line_or_is_skipped_and_counted(line, tmp
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "one"}\n{"text": "two"}\n' + line + b'\n{"text": "three"}\n')
     monkeypatch.setattr(
-        text_formats, "unit_bytes", lambda _: 24
+        text_files, "unit_bytes", lambda _: 24
     )  # the line's number is right in the middle of a file, too
     with pytest.raises(DataError) as error:
         read(path, cache)
@@ -203,6 +203,6 @@ def test_a_cut_off_file_is_named(name, tmp_path, cache, texts):
 
 
 def test_units_suit_small_files_and_big_ones():
-    sizes = {size: text_formats.unit_bytes(size) for size in (10**3, 10**7, 10**9, 10**11)}
-    assert all(unit % text_formats.BLOCK_BYTES == 0 for unit in sizes.values())
+    sizes = {size: text_files.unit_bytes(size) for size in (10**3, 10**7, 10**9, 10**11)}
+    assert all(unit % text_files.BLOCK_BYTES == 0 for unit in sizes.values())
     assert [round(size / unit) for size, unit in sizes.items()] == [0, 10, 64, 2980]

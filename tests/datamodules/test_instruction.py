@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from datamodules import DataError, InstructionDataModule, RecordSource, text_formats, tokenization
+from datamodules import DataError, InstructionDataModule, RecordSource, text_files, tokenization
 from datamodules.preview import marked
 
 from .chat_tokenizers import TEMPLATES, chat_tokenizer
@@ -72,7 +72,7 @@ def test_every_answer_is_learned_once_an_epoch_and_nothing_of_the_questions(modu
 
 def test_processes_and_a_single_one_make_the_same_rows(module, write, monkeypatch, tmp_path):
     path = write(pairs(100))
-    monkeypatch.setattr(text_formats, "unit_bytes", lambda _: 2048)
+    monkeypatch.setattr(text_files, "unit_bytes", lambda _: 2048)
     batches = []
     for cores in (1, 2):
         monkeypatch.setattr(tokenization, "available_cores", lambda cores=cores: cores)

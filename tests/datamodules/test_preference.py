@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules import DataError, PreferenceDataModule, text_formats, tokenization
+from datamodules import DataError, PreferenceDataModule, text_files, tokenization
 from datamodules.near_duplicates import signature
 from datamodules.pairs import Pairs
 
@@ -90,7 +90,7 @@ def test_sharing_prompts_saves_their_tokens(module):
 
 
 def test_processes_and_a_single_one_make_the_same_batches(module, monkeypatch, tmp_path):
-    monkeypatch.setattr(text_formats, "unit_bytes", lambda _: 4096)
+    monkeypatch.setattr(text_files, "unit_bytes", lambda _: 4096)
     batches = []
     for cores in (1, 2):
         monkeypatch.setattr(tokenization, "available_cores", lambda cores=cores: cores)

@@ -188,5 +188,5 @@ def test_conversations_and_prompts_name_the_text_file(tmp_path, cache):
     (folder / "README.txt").write_text("about it")
     (folder / "data.jsonl").write_text('{"question": "Q?", "answer": "A."}\n')
     (folder / "notes.txt").write_text("more about it")
-    with pytest.raises(DataError, match=r"path: '.*README\.txt' is plain text; conversations need columns"):
+    with pytest.raises(DataError, match=r"path: '.*README\.txt' is plain text; records need columns"):
         record_units(RecordSource(str(folder)), cache)

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from datamodules import text_formats
+from datamodules import text_files
 from datamodules.cache import build_lock
 from datamodules.errors import DataError
 from datamodules.shards import Shard
@@ -24,11 +24,11 @@ from datamodules.tokenizer import train
 BUILD = """
 import sys
 from pathlib import Path
-from datamodules import cache, text_formats, tokenization
+from datamodules import cache, text_files, tokenization
 from datamodules.text_source import TextSource, text_units
 from datamodules.tokenizer import load_tokenizer
 from datamodules.text_encoder import TextEncoder
-text_formats.unit_bytes = lambda _: 8192
+text_files.unit_bytes = lambda _: 8192
 tokenization.available_cores = lambda: 2
 root = Path(sys.argv[2])
 tokenization.tokenize(text_units(TextSource(sys.argv[1]), root), TextEncoder.of(load_tokenizer(sys.argv[3])), root)
@@ -42,7 +42,7 @@ def tokenizer():
 
 @pytest.fixture
 def small_units(monkeypatch):
-    monkeypatch.setattr(text_formats, "unit_bytes", lambda _: 8192)
+    monkeypatch.setattr(text_files, "unit_bytes", lambda _: 8192)
 
 
 @pytest.fixture

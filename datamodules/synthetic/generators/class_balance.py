@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from datamodules.errors import DataError
+from datamodules.surrogates import encodable
 from datamodules.synthetic.generators.base import Draft, Dropped, RecordGenerator, Steps, check_template, fill, finished
 from datamodules.synthetic.seeds import Seed, Seeds
-from datamodules.texts import encodable
 
 TEMPLATE = """\
 Here are texts of the class "{label}":
