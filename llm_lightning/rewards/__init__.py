@@ -1,6 +1,7 @@
 """Rewards: what makes an answer good. Any callable over texts; none of them knows Lightning."""
 
 from llm_lightning.rewards.instructions import InstructionsFollowed
+from llm_lightning.rewards.math_answer import MathAnswer
 from llm_lightning.rewards.reward_model import RewardModel
 from llm_lightning.rewards.rules import FinalAnswer, Length, Pattern
 from llm_lightning.rewards.scoring import RecordCheck, Reward, RewardError, RewardFunction, score
@@ -9,6 +10,7 @@ __all__ = [
     "FinalAnswer",
     "InstructionsFollowed",
     "Length",
+    "MathAnswer",
     "Pattern",
     "RecordCheck",
     "Reward",
