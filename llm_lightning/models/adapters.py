@@ -18,6 +18,7 @@ from llm_lightning.errors import UserError
 from llm_lightning.models import adalora, empty, residual
 from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.bottleneck import BottleneckConfig, add_bottlenecks, save_bottleneck
+from llm_lightning.models.gguf import kept_beside
 from llm_lightning.models.sharding import is_sharded, is_zero3, reshard, whole
 from llm_lightning.models.tasks import LANGUAGE, Task
 from llm_lightning.models.virtual_tokens import IN_ATTENTION, IN_EMBEDDINGS, prompt_config
@@ -147,6 +148,7 @@ class Adapter:
             }
         if not is_global_zero:
             return
+        self._name_base(folder)
         if not hasattr(self.model, "peft_type"):
             save_bottleneck(self.model, folder, gathered)
             return
@@ -154,6 +156,13 @@ class Adapter:
             options |= {"state_dict": gathered} if gathered else {}
             # Weights of the base are in no adapter; left to itself, peft asks the hub whether embeddings were resized.
             self.model.save_pretrained(str(folder), save_embedding_layers=False, **options)
+
+    def _name_base(self, folder: Path) -> None:
+        """Write down a base that the adapter is found with again."""
+        configs = getattr(self.model, "peft_config", None) or {"": getattr(self.model, "bottleneck_config", None)}
+        for config in filter(None, configs.values()):
+            if config.base_model_name_or_path:
+                config.base_model_name_or_path = kept_beside(config.base_model_name_or_path, folder)
 
 
 def put_on(network: PreTrainedModel, config: PeftConfig, task: Task = LANGUAGE) -> Any:

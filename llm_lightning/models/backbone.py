@@ -1,16 +1,13 @@
 """The network: read from a hub id, a folder or a .gguf file, or built from scratch by a transformers config."""
 
 import copy
-import hashlib
 import importlib.util
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -18,9 +15,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.attention import ATTENTION, register_attention
-from llm_lightning.models.export import follow_umask
 from llm_lightning.models.generation import FILE as GENERATION
 from llm_lightning.models.generation import mended, read_generation_config
+from llm_lightning.models.gguf import converted
 from llm_lightning.models.merging import base_of, check_mergeable, is_adapter, merge, task_of
 from llm_lightning.models.sharding import Sharding, fill, initialize
 from llm_lightning.models.tasks import LANGUAGE, Task, with_fresh_head
@@ -207,7 +204,7 @@ class Backbone:
         """Folder or hub id of the weights; an adapter folder names it, and it has to be found from anywhere."""
         source, options = self._source()
         if "gguf_file" in options:
-            return str(_converted_gguf(Path(source) / options["gguf_file"]))
+            return str(converted(Path(source) / options["gguf_file"]))
         return str(Path(source).resolve()) if Path(source).is_dir() else source
 
     def _weights_folder(self) -> str:
@@ -298,28 +295,3 @@ class Backbone:
         if self.path is None:
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 setattr(config, name, getattr(tokenizer, name))
-
-
-def _converted_gguf(path: Path) -> Path:
-    """The .gguf file as a folder with safetensors: it takes seconds to decode, so it is done once and kept."""
-    from transformers import GgufConfig
-
-    digest = hashlib.blake2b(digest_size=12)
-    with path.open("rb") as file:
-        while chunk := file.read(2**24):
-            digest.update(chunk)
-    cache = Path(os.environ.get("LLM_LIGHTNING_CACHE", Path.home() / ".cache" / "llm-lightning")) / "gguf"
-    folder = cache / f"{path.stem}-{digest.hexdigest()}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            print(f"Converting {path.name} once, into {folder}")
-            # Without `dequantize`, what was loaded could not be saved again.
-            model = LANGUAGE.auto_class.from_pretrained(
-                path.parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-            )
-            unfinished = folder.with_suffix(f".tmp-{os.getpid()}")
-            model.save_pretrained(unfinished)
-            follow_umask(unfinished)
-            unfinished.rename(folder)
-    return folder

@@ -24,7 +24,8 @@ def is_adapter(path: str | Path) -> bool:
 
 
 def base_of(folder: Path) -> str:
-    """Hub id or folder of the network that the adapter in `folder` belongs to.
+    """Hub id or folder of the network that the adapter in `folder` belongs to; a folder that is not there any more is
+    also looked for beside the adapter's, where both were moved.
 
     Raises:
         UserError: its config does not say, or names a folder that is not there.
@@ -37,6 +38,8 @@ def base_of(folder: Path) -> str:
             "into base_model_name_or_path."
         )
     if Path(base).is_absolute() and not Path(base).exists():
+        if (beside := folder.resolve().parent / Path(base).name).is_dir():
+            return str(beside)
         raise UserError(
             f"The adapter in {folder} belongs to {base}, which is not there any more: bring it back, or write where it "
             f"is now into base_model_name_or_path of {folder / ADAPTER_CONFIG}."

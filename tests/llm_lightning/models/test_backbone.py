@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
 from llm_lightning.errors import UserError
+from llm_lightning.models.adapters import Adapter
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
+from llm_lightning.models.merging import base_of
 from tests.llm_lightning.conftest import tiny_config
 
 
@@ -92,3 +95,8 @@ def test_a_gguf_file_is_converted_once(tmp_path, monkeypatch):
     again = backbone.build()
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
     assert torch.equal(again.model.embed_tokens.weight, network.model.embed_tokens.weight)
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
+    adapter = Adapter(again, LoraConfig(r=1, target_modules=["q_proj"]))
+    save_model_folder(adapter.model, None, tmp_path / "run" / "last", adapter=adapter)
+    assert base_of(tmp_path / "run" / "last") == str(tmp_path / "run" / folder.name)
+    assert (tmp_path / "run" / folder.name / "model.safetensors").samefile(folder / "model.safetensors")
