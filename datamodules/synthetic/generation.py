@@ -112,6 +112,8 @@ class Generation:
         Raises:
             DataError: the engine cannot go on; what was written until then is kept.
         """
+        for name, generator in self.generators.items():
+            generator.check_seeds(self.seeds[name])
         start = rank * len(self.blocks) // num_ranks
         waiting = [*self.blocks[start:], *self.blocks[:start]]
         # Made by an earlier run that had to give up calls: these are made anew, once.

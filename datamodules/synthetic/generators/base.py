@@ -89,6 +89,9 @@ class RecordGenerator(ABC):
         """How many records are begun."""
         return len(seeds) if self.count is None else self.count
 
+    def check_seeds(self, seeds: Seeds) -> None:  # noqa: B027 (most have nothing to look at)
+        """Raise `DataError` for real records that nothing can come of, before a model is asked for any."""
+
     @abstractmethod
     def steps(self, number: int, seeds: Seeds) -> Steps:
         """How record `number` comes about; raises `Dropped` where it does not."""

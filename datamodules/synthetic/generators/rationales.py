@@ -13,12 +13,16 @@ from datamodules.synthetic.generators.base import (
     fill,
     turns,
 )
-from datamodules.synthetic.seeds import Seeds
+from datamodules.synthetic.seeds import Seed, Seeds
 
 TEMPLATE = """\
 {question}
 
 Think step by step. Write the final answer on a last line that begins with ####."""
+
+
+LOOKED_AT = 1000
+"""Real records that are looked at before any call; the others each before its own."""
 
 
 class Rationales(RecordGenerator):
@@ -50,11 +54,23 @@ class Rationales(RecordGenerator):
         self.most_kept = most_kept
         self.template = check_template(self, template, "question")
 
+    def check_seeds(self, seeds: Seeds) -> None:
+        """Find answers that nothing can be compared with, and columns that are not there."""
+        for place in range(min(len(seeds), LOOKED_AT)):
+            if seeds[place].answer:
+                self._check_seed(seeds[place])
+
+    def _check_seed(self, seed: Seed) -> None:
+        check = getattr(self.correct, "check_record", None)
+        if callable(check) and (reason := check({"answer": seed.answer} | seed.columns)) is not None:
+            raise DataError(f"generators: the answer of record {seed.id!r} cannot be compared: {reason}")
+
     def steps(self, number: int, seeds: Seeds) -> Steps:
         """Ask for all chains at once."""
         seed = self.seed_of(number, seeds)
         if not seed.answer:
             raise Dropped("the real record has no answer")
+        self._check_seed(seed)
         shots = self.shots(number, seeds, without=seed.id)
         prompt = [turn for shot in shots for turn in turns(shot)]
         prompt.append({"role": "user", "content": fill(self.template, question=seed.question)})

@@ -175,7 +175,14 @@ def test_rationales_stay_only_where_the_answer_is_right(make, server):
         assert candidate.scores["share_right"] == pytest.approx(sum(own) / 6)
 
 
-def test_rationales_name_a_record_that_cannot_be_compared(make):
+def test_rationales_name_a_record_that_cannot_be_compared(make, server):
+    with pytest.raises(DataError, match=r"the answer of record 'seed-19' cannot be compared: .*no number"):
+        make(Rationales(FinalAnswer()), [*ADDITIONS[:19], seed(19, "Why?", "because")], "late")
+    with pytest.raises(
+        DataError, match=r"cannot be compared: FinalAnswer\.column='result': the record has the columns"
+    ):
+        make(Rationales(FinalAnswer("result")), ADDITIONS, "column")
+    assert not server.calls
     with pytest.raises(DataError, match=r"the answer of record 'seed-0' cannot be compared: .*no number"):
         make(Rationales(FinalAnswer()), [seed(0, "Why?", "because")])
 
