@@ -107,7 +107,7 @@ def _conversation(fields: Fields, prompt: list[Turn], name: str) -> list[Message
 
 def _with_answer(fields: Fields, prompt: list[Turn], name: str) -> list[Turn]:
     column = fields.column(name)
-    answer = fields.record[column]
+    answer = fields.value(column)
     if isinstance(answer, str):
         spoken = transcript(text_of(answer, f"column {column!r}"), column)
         # Without a prompt of its own the text has to be one; behind a prompt it is one where it repeats the prompt, and

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from datamodules.record_shapes import Columns, columns_of, is_empty, mapped_to, names_of
-from datamodules.turns import UnfitError, kind_of, parsed, text_of
-from datamodules.units import Record
+from datamodules.turns import UnfitError, kind_of, parsed, text_of, without_nulls
+from datamodules.units import Record, Row
 
 
 class Turn(NamedTuple):
@@ -49,13 +49,18 @@ class Fields:
         """The field's columns that are not empty."""
         return [name for name in self.columns_of(field) if not is_empty(self.record[name])]
 
+    def value(self, column: str) -> Any:
+        """What stands in a column; of columnar data without the nulls that fill its objects up."""
+        value = self.record[column]
+        return without_nulls(value) if isinstance(self.record, Row) else value
+
     def optional(self, field: str) -> Any:
         """The field's value, the text of several columns; None where it is absent or empty."""
         filled = self.filled(field)
         if not filled:
             return None
         self.read += [name for name in filled if name not in self.read]
-        return self.record[filled[0]] if len(filled) == 1 else self._joined(filled)
+        return self.value(filled[0]) if len(filled) == 1 else self._joined(filled)
 
     def optional_text(self, field: str) -> str:
         """The field's text; empty where it is absent."""
@@ -75,7 +80,7 @@ class Fields:
         """The turns in a list; raises `UnfitError` where the field holds none."""
         column = self.column(field)
         value = self.optional(field)
-        turns = self.record[column] if value is None else value
+        turns = self.value(column) if value is None else value
         if isinstance(turns, str):
             turns = parsed(turns, f"column {column!r}")
         if not isinstance(turns, list):

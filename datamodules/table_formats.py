@@ -7,7 +7,7 @@ from typing import Any
 
 from datamodules.errors import DataError
 from datamodules.text_files import unit_bytes
-from datamodules.units import Format, Place, Record, Unit
+from datamodules.units import Format, Place, Record, Row, Unit
 
 ROWS_AT_ONCE = 256  # long documents come in batches of this many: tens of MB at the most
 
@@ -44,7 +44,7 @@ def _read_parquet(unit: Unit) -> Iterator[tuple[Place, Record]]:
         groups = list(range(unit.start, stop))
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, row_groups=groups, columns=columns):
             for record in batch.to_pylist():
-                yield place, record
+                yield place, Row(record)
                 place += 1
 
 
@@ -72,7 +72,7 @@ def _read_arrow(unit: Unit) -> Iterator[tuple[Place, Record]]:
                 batch = batch.select([unit.column])
             for begin in range(0, batch.num_rows, ROWS_AT_ONCE):
                 for record in batch.slice(begin, ROWS_AT_ONCE).to_pylist():
-                    yield place, record
+                    yield place, Row(record)
                     place += 1
 
 
@@ -101,7 +101,7 @@ def _read_hub(unit: Unit) -> Iterator[tuple[Place, Record]]:
     stream = hub_stream(unit.path, unit.name, unit.split, _hub_revision(unit))
     if stream.num_shards > 1:
         stream = stream.shard(num_shards=stream.num_shards, index=unit.start)
-    yield from enumerate(stream)
+    yield from enumerate(map(Row, stream))
 
 
 def _locate_hub(unit: Unit, place: Place) -> str:

@@ -93,18 +93,24 @@ def text_of(value: Any, what: str) -> str:
 def parsed(value: Any, what: str) -> Any:
     """The value, or what its text says as JSON.
 
-    Columnar files give every object all keys, with null for those it lacks, so that null-valued keys are left out of
-    objects. JSON in text is kept as it is.
-
     Raises:
         UnfitError: it is text and no JSON.
     """
     if not isinstance(value, str):
-        return _clean(value, keep_null=False)
+        return _clean(value)
     try:
-        return _clean(json.loads(value), keep_null=True)
+        return _clean(json.loads(value))
     except ValueError as error:
         raise UnfitError(f"{what} holds text that is not JSON ({error})") from error
+
+
+def without_nulls(value: Any) -> Any:
+    """The value without the keys whose value is null, in whatever depth."""
+    if isinstance(value, list):
+        return [without_nulls(inner) for inner in value]
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return value
 
 
 def is_assistants(turn: Any) -> bool:
@@ -129,14 +135,13 @@ def kind_of(value: Any) -> str:
     return "null" if value is None else JSON_KINDS.get(type(value), type(value).__name__)
 
 
-def _clean(value: Any, keep_null: bool) -> Any:
+def _clean(value: Any) -> Any:
     if isinstance(value, str):
         return encodable(value)
     if isinstance(value, list):
-        return [_clean(inner, keep_null) for inner in value]
+        return [_clean(inner) for inner in value]
     if isinstance(value, dict):
-        kept = {key: inner for key, inner in value.items() if keep_null or inner is not None}
-        return {encodable(key): _clean(inner, keep_null) for key, inner in kept.items()}
+        return {encodable(key): _clean(inner) for key, inner in value.items()}
     return value
 
 
@@ -200,13 +205,13 @@ def _tool_calls(value: Any) -> list[dict[str, Any]]:
 
 
 def _tool_call(call: Any) -> dict[str, Any]:
-    inner = call.get("function", call) if isinstance(call, dict) else call
+    inner = (call.get("function") or call) if isinstance(call, dict) else call
     if not isinstance(inner, dict):
         raise UnfitError(f"tool_calls holds {kind_of(inner)} where a call is expected")
     name = inner.get("name")
     if not isinstance(name, str) or not name:
         raise UnfitError("tool_calls holds a call without the name of a function")
-    given = inner.get("arguments", inner.get("parameters"))
+    given = inner.get("arguments") if inner.get("arguments") is not None else inner.get("parameters")
     arguments = {} if is_empty(given) else parsed(given, f"arguments of {name}")
     if not isinstance(arguments, dict):
         raise UnfitError(f"arguments of {name} hold {kind_of(arguments)}, not an object")

@@ -37,6 +37,10 @@ Place = int  # where a record is, in the format's own count; `Format.locate` tur
 Record = dict[str, Any]
 
 
+class Row(dict[str, Any]):
+    """A record of columnar data, which gives every object the keys of all: null stands for a key that it lacks."""
+
+
 @dataclass(frozen=True)
 class Format:
     """How files of one kind are cut, read, and pointed into."""

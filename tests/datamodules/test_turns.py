@@ -5,6 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from datamodules.formats import records
+from datamodules.preference_records import preference_of
+from datamodules.record_shapes import PREFERENCE_SHAPES, detect_shape
 from datamodules.records import Conversation
 from datamodules.units import Unit
 
@@ -46,7 +48,7 @@ def test_tools_and_their_calls_come_in_one_form():
     as_openai = {"role": "assistant", "content": None, "tool_calls": [
         {"type": "function", "function": {"name": "weather", "arguments": text}, "id": None}
     ]}  # fmt: skip
-    bare = {"role": "assistant", "tool_calls": [{"name": "weather", "arguments": {"place": "Málaga 🌞", "day": None}}]}
+    bare = {"role": "assistant", "tool_calls": [{"name": "weather", "arguments": {"place": "Málaga 🌞"}}]}
     old = {"role": "assistant", "content": None, "function_call": {"name": "weather", "arguments": text}}
     for turn in (as_openai, bare, old):
         for schemas in (tools, [WEATHER], json.dumps(tools), [json.dumps(WEATHER)]):
@@ -108,3 +110,46 @@ def test_parquet_fills_keys_with_null_and_is_read_like_json(tmp_path):
     first, second = (convert(record) for record in read)
     assert first.messages == [SYSTEM, USER, {"role": "assistant", "content": "", "tool_calls": [call, other]}]
     assert second.messages == [USER, {"role": "assistant", "content": f"<think>\nPienso.\n</think>\n\n{EMOJI}"}]
+
+
+BOOKED = {"room": None, "n": 1, "who": {"name": None}, "days": [None]}
+
+
+@pytest.mark.parametrize("arguments", [BOOKED, json.dumps(BOOKED)], ids=["as an object", "as JSON"])
+def test_null_is_an_argument_like_any_other(arguments):
+    call = {"name": "book", "arguments": arguments}
+    room = {"type": ["string", "null"], "default": None}
+    schema = {"name": "book", "parameters": {"type": "object", "properties": {"room": room}}}
+    for turn in (
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "assistant", "function_call": call},
+    ):
+        made = convert({"messages": [USER, turn], "tools": [schema]})
+        assert made.messages[1]["tool_calls"][0]["function"]["arguments"] == BOOKED
+        assert made.tools[0]["function"]["parameters"]["properties"]["room"] == room
+    pair = {"prompt": SPANISH, "chosen": [{"role": "assistant", "tool_calls": [call]}], "rejected": "No."}
+    shape = detect_shape([pair], None, "a.jsonl", PREFERENCE_SHAPES).name
+    chosen = preference_of(pair, shape, None).chosen
+    assert chosen[1]["tool_calls"][0]["function"]["arguments"] == BOOKED
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_columnar_files_fill_objects_up_with_null(form, tmp_path):
+    """There a null that was meant cannot be told from a key that is not there, but in arguments as JSON it can."""
+    calls = [{"name": "book", "arguments": {"room": "a"}}, {"name": "book", "arguments": {"n": 1}}]
+    talks = [
+        {"messages": [{**USER, "tool_calls": None}, {"role": "assistant", "tool_calls": [call]}]} for call in calls
+    ]
+    tables = {"calls": pa.Table.from_pylist(talks)}
+    for talk in talks:
+        talk["messages"][1]["tool_calls"][0]["arguments"] = json.dumps(BOOKED)
+    tables["texts"] = pa.Table.from_pylist(talks)
+    for name, table in tables.items():
+        if form == "parquet":
+            pq.write_table(table, tmp_path / name)
+        else:
+            with pa.ipc.new_file(tmp_path / name, table.schema) as file:
+                file.write_table(table)
+        read = [convert(record) for _, record in records(Unit(str(tmp_path / name), form, ""))]
+        made = [one.messages[1]["tool_calls"][0]["function"]["arguments"] for one in read]
+        assert made == ([{"room": "a"}, {"n": 1}] if name == "calls" else [BOOKED, BOOKED])
