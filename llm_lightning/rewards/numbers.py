@@ -28,7 +28,7 @@ RUN = r"(?:\d{1,3}(?:[ '_]\d{3})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)*|(?<![\d.,])\
 TOKEN = re.compile(
     rf"""
       (?P<other>\d+(?:/\d+){{2,}} | \d+-\d+-\d+ | \d+(?::\d+)+)  # dates, times, ratios
-    | (?P<sign>[-+][ ]?)? (?P<money>{CURRENCY}[ ]?)? (?P<inner>[-+][ ]?)?
+    | (?P<sign>[-+][ ]{{0,3}})? (?P<money>{CURRENCY}[ ]?)? (?P<inner>[-+][ ]{{0,3}})?
       (?: (?P<whole>\d+)[ ]+(?P<top>\d+)/(?P<bottom>\d+)
         | (?P<numerator>{RUN})[ ]?/[ ]?(?P<denominator>{RUN})
         | (?P<run>{RUN}) (?:\^(?P<power>[-+]?\d+))?
@@ -41,9 +41,13 @@ TOKEN = re.compile(
 GLUED = re.compile(r"(?:[A-Za-zÀ-ɏͰ-Ͽ_^]|[_^]\{)\Z")
 """Before a number that is part of a name, an index or a unit. Chinese and its kin write numbers behind letters."""
 
+BEFORE_MINUS = re.compile(r"(?:[=:≈({\[$]|\b(?:is|are|equals|es|son))\Z")
 ROOT = re.compile(r"(?:√|sqrt)\s*[({]?\s*\Z")
 
-STYLE = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|boxed|fbox|operatorname|boldsymbol|bm)\s*(?=\{)"
+STYLE = (
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|boxed|fbox|operatorname|boldsymbol|bm|num|SI|qty|unit)"
+    r"\s*(?=\{)"
+)
 
 CHARACTERS = str.maketrans(
     dict.fromkeys("−–﹣－‐‑", "-") | dict.fromkeys("\u00a0\u202f\u2009\u2007\u2008\t", " ")
@@ -51,14 +55,25 @@ CHARACTERS = str.maketrans(
     | {"＄": "$", "٫": ".", "٬": ","}
 )  # fmt: skip
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+
+
+def _over(top: str, bottom: str) -> str:
+    """A fraction with its sign in front."""
+    sign = "-" if top.startswith("-") != bottom.startswith("-") else ""
+    return f"{sign}{top.lstrip('-')}/{bottom.lstrip('-')}"
+
+
 REWRITTEN = tuple(
     (re.compile(pattern), by)
     for pattern, by in (
         (r"\\([$%#&])", r"\1"),
+        (r"\\(?:text)?dollar(?![a-z])", "$"),
+        (r"\\(?:text)?euro(?![a-z])", "€"),
+        (r"\\(?:pounds|textsterling)(?![a-z])", "£"),
         (r"\\(?:left|right|[dt]frac(?=\s*[\d{])|cfrac)(?![a-z])", lambda m: r"\frac" if "frac" in m[0] else ""),
         (r"(?<=\d)\s*(?=\\frac)", " "),
-        (r"\\frac\s*(?:\{\s*(-?[\d.,]+)\s*\}|(\d))\s*(?:\{\s*([\d.,]+)\s*\}|(\d))",
-         lambda m: f"{m[1] or m[2]}/{m[3] or m[4]}"),
+        (r"\\frac\s*(?:\{\s*(-?[\d.,]+)\s*\}|(\d))\s*(?:\{\s*(-?[\d.,]+)\s*\}|(\d))",
+         lambda m: _over(m[1] or m[2], m[3] or m[4])),
         (r"(?<=\d)(?:\{([.,])\}|([.,])\\!)(?=\d)", lambda m: m[1] or m[2]),
         (r"\\!", ""),
         (r"\\(?:[,;: ]|q?quad(?![a-z]))|(?<=\d)~(?=\d)", " "),
@@ -213,4 +228,4 @@ def _is_negative(match: re.Match[str], before: str, is_answer: bool) -> bool:
         return not re.search(r"[\d)%]\Z", before)  # 20-18, 18-20
     # A blank behind it: a minus behind `=` and the like, else a dash or a point of a list.
     former = before.rstrip(" ")
-    return former[-1:] in set("=:≈({[$") if former else is_answer
+    return bool(BEFORE_MINUS.search(former)) if former else is_answer

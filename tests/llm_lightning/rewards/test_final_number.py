@@ -14,6 +14,8 @@ WRITTEN = {
     "-$18": -18, "−18": -18, "–18 €": -18, "$-18": -18, "-\\$18": -18, "- $18": -18, "es −18,50 €": -18.5, "-€18": -18,
     "= - 18": -18, "#### −$1,250.50": -1250.5, "#### -10": -10, "\\boxed{-\\$18}": -18, "$\\text{-}18$": -18,
     "the total is minus 18": -18, "es menos 5": -5, "al menos 5": 5, "+18": 18, "**-18**": -18, "-.5": -0.5,
+    "The answer is - 5.": -5, "\\boxed{-\\,\\$18}": -18, "\\frac{1}{-2}": -0.5, "2-\\frac{-1}{-2}=\\frac{-3}{-2}": 1.5,
+    "USD -18": -18, "\\boxed{-\\pounds 18}": -18, "`-18`": -18, "<answer>-18</answer>": -18, '{"answer": -18}': -18,
     # what looks like a sign and is none
     "10-3=7": 7, "from 18-20": 20, "- 18 apples": 18, "\n- 3 eggs\n- 4 pears": 4, "20 – 18 = 2": 2,
     # thousands and decimals
@@ -32,6 +34,8 @@ WRITTEN = {
     "6e3": 6000, "1.5E-3": 0.0015, "10^6": 1e6, "2^{10}": 1024, "2,5 millones": 2.5e6, "3 mil": 3000, "$5k": 5000,
     "3 mil millones": 3e9, "2 billion": 2e9, "2 billones": 2e12, "\\boxed{5\\text{ million}}": 5e6, "5 million": 5e6,
     # units and currencies
+    "\\SI{18}{km}": 18, "\\boxed{\\num{1000}}": 1000, "18\\euro": 18, "\\boxed{1.000{,}50}": 1000.5,
+    "1\\,000{,}5": 1000.5,
     "18 m/s^2": 18, "18 m²": 18, "18 km/h": 18, "18kg": 18, "USD 18": 18, "R$ 1.000,00": 1000, "-5 °C": -5, "18€": 18,
     # which number of a text
     "He has 3 and 4.\n#### 72": 72, "#### 5 apples and 6 pears": 5, "#### none, though 5 came": 5, "1 #### 2 #### 3": 3,
