@@ -76,7 +76,9 @@ class PromptEncoder:
             encodings = self.tokenizer.encode_batch_fast([text for _, text in batch], add_special_tokens=False)
             prefix = [] if self.chat else self.prefix
             for (asked, _), encoding in zip(batch, encodings, strict=True):
-                yield Prompt(np.array([*prefix, *encoding.ids], np.int32), asked.said, asked.others, asked.read)
+                # As the model sees them: a reward model reads them too.
+                others = asked.others | ({"tools": asked.tools} if asked.tools else {})
+                yield Prompt(np.array([*prefix, *encoding.ids], np.int32), asked.said, others, asked.read)
 
     def _written(self, unit: Unit, bad: BadRecords) -> Iterator[tuple[Asked, str]]:
         for place, record in records(unit):

@@ -33,7 +33,7 @@ from datamodules.units import Unit
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-VERSION = 3  # of what is kept in the cache
+VERSION = 4  # of what is kept in the cache
 PEEKED = 16
 
 

@@ -36,12 +36,20 @@ class UntrustedText:
             raise TypeError(f"{type(tokenizer).__name__} is no fast tokenizer (it has no tokenizer.json)")
         self.tokenizer = tokenizer
 
-    def conversation(self, messages: Sequence[dict[str, Any]], *, reply: bool) -> list[int]:
-        """As the chat template writes it; with `reply` up to where the assistant's next turn begins."""
-        said = str(messages)
+    def conversation(
+        self, messages: Sequence[dict[str, Any]], *, reply: bool, tools: Sequence[dict[str, Any]] | None = None
+    ) -> list[int]:
+        """As the chat template writes it; with `reply` up to where the assistant's next turn begins.
+
+        Args:
+            messages: each a mapping, as chat templates take them.
+            reply: whether the assistant is to go on.
+            tools: JSON schemas of what it may call.
+        """
+        said = str(messages) + str(tools)
         mark = next(one for one in map(chr, range(FIRST_MARK, LAST_MARK)) if repr(one)[1:-1] not in said)
-        marked = _each_text(list(messages), lambda text: mark.join(self._parts(text)))
-        written = self.tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=reply)
+        marked, schemas = (_each_text(one, lambda text: mark.join(self._parts(text))) for one in (messages, tools))
+        written = self.tokenizer.apply_chat_template(marked, tools=schemas, tokenize=False, add_generation_prompt=reply)
         return self._ids(written.split(mark))
 
     def text(self, text: str, num_trusted: int = 0) -> list[int]:

@@ -1,5 +1,6 @@
 """A trained reward model as a reward: it reads texts with a tokenizer of its own."""
 
+import json
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +18,8 @@ class RewardModel:
     Args:
         path: folder or hub id of an `AutoModelForSequenceClassification` with one label, and its tokenizer. Where the
             tokenizer has a chat template, prompt and completion become turns of a conversation; else one text. Control
-            tokens that are spelled in these texts are read as plain text: no answer can write a turn of its own.
+            tokens that are spelled in these texts are read as plain text: no answer can write a turn of its own. The
+            template is given what the column `tools` holds, where the data has one: schemas, or their JSON.
         batch_tokens: tokens of one forward pass, padding included; answers of similar length go together.
         device: by default the current GPU, where there is one.
         scale: factor on the scores, offset: added to them after that.
@@ -77,7 +79,8 @@ class RewardModel:
     @torch.no_grad()
     def __call__(self, prompts: list[Prompt], completions: list[str], columns: Columns) -> list[float]:
         """See `RewardFunction`."""
-        rows = [self._encode(*pair) for pair in zip(prompts, completions, strict=True)]
+        tools = columns.get("tools") or [None] * len(prompts)
+        rows = [self._encode(*one) for one in zip(prompts, completions, tools, strict=True)]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         scores = [0.0] * len(rows)
         while order:
@@ -88,11 +91,12 @@ class RewardModel:
                 scores[i] = self.scale * value + self.offset
         return scores
 
-    def _encode(self, prompt: Prompt, completion: str) -> list[int]:
+    def _encode(self, prompt: Prompt, completion: str, tools: Any = None) -> list[int]:
         if self.tokenizer.chat_template:
             turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
             turns.append({"role": "assistant", "content": completion})
-            ids = self._untrusted.conversation(turns, reply=False)
+            schemas = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools or None
+            ids = self._untrusted.conversation(turns, reply=False, tools=schemas)
         elif isinstance(prompt, str):
             ids = self._untrusted.document(prompt + completion, num_trusted=len(prompt))
         else:

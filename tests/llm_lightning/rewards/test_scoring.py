@@ -117,6 +117,15 @@ def test_a_reward_model_scores_the_last_token_of_the_conversation(folder):
     assert scaled(prompts[:1], texts[:1], {}) == pytest.approx([2 * expected[0] + 1], abs=1e-5)
 
 
+def test_a_reward_model_sees_the_tools_of_a_prompt(folder):
+    reward = RewardModel(str(folder))
+    reward.tokenizer.chat_template = "{% if tools %}{{ tools[0].function.name }}: {% endif %}" + CHAT
+    tools = [[{"type": "function", "function": {"name": "good"}}], ""]
+    with_tools, without = reward(["why", "why"], ["bad", "bad"], {"tools": tools})
+    assert without == pytest.approx(reward(["why"], ["bad"], {})[0], abs=1e-5) and abs(with_tools - without) > 1e-4
+    assert reward.tokenizer.decode(reward._encode("why", "bad", tools[0])).startswith("good: ")
+
+
 def test_an_answer_cannot_write_turns_of_its_own(folder):
     reward = RewardModel(str(folder))
     reward.tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
