@@ -15,7 +15,7 @@ from datamodules.control_tokens import normalizer_of
 from datamodules.errors import DataError
 from datamodules.packed import PackedDataModule
 from datamodules.record_shapes import SHAPES
-from datamodules.record_source import ChatRecord, RecordSource, Shapes, Writer, peek_records, record_units
+from datamodules.record_source import ChatRecord, OtherSource, RecordSource, Shapes, Writer, peek_records, record_units
 from datamodules.tokenizer import load_tokenizer
 from datamodules.units import Unit
 
@@ -38,6 +38,7 @@ class ChatDataModule(PackedDataModule):
         template: a chat template by name (`chatml`, `llama3`, `mistral`) or file. None: the tokenizer's own; where it
             has none but the tokens of ChatML, `chatml`. It is saved with the model.
         seq_len: T, tokens of a row.
+        val_columns: as `columns`, for `val_path`. None: `columns` where it has them, else the usual names.
         kwargs: see `PackedDataModule`.
     """
 
@@ -50,18 +51,22 @@ class ChatDataModule(PackedDataModule):
         columns: dict[str, str | list[str]] | None = None,
         template: str | None = None,
         seq_len: int = DEFAULT_SEQ_LEN,
+        val_columns: dict[str, str | list[str]] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(path, seq_len=seq_len, **kwargs)
         self.sources = sources
         self.columns = columns
         self.template = template
+        self.val_columns = val_columns
 
     def check_settings(self) -> None:
         """As every DataModule over packed rows, and what only conversations have."""
         super().check_settings()
         if self.sources is not None and self.columns is not None:
             raise DataError("columns: with sources, name them in the source that they belong to")
+        if self.val_columns is not None and self.val_path is None:
+            raise DataError("val_columns: they are those of val_path, which is not given")
         self.check_tokenizer()
 
     def check_tokenizer(self) -> None:
@@ -81,6 +86,11 @@ class ChatDataModule(PackedDataModule):
     def source_of(self, path: str) -> RecordSource:
         """A path, read with `columns`."""
         return RecordSource(path, columns=self.columns)
+
+    def val_source_of(self, path: str) -> RecordSource:
+        """A path to validate on, read with `val_columns`."""
+        own = self.val_columns is not None
+        return RecordSource(path, columns=self.val_columns) if own else OtherSource(path, columns=self.columns)
 
     def peek(self, source: RecordSource, root: Path) -> None:
         """Reads and writes down the first records."""

@@ -20,7 +20,7 @@ from datamodules.order import SequentialOrder, ShuffledOrder
 from datamodules.preview import preview
 from datamodules.rows import RowIndex, Selection, TooLong, hashes_of, pack_rows, split_documents
 from datamodules.shards import Encoder, Shard
-from datamodules.sources import Source, files_in_words, to_validate_on, validation_of
+from datamodules.sources import Source, files_in_words, paths_of, to_validate_on, validation_of
 from datamodules.tokenization import tokenize
 from datamodules.units import Unit
 
@@ -105,6 +105,10 @@ class PackedDataModule(LightningDataModule):
         """A path as a source, with the DataModule's own options."""
         raise NotImplementedError
 
+    def val_source_of(self, path: str) -> Source:
+        """The same of a path to validate on."""
+        return self.source_of(path)
+
     def peek(self, source: Any, root: Path) -> None:
         """Look at a source's first records; raises `DataError`."""
         raise NotImplementedError
@@ -168,8 +172,7 @@ class PackedDataModule(LightningDataModule):
             raise DataError(f"val_share: it must be at least 0 and below 1, not {self.val_share}")
 
     def _limits(self) -> dict[str, tuple[int, int]]:
-        """The least value of each number."""
-        # One token has no next one to predict.
+        """The least value of each number; one token has no next one to predict."""
         return {"seq_len": (self.seq_len, 2), "batch_size": (self.batch_size, 1), "num_workers": (self.num_workers, 0)}
 
     def _weights(self) -> list[float] | None:
@@ -177,12 +180,12 @@ class PackedDataModule(LightningDataModule):
         return weights or None
 
     def _train_sources(self) -> Sequence[Source]:
-        return self.sources if self.sources is not None else self._sources_of(self.path)
+        return self.sources if self.sources is not None else [self.source_of(path) for path in paths_of(self.path)]
 
     def _val_sources(self) -> Sequence[Source]:
         """What is there for validation alone; where nothing is, a share of what is trained on validates."""
         if self.val_path is not None:
-            return [to_validate_on(source) for source in self._sources_of(self.val_path)]
+            return [to_validate_on(self.val_source_of(path)) for path in paths_of(self.val_path)]
         if self.val_share is not None:
             return []
         found = [validation_of(source) for source in self._train_sources()]
@@ -193,9 +196,6 @@ class PackedDataModule(LightningDataModule):
         for source in self._train_sources():
             for line in files_in_words(source, validates):
                 rank_zero_info(line)
-
-    def _sources_of(self, path: str | list[str] | None) -> list[Source]:
-        return [self.source_of(path) for path in ([path] if isinstance(path, str) else path or [])]
 
     def prepare_data(self) -> None:
         """Builds what the cache lacks; Lightning calls it on one process of each node."""
@@ -241,7 +241,7 @@ class PackedDataModule(LightningDataModule):
         self._val = [(self._rows(shards, val), shards) for shards in val_shards]
         for source, (index, _) in zip(self._train_sources(), self._train, strict=True):
             self._check_not_empty(source, index.facts)
-        if self._val and not any(index.facts["num_rows"] for index, _ in self._val):
+        if self._val and not sum(index.facts["num_rows"] for index, _ in self._val):
             rank_zero_warn(f"Nothing validates: all that was held out is longer than a row (seq_len={self.seq_len}).")
         self.selections = {"train": train, "val": val}
         if added_shards:

@@ -14,7 +14,7 @@ from datamodules.batches import bounded_batches
 from datamodules.chat_template import ChatTemplate
 from datamodules.formats import records
 from datamodules.near_duplicates import NUM_BANDS, normalized, signature
-from datamodules.preference_records import IDENTICAL, Preference, preference_of
+from datamodules.preference_records import IDENTICAL, Preference, preference_of, preferences_of
 from datamodules.record_source import ChatRecord
 from datamodules.shards import Document, text_hash, token_dtype
 from datamodules.units import Bad, Unit
@@ -108,23 +108,25 @@ class PairEncoder:
     def written(self, unit: Unit, bad: BadRecords) -> Iterator[Written]:
         """The unit's pairs as the template writes them."""
         for place, record in records(unit):
-            preference = self._preference(record, unit)
-            written = preference if not isinstance(preference, Preference) else self._write(preference)
-            if isinstance(written, Bad):
-                bad.note(place, written)
-            elif isinstance(written, LeftOut):
-                bad.left_out[written.reason] += 1
-            else:
-                yield written
+            found = self._preferences(record, unit)
+            for one in found if isinstance(found, list) else [found]:
+                written = self._write(one) if isinstance(one, Preference) else one
+                if isinstance(written, Bad):
+                    bad.note(place, written)
+                    break
+                if isinstance(written, LeftOut):
+                    bad.left_out[written.reason] += 1
+                else:
+                    yield written
 
     def read(self, unit: Unit) -> Iterator[ChatRecord]:
         """The unit's pairs, without those that cannot be read, say nothing, or are ties."""
         for _, record in records(unit):
-            preference = self._preference(record, unit)
-            if isinstance(preference, Preference) and not preference.is_tie:
-                assert not isinstance(record, Bad)
-                rejected = str(preference.rejected[-1]["content"])
-                yield ChatRecord(record, preference.chosen, rejected, _split_hash(preference))
+            found = self._preferences(record, unit)
+            for preference in found if isinstance(found, list) else []:
+                if not preference.is_tie and not isinstance(record, Bad):
+                    rejected = str(preference.rejected[-1]["content"])
+                    yield ChatRecord(record, preference.chosen, rejected, _split_hash(preference))
 
     def refuses(self, messages: list[dict[str, Any]], rejected: str | None) -> str | None:
         """Why nothing can be learned from the last message and a rejected one in its place; None where it can."""
@@ -133,8 +135,8 @@ class PairEncoder:
         written = self._write(preference) if isinstance(preference, Preference) else preference
         return None if isinstance(written, Written) else written.reason
 
-    def _preference(self, record: Any, unit: Unit) -> Preference | Bad | LeftOut:
-        return record if isinstance(record, Bad) else preference_of(record, unit.shape, unit.columns, self.labels)
+    def _preferences(self, record: Any, unit: Unit) -> list[Preference] | Bad | LeftOut:
+        return record if isinstance(record, Bad) else preferences_of(record, unit.shape, unit.columns, self.labels)
 
     def _write(self, preference: Preference) -> Written | Bad:
         texts = [self.template.write(messages, preference.tools) for messages in _answers(preference)]

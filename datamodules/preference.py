@@ -23,6 +23,7 @@ from datamodules.pair_preview import preview_pairs
 from datamodules.pairs import PairCollator, PairRows, Pairs
 from datamodules.preference_records import FIRST, SECOND, TIE
 from datamodules.record_shapes import PREFERENCE_SHAPES
+from datamodules.record_source import OtherSource
 from datamodules.rows import Selection, TooLong, split_documents
 from datamodules.scoring import Conversations
 from datamodules.shards import Shard
@@ -186,7 +187,7 @@ class PreferenceDataModule(ChatDataModule):
     def _conversations(self) -> Conversations:
         assert self.predict_path is not None
         return Conversations(
-            replace(self.source_of(self.predict_path), split=ALL),
+            replace(OtherSource(self.predict_path, columns=self.columns), split=ALL),
             self.chat_tokenizer,
             self.seq_len,
             self.batch_size,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datamodules.bad_records import LeftOut
+from datamodules.options import Option, right_option
 from datamodules.prompt_turns import SYSTEM_ROLES, Message, prompt_turns, read_turn, transcript, with_system
 from datamodules.record_fields import Fields, Turn
 from datamodules.record_shapes import Columns
@@ -48,6 +49,21 @@ class Preference:
         return self.chosen[:-1]
 
 
+def preferences_of(
+    record: Record, shape: str, columns: Columns | None, labels: Mapping[str, str] | None = None
+) -> list[Preference] | Bad | LeftOut:
+    """As `preference_of`; of a multiple-choice question the right option against each of the others."""
+    if is_pair(shape):
+        found = preference_of(record, shape, columns, labels)
+        return [found] if isinstance(found, Preference) else found
+    try:
+        return _of_choice(Fields(record, columns), shape)
+    except UnfitError as unfit:
+        return Bad(str(unfit))
+    except RecursionError:
+        return Bad("JSON nested too deeply")
+
+
 def preference_of(
     record: Record, shape: str, columns: Columns | None, labels: Mapping[str, str] | None = None
 ) -> Preference | Bad | LeftOut:
@@ -88,6 +104,22 @@ def _preference(fields: Fields, shape: str, labels: Mapping[str, str]) -> Prefer
     )
 
 
+def _of_choice(fields: Fields, shape: str) -> list[Preference]:
+    """Answers are options' letters, or their texts where the right one is given by its text."""
+    prompt = with_system(fields, [read_turn(turn)[0] for turn in prompt_turns(fields, shape)])
+    options, given, column = fields.options(), fields.optional("correct"), fields.column("correct")
+    right = right_option(given, options, column)
+    if right is None:
+        raise UnfitError(f"column {column!r} says {str(given)[:40]!r}, which is none of the options")
+    by_text = isinstance(given, str) and given.strip().casefold() == right.text.casefold() != right.label.casefold()
+
+    def answered(option: Option) -> list[Message]:
+        return [*prompt, {"role": "assistant", "content": option.text if by_text else option.label}]
+
+    tools = tools_of(fields.optional("tools"))
+    return [Preference(answered(right), answered(other), tools) for other in options if other != right]
+
+
 def _conversation(fields: Fields, prompt: list[Turn], name: str) -> list[Message] | None:
     """The messages with one of the answers; None where the answer is empty."""
     turns = _with_answer(fields, prompt, name)
@@ -108,6 +140,8 @@ def _conversation(fields: Fields, prompt: list[Turn], name: str) -> list[Message
 def _with_answer(fields: Fields, prompt: list[Turn], name: str) -> list[Turn]:
     column = fields.column(name)
     answer = fields.value(column)
+    if isinstance(answer, int | float):
+        answer = text_of(answer, f"column {column!r}", numbers=True)
     if isinstance(answer, str):
         spoken = transcript(text_of(answer, f"column {column!r}"), column)
         # Without a prompt of its own the text has to be one; behind a prompt it is one where it repeats the prompt, and
@@ -155,6 +189,11 @@ def _lines(turns: list[Turn]) -> list[tuple[str, str]]:
         text = " ".join(content.split()) if isinstance(content, str) else str(content)
         lines.append((ROLES.get(str(role).lower(), str(role)), text))
     return lines
+
+
+def is_pair(shape: str) -> bool:
+    """Whether records of the shape hold two answers."""
+    return shape.endswith("-pair") or shape.startswith("labelled")
 
 
 def first_answer(shape: str) -> str:

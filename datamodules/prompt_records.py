@@ -16,10 +16,10 @@ from datamodules.batches import bounded_batches
 from datamodules.chat_template import ChatTemplate
 from datamodules.formats import records
 from datamodules.json_values import json_default
-from datamodules.preference_records import first_answer, prompt_of_pair
+from datamodules.preference_records import first_answer, is_pair, prompt_of_pair
 from datamodules.prompt_turns import MAIN, Message, is_dialogue, prompt_turns, question_text, read_turn, with_system
 from datamodules.record_fields import Fields
-from datamodules.record_shapes import PREFERENCE_SHAPES, PROMPT_SHAPES, Columns, required
+from datamodules.record_shapes import PROMPT_SHAPES, Columns, required
 from datamodules.shards import text_hash
 from datamodules.surrogates import is_encodable
 from datamodules.turns import UnfitError, tools_of
@@ -165,7 +165,9 @@ def prompt_of(record: Record, shape: str, columns: Columns | None) -> Asked:
         others = () if columns else PROMPT_SHAPES  # what is mapped is meant
         shape = next((name for name in others if all(map(fields.filled, required(name, PROMPT_SHAPES)))), "")
     if not shape:
-        wanted = " or ".join(fields.names_of(main) if columns else dict.fromkeys(MAIN.values()))
+        wanted = " or ".join(
+            fields.names_of(main) if columns else dict.fromkeys(name for name in MAIN.values() if name != "chosen")
+        )
         raise UnfitError(f"no prompt: column {wanted} is missing or empty; it has: {', '.join(map(str, record))}")
     return _asked(fields, shape)
 
@@ -173,7 +175,7 @@ def prompt_of(record: Record, shape: str, columns: Columns | None) -> Asked:
 def _asks(fields: Fields, shape: str) -> bool:
     """Whether the record has what a prompt of this shape is made of, with or without an answer."""
     main = MAIN[shape]
-    if shape in PREFERENCE_SHAPES and not fields.columns_of(first_answer(shape)):
+    if is_pair(shape) and not fields.columns_of(first_answer(shape)):
         return False
     if shape == "self-instruct" and not fields.filled("instances"):
         return False
@@ -182,7 +184,7 @@ def _asks(fields: Fields, shape: str) -> bool:
 
 
 def _asked(fields: Fields, shape: str) -> Asked:
-    turns = prompt_of_pair(fields, shape) if shape in PREFERENCE_SHAPES else list(prompt_turns(fields, shape))
+    turns = prompt_of_pair(fields, shape) if is_pair(shape) else list(prompt_turns(fields, shape))
     messages = with_system(fields, [read_turn(turn)[0] for turn in turns])
     column = fields.column(MAIN[shape])
     if not messages:

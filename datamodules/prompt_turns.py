@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from datamodules.options import is_listed
 from datamodules.record_fields import Fields, Turn
 from datamodules.turns import Reasoning, UnfitError, is_assistants, is_blank, kind_of, message_of, parsed
 from datamodules.units import Record
@@ -21,10 +22,12 @@ MAIN: dict[str, str] = {
     "prompt-pair": "prompt", "sharegpt-pair": "conversations", "messages-pair": "messages",
     "question-pair": "question", "instruction-pair": "instruction", "labelled-prompt": "prompt",
     "labelled-instruction": "instruction", "input-pair": "input", "whole-pair": "chosen",
+    "instruction-choice": "instruction", "prompt-choice": "prompt", "question-choice": "question",
     "instruction": "instruction", "prompt": "prompt", "question": "question", "input": "input",
 }  # fmt: skip
 DIALOGUES = ("messages", "conversations")
 SYSTEM_ROLES = ("system", "developer")
+NO_SPEAKER = "text where an object is expected: {role: user, content: ...} tells who says what"
 
 # How Anthropic's sets write conversations down; what stands before the first mark is nobody's.
 TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
@@ -46,10 +49,20 @@ def prompt_turns(fields: Fields, shape: str) -> Iterator[Turn]:
     main = MAIN[shape]
     if is_dialogue(fields, shape):
         turns = list(fields.turns(main, learned=False))
+        if all(isinstance(turn.said, str) for turn in turns):
+            yield _first_text(turns, shape)
+            return
         yield from before_reply(turns) if main in DIALOGUES or shape == main else turns
     else:
         yield from _history(fields)
         yield from _question(fields, shape)
+
+
+def _first_text(turns: Sequence[Turn], shape: str) -> Turn:
+    """A list of texts holds what a user asks one after the other, each time behind an answer that is not there."""
+    if len(turns) > 1 and shape not in ("messages", MAIN[shape]):
+        raise UnfitError(f"{turns[0].where}: {NO_SPEAKER}")
+    return turns[0]._replace(said={"role": "user", "content": turns[0].said})
 
 
 def is_dialogue(fields: Fields, shape: str) -> bool:
@@ -63,21 +76,24 @@ def before_reply(turns: Sequence[Turn]) -> Sequence[Turn]:
 
 
 def question_text(fields: Fields, shape: str) -> str:
-    """What the user says: the field, and below it the `input` and the `context` that belong to it.
-
-    Where the field is mapped to a list of columns, these are all.
-    """
+    """What the user says: the field, below it the `input` and the `context` that belong to it, and its options."""
     main = MAIN[shape]
     fields = task_of(fields) if shape == "self-instruct" else fields
     # Self-instruct sets have tasks that are all in their input.
     first = fields.optional_text(main) if main == "instruction" else fields.text(main)
-    others = [name for name in ("input", "context") if name != main]
-    if isinstance(fields.mapped(main), list):
-        others = [name for name in others if fields.mapped(name)]
-    parts = [first, *(fields.optional_text(name) for name in others)]
+    # A list of columns is all that the question is made of, but for what is mapped too.
+    is_all = isinstance(fields.mapped(main), list)
+    others = [name for name in ("input", "context") if name != main and (fields.mapped(name) or not is_all)]
+    parts = [first, *(fields.optional_text(name, numbers=True) for name in others)]
     if not any(parts):
         raise UnfitError(f"column {fields.column(main)!r} is empty")
-    return "\n".join(filter(None, parts))
+    text = "\n".join(filter(None, parts))
+    needs_options = shape.endswith("-choice")
+    options = fields.options() if needs_options or fields.mapped("options") or not is_all else []
+    if needs_options and not options:
+        fields.column("options")
+        raise UnfitError("it has no options to choose from")
+    return text if is_listed(options, text) else "\n".join([text, *(option.line for option in options)])
 
 
 def with_system(fields: Fields, messages: list[Message]) -> list[Message]:

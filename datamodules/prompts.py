@@ -25,8 +25,8 @@ from datamodules.order import SequentialOrder, ShuffledOrder
 from datamodules.prompt_records import PromptEncoder, write_prompts
 from datamodules.prompt_set import PromptBatchCollator, Prompts, split_prompts
 from datamodules.record_shapes import PROMPT_SHAPES
-from datamodules.record_source import RecordSource, record_units, with_shape
-from datamodules.sources import files_in_words, first_units, to_validate_on, validation_of
+from datamodules.record_source import OtherSource, RecordSource, record_units, with_shape
+from datamodules.sources import files_in_words, first_units, paths_of, to_validate_on, validation_of
 from datamodules.tokenizer import bare, framing, load_tokenizer
 from datamodules.units import Unit
 
@@ -83,6 +83,7 @@ class PromptDataModule(LightningDataModule):
         batch_size: int = 16,
         val_share: float | None = None,
         val_path: str | list[str] | None = None,
+        val_columns: dict[str, str | list[str]] | None = None,
         seed: int = 0,
         num_workers: int = 0,
         on_bad_record: OnBadRecord = "stop",
@@ -99,6 +100,7 @@ class PromptDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.val_share = val_share
         self.val_path = val_path
+        self.val_columns = val_columns
         self.seed = seed
         self.num_workers = num_workers
         self.on_bad_record = on_bad_record
@@ -118,6 +120,8 @@ class PromptDataModule(LightningDataModule):
         """
         if self.val_path is not None and self.val_share is not None:
             raise DataError("val_path and val_share: give one of them (both are given)")
+        if self.val_columns is not None and self.val_path is None:
+            raise DataError("val_columns: they are those of val_path, which is not given")
         for name, least in (("max_prompt_tokens", 1), ("batch_size", 1), ("num_workers", 0)):
             if getattr(self, name) < least:
                 raise DataError(f"{name}: it must be at least {least}, not {getattr(self, name)}")
@@ -178,15 +182,19 @@ class PromptDataModule(LightningDataModule):
         raise DataError(f"{name}: {where!r} leaves no prompt{why}")
 
     def _train_sources(self) -> list[RecordSource]:
-        return [RecordSource(path, columns=self._columns) for path in _as_list(self.path)]
+        return [RecordSource(path, columns=self._columns) for path in paths_of(self.path)]
 
     def _val_sources(self) -> list[RecordSource]:
         if self.val_path is not None:
-            return [to_validate_on(RecordSource(path, columns=self._columns)) for path in _as_list(self.val_path)]
+            return [to_validate_on(self._val_source(path)) for path in paths_of(self.val_path)]
         if self.val_share is not None:
             return []
         found = [validation_of(source) for source in self._train_sources()]
         return [source for source in found if source is not None]
+
+    def _val_source(self, path: str) -> RecordSource:
+        own = self.val_columns is not None
+        return RecordSource(path, columns=self.val_columns) if own else OtherSource(path, columns=self._columns)
 
     def _build(self, sources: list[RecordSource], look_again: bool) -> list[Path]:
         root = cache_root(self.cache_dir)
@@ -325,7 +333,3 @@ def _skipped(files: Sequence[Path]) -> str | None:
 
 def _listed(columns: list[str]) -> str:
     return f"column {columns[0]}" if len(columns) == 1 else f"columns {', '.join(columns)}"
-
-
-def _as_list(paths: str | list[str] | None) -> list[str]:
-    return [paths] if isinstance(paths, str) else list(paths or [])

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from datamodules.record_shapes import Columns, columns_of, is_empty, mapped_to, names_of
-from datamodules.turns import UnfitError, kind_of, parsed, text_of, without_nulls
-from datamodules.units import Record, Row
+from datamodules.options import Option, of_columns, options_of
+from datamodules.record_shapes import Columns, columns_of, mapped_to, names_of
+from datamodules.turns import UnfitError, kind_of, parsed, spoken, text_of, without_nulls
+from datamodules.units import Record, Row, is_empty
 
 
 class Turn(NamedTuple):
@@ -62,16 +63,16 @@ class Fields:
         self.read += [name for name in filled if name not in self.read]
         return self.value(filled[0]) if len(filled) == 1 else self._joined(filled)
 
-    def optional_text(self, field: str) -> str:
-        """The field's text; empty where it is absent."""
+    def optional_text(self, field: str, numbers: bool = False) -> str:
+        """The field's text, or number as for `text_of`; empty where it is absent."""
         value = self.optional(field)
-        return "" if value is None else text_of(value, f"column {self.column(field)!r}")
+        return "" if value is None else text_of(value, f"column {self.column(field)!r}", numbers)
 
-    def text(self, field: str) -> str:
-        """The field's text; raises `UnfitError` where there is none."""
+    def text(self, field: str, numbers: bool = False) -> str:
+        """The field's text, or number as for `text_of`; raises `UnfitError` where there is none."""
         column = self.column(field)
         value = self.optional(field)
-        text = text_of(self.record[column] if value is None else value, f"column {column!r}")
+        text = text_of(self.record[column] if value is None else value, f"column {column!r}", numbers)
         if not text.strip():
             raise UnfitError(f"column {column!r} is empty")
         return text
@@ -87,11 +88,31 @@ class Fields:
             raise UnfitError(f"column {column!r} holds {kind_of(turns)}, not a list of turns")
         if not turns:
             raise UnfitError(f"column {column!r} has no turns")
-        return (Turn(f"turn {number} of {column}", turn, learned) for number, turn in enumerate(turns, 1))
+        said = [one for turn in turns for one in spoken(turn)]
+        return (Turn(f"turn {number} of {column}", turn, learned) for number, turn in enumerate(said, 1))
+
+    def options(self) -> list[Option]:
+        """The options to choose from; none where there are none.
+
+        Raises:
+            UnfitError: columns are mapped to `options` that hold something else.
+        """
+        columns = self.columns_of("options")
+        if not columns:
+            return []
+        self.read += [name for name in columns if name not in self.read and not is_empty(self.record[name])]
+        if len(columns) > 1 or isinstance(self.mapped("options"), list):
+            return of_columns(self.record, columns)
+        found = options_of(self.value(columns[0]))
+        if found is None:
+            raise UnfitError(
+                f"column {columns[0]!r} holds no options: a list of texts, or an object of labels and texts"
+            )
+        return found
 
     def mapped(self, field: str) -> str | list[str] | None:
         """What `columns` says of the field, which may be named by any of its usual names."""
         return mapped_to(field, self.columns)
 
     def _joined(self, columns: list[str]) -> str:
-        return "\n".join(text_of(self.record[name], f"column {name!r}") for name in columns)
+        return "\n".join(text_of(self.record[name], f"column {name!r}", numbers=True) for name in columns)

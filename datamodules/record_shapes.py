@@ -3,16 +3,18 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from datamodules.errors import DataError
-from datamodules.units import Record
+from datamodules.options import options_of, spread_columns
+from datamodules.units import Record, is_empty
 
 Columns: TypeAlias = Mapping[str, str | list[str]]
 """The set's own column names by field; several columns are read as one, in their order."""
 
 # What may stand before and below the text that asks.
-_ASKED, _BELOW = ("system", "history"), ("input", "context")
+_ASKED, _BELOW = ("system", "history"), ("input", "context", "options")
+_CHOICE = ("reasoning", "correct", "tools")
 # The fields of each shape, in the order in which the shapes are tried: conversations before single answers, since a
 # set of conversations often repeats its first question in a column `prompt`.
 SHAPES: dict[str, tuple[str, ...]] = {
@@ -20,9 +22,12 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "sharegpt": ("system", "conversations", "tools"),
     "alpaca": (*_ASKED, "instruction", *_BELOW, "reasoning", "output", "tools"),
     "self-instruct": ("system", "instruction", "instances"),
+    "instruction-choice": (*_ASKED, "instruction", *_BELOW, *_CHOICE),
     "prompt-completion": (*_ASKED, "prompt", *_BELOW, "reasoning", "completion", "tools"),
+    "prompt-choice": (*_ASKED, "prompt", *_BELOW, *_CHOICE),
+    "question-choice": (*_ASKED, "question", *_BELOW, *_CHOICE),
     "question-answer": (*_ASKED, "question", *_BELOW, "reasoning", "answer", "tools"),
-    "input-output": (*_ASKED, "input", "context", "reasoning", "output", "tools"),
+    "input-output": (*_ASKED, "input", "context", "options", "reasoning", "output", "tools"),
 }
 # The same of two answers to one question, of which one is preferred. Where the question has no column of its own, the
 # answers are whole conversations, which begin with it.
@@ -34,27 +39,37 @@ PREFERENCE_SHAPES: dict[str, tuple[str, ...]] = {
     "messages-pair": ("system", "messages", "chosen", "rejected", *_OF_PAIRS),
     "question-pair": (*_ASKED, "question", *_BELOW, "chosen", "rejected", *_OF_PAIRS),
     "instruction-pair": (*_ASKED, "instruction", *_BELOW, "chosen", "rejected", *_OF_PAIRS),
-    "input-pair": (*_ASKED, "input", "context", "chosen", "rejected", *_OF_PAIRS),
+    "input-pair": (*_ASKED, "input", "context", "options", "chosen", "rejected", *_OF_PAIRS),
     "labelled-prompt": (*_ASKED, "prompt", *_BELOW, *_OF_LABELLED),
     "labelled-instruction": (*_ASKED, "instruction", *_BELOW, *_OF_LABELLED),
     "whole-pair": ("system", "chosen", "rejected", *_OF_PAIRS),
+    **{f"{main}-choice": SHAPES[f"{main}-choice"] for main in ("instruction", "prompt", "question")},
 }
 # Prompts without any answer; those of the shapes above come first, so that their prompts are the same in all stages.
 PROMPT_SHAPES: dict[str, tuple[str, ...]] = {
     **SHAPES,
     **PREFERENCE_SHAPES,
     **{main: (*_ASKED, main, *_BELOW, "tools") for main in ("instruction", "prompt", "question")},
-    "input": (*_ASKED, "input", "context", "tools"),
+    "input": (*_ASKED, "input", "context", "options", "tools"),
 }
 OPTIONAL = {
-    "system", "history", "input", "context", "reasoning", "tools",
+    "system", "history", "input", "context", "options", "reasoning", "tools",
     "margin", "chosen_score", "rejected_score", "score_1", "score_2",
 }  # fmt: skip
-# Here the only field that asks is needed, which is optional elsewhere.
-NEEDED = {name: {"input"} for name in ("input-output", "input-pair", "input")}
+# What is optional elsewhere.
+NEEDED = {
+    **{name: {"input"} for name in ("input-output", "input-pair", "input")},
+    **{name: {"options"} for name in SHAPES if name.endswith("-choice")},
+}
 # The column names that a field usually has; the first one that is filled is read. A field is mapped by any of them.
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
+    "messages": ("messages", "turns", "conversation", "dialogue", "dialog"),
+    "question": ("question", "question_stem"),
     "context": ("context", "passage"),
+    "options": ("options", "choices"),
+    "correct": (
+        "answerKey", "answer_key", "correct_option", "answer_idx", "answer", "correct_answer", "correct", "label",
+    ),
     "output": ("output", "response"),
     "completion": ("completion", "response", "output"),
     "answer": ("answer", "response", "output"),
@@ -67,7 +82,8 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "output_1": ("output_1", "response_1", "answer_1", "response_a"),
     "output_2": ("output_2", "response_2", "answer_2", "response_b"),
     "label": ("label", "preference", "winner", "choice"),
-}
+}  # fmt: skip
+ANSWERS = ("output", "completion", "answer", "correct")
 
 
 @dataclass(frozen=True)
@@ -140,15 +156,29 @@ def columns_of(record: Record, field: str, columns: Columns | None) -> list[str]
     """
     mapped = mapped_to(field, columns)
     if mapped is not None:
-        return [name for name in _as_list(mapped) if name in record]
-    taken = {name for several in (columns or {}).values() for name in _as_list(several)}
-    there = [name for name in names_of(field) if name in record and name not in taken]
+        return [name for name in as_list(mapped) if name in record]
+    taken = {name for several in (columns or {}).values() for name in as_list(several)}
+    there = [name for name in names_of(field) if name in record and name not in taken and _fits(field, name, record)]
+    if field == "options" and not there:
+        return [name for name in spread_columns(list(record)) if name not in taken]
     return [name for name in there if not is_empty(record[name])][:1] or there[:1]
 
 
+def _fits(field: str, name: str, record: Record) -> bool:
+    """Whether the column can hold the field, where its name is one that other things have too."""
+    if field == "options":
+        return options_of(record[name]) is not None
+    return field != "messages" or name == field or isinstance(record[name], list)
+
+
 def mapped_to(field: str, columns: Columns | None) -> str | list[str] | None:
-    """What the field is mapped to, under any of its usual names; None: it is not mapped."""
-    return next((columns[name] for name in names_of(field) if name in columns), None) if columns else None
+    """What the field is mapped to, under any of its names; None: it is not mapped."""
+    return next((columns[key] for key in keys_of(field) if key in columns), None) if columns else None
+
+
+def keys_of(field: str) -> tuple[str, ...]:
+    """The names by which the field is mapped: its usual ones, and for a single answer those of any."""
+    return (*names_of(field), *(name for name in ANSWERS if field in ANSWERS and name not in names_of(field)))
 
 
 def names_of(field: str) -> tuple[str, ...]:
@@ -161,20 +191,13 @@ def required(name: str, shapes: Mapping[str, tuple[str, ...]]) -> list[str]:
     return [field for field in shapes[name] if field not in OPTIONAL or field in NEEDED.get(name, ())]
 
 
-def is_empty(value: Any) -> bool:
-    """Whether an optional column counts as absent: null, blank text, or nothing in the list."""
-    if isinstance(value, str):
-        return not value.strip()
-    return value is None or value == [] or value == {}
-
-
 def _candidates(columns: Columns, found: list[str], where: str, shapes: Mapping[str, tuple[str, ...]]) -> list[str]:
     fields = sorted({field for fields in shapes.values() for field in fields})
     known = {name for field in fields for name in names_of(field)}
     for field, mapped in columns.items():
         if field not in known:
             raise DataError(f"columns: {field!r} is not a field that is known; known are: {', '.join(fields)}")
-        for column in _as_list(mapped):
+        for column in as_list(mapped):
             if column not in found:
                 raise DataError(
                     f"columns: {where!r} has no column {column!r} (named for {field!r}); it has: {_listed(found)}"
@@ -186,10 +209,11 @@ def _candidates(columns: Columns, found: list[str], where: str, shapes: Mapping[
 
 
 def _has_field(fields: Iterable[str], key: str) -> bool:
-    return any(key in names_of(field) for field in fields)
+    return any(key in keys_of(field) for field in fields)
 
 
-def _as_list(columns: str | list[str]) -> list[str]:
+def as_list(columns: str | list[str]) -> list[str]:
+    """What a field is mapped to, as a list."""
     return [columns] if isinstance(columns, str) else columns
 
 

@@ -12,7 +12,7 @@ from datamodules.bad_records import BadRecords, OnBadRecord
 from datamodules.errors import DataError
 from datamodules.formats import FORMATS, records
 from datamodules.inner_records import inner_records
-from datamodules.record_shapes import PROMPT_SHAPES, SHAPES, detect_shape, shape_in_words
+from datamodules.record_shapes import PROMPT_SHAPES, SHAPES, as_list, detect_shape, keys_of, shape_in_words
 from datamodules.sources import Source, first_units, resolve
 from datamodules.units import Bad, Record, Unit
 
@@ -70,6 +70,11 @@ class RecordSource(Source):
     columns: dict[str, str | list[str]] | None = None
 
 
+@dataclass(frozen=True)
+class OtherSource(RecordSource):
+    """A set that `columns` were written for another one of: they count where they fit it."""
+
+
 def record_units(source: RecordSource, root: Path, look_again: bool = True, shapes: Shapes = SHAPES) -> list[Unit]:
     """As `resolve`, each unit told how to read its records; what was found is printed.
 
@@ -108,7 +113,7 @@ def with_shape(units: list[Unit], source: RecordSource, shapes: Shapes, announce
     first = next(filter(None, (list(islice(_readable(unit), RECORDS_PEEKED)) for unit in units)), [])
     if not first:
         raise DataError(f"path: {source.path!r} holds no record that can be read{_first_bad(units[0])}")
-    columns = dict(source.columns) if source.columns else None
+    columns = _fitting(source, first, shapes)
     try:
         shape = detect_shape(first, columns, source.path, shapes)
     except DataError as error:
@@ -121,6 +126,18 @@ def with_shape(units: list[Unit], source: RecordSource, shapes: Shapes, announce
 def _first_bad(unit: Unit) -> str:
     found = next(((place, record) for place, record in records(unit) if isinstance(record, Bad)), None)
     return f"; the first: {FORMATS[unit.format].locate(unit, found[0])}: {found[1].reason}" if found else ""
+
+
+def _fitting(source: RecordSource, first: list[Record], shapes: Shapes) -> dict[str, str | list[str]] | None:
+    """The source's column names; of another set's those that its shapes know, if it has any of these columns."""
+    columns = dict(source.columns or {})
+    if isinstance(source, OtherSource):
+        known = {name for fields in shapes.values() for field in fields for name in keys_of(field)}
+        columns = {field: names for field, names in columns.items() if field in known}
+        there = {name for record in first for name in record}
+        if there.isdisjoint(name for names in columns.values() for name in as_list(names)):
+            return None
+    return columns or None
 
 
 def _readable(unit: Unit) -> Iterator[Record]:

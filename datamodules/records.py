@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from datamodules.prompt_turns import prompt_turns, read_turn, task_of, with_system
+from datamodules.options import reply_of, right_option
+from datamodules.prompt_turns import NO_SPEAKER, prompt_turns, read_turn, task_of, with_system
 from datamodules.record_fields import Fields, Turn
 from datamodules.record_shapes import Columns, Shape, detect_shape, shape_in_words
 from datamodules.turns import Reasoning, UnfitError, tools_of
@@ -87,14 +88,33 @@ def _prompt_completion(fields: Fields, shape: str) -> Iterator[Turn]:
         raise UnfitError("a reasoning beside a completion of several turns; put it into the turn that it belongs to")
 
 
-def _answer(fields: Fields, field: str) -> Turn:
-    said = {"role": "assistant", "content": fields.text(field), "reasoning": fields.optional("reasoning")}
+def _dialogue(fields: Fields, field: str) -> Iterator[Turn]:
+    turns = list(fields.turns(field))
+    if all(isinstance(turn.said, str) for turn in turns):
+        raise UnfitError(f"{turns[0].where}: {NO_SPEAKER}")
+    yield from turns
+
+
+def _choice(fields: Fields, shape: str) -> Iterator[Turn]:
+    """The answer as it is given, or the letter of the option whose place is given."""
+    yield from prompt_turns(fields, shape)
+    given, column = fields.optional("correct"), fields.column("correct")
+    right = right_option(given, fields.options(), column)
+    yield _answer(fields, "correct", reply_of(given, right))
+
+
+def _answer(fields: Fields, field: str, text: str | None = None) -> Turn:
+    text = fields.text(field, numbers=True) if text is None else text
+    said = {"role": "assistant", "content": text, "reasoning": fields.optional("reasoning")}
     return Turn(f"column {fields.column(field)!r}", said)
 
 
 READERS: dict[str, Callable[[Fields, str], Iterator[Turn]]] = {
-    "messages": lambda fields, _: fields.turns("messages"),
-    "sharegpt": lambda fields, _: fields.turns("conversations"),
+    "messages": lambda fields, _: _dialogue(fields, "messages"),
+    "sharegpt": lambda fields, _: _dialogue(fields, "conversations"),
+    "instruction-choice": _choice,
+    "prompt-choice": _choice,
+    "question-choice": _choice,
     "alpaca": _answered("output"),
     "self-instruct": _self_instruct,
     "prompt-completion": _prompt_completion,

@@ -22,7 +22,7 @@ from datamodules.units import Unit
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-VERSION = 4  # of what is written here and of how units are read; a change makes all shards anew
+VERSION = 5  # of what is written here and of how units are read; a change makes all shards anew
 DOCUMENTS_AT_ONCE = 1024  # their records are written together
 
 # A document: where its tokens end in the shard, how many of them are learned, how many stand before its last reply, its

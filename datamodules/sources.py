@@ -44,6 +44,11 @@ class Source:
 S = TypeVar("S", bound=Source)
 
 
+def paths_of(path: str | list[str] | None) -> list[str]:
+    """What a setting names: one path, several, or none."""
+    return [path] if isinstance(path, str) else list(path or [])
+
+
 def find_files(source: Source) -> list[str] | None:
     """The source's files, sorted; None where the path names no file (an embedded corpus or a hub data set).
 

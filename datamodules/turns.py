@@ -1,10 +1,12 @@
 """One turn of a conversation as chat templates take it, from the ways in which data sets write it."""
 
 import json
+import math
+from decimal import Decimal
 from typing import Any, Literal
 
-from datamodules.record_shapes import is_empty
 from datamodules.surrogates import encodable
+from datamodules.units import is_empty
 
 Reasoning = Literal["train", "mask", "drop"]
 
@@ -47,7 +49,7 @@ def message_of(turn: Any, reasoning: Reasoning) -> tuple[dict[str, Any], bool]:
     calls = [] if is_empty(calls) else _tool_calls(calls)
     if content is None and not calls:
         raise UnfitError("it has no content")
-    text = "" if content is None else _content(content)
+    text = "" if content is None else _content(content, numbers=role in ("assistant", "tool"))
     if role == "assistant":
         thoughts = [text_of(turn[key], key) for key in REASONING_KEYS if not is_empty(turn.get(key))]
         text = _with_reasoning(text, thoughts, reasoning, may_be_empty=bool(calls))
@@ -77,12 +79,19 @@ def tools_of(value: Any) -> list[dict[str, Any]] | None:
     return [_tool(parsed(tool, "tools")) for tool in tools]
 
 
-def text_of(value: Any, what: str) -> str:
+def text_of(value: Any, what: str, numbers: bool = False) -> str:
     """The text, fit for any tokenizer: lone surrogates become U+FFFD.
+
+    Args:
+        numbers: whether a number may stand for its text, as Python writes it.
 
     Raises:
         UnfitError: it is no text, or holds NUL, at which some tokenizers stop reading.
     """
+    if numbers and isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise UnfitError(f"{what} holds {value}, which is no number to write down")
+        return str(value)
     if not isinstance(value, str):
         raise UnfitError(f"{what} holds {kind_of(value)}, not text")
     if "\0" in value:
@@ -111,6 +120,13 @@ def without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
     return value
+
+
+def spoken(turn: Any) -> list[Any]:
+    """The turns that an object says by the roles as keys, {"user": ..., "assistant": ...}; else the turn alone."""
+    if not isinstance(turn, dict) or not turn or not all(key.lower() in ROLES for key in turn):
+        return [turn]
+    return [{"role": role, "content": said} for role, said in turn.items() if said is not None]
 
 
 def is_assistants(turn: Any) -> bool:
@@ -157,10 +173,10 @@ def _role(turn: dict[str, Any]) -> tuple[str, str]:
     return said.lower(), role
 
 
-def _content(value: Any) -> str:
+def _content(value: Any, numbers: bool) -> str:
     """Text, or the text of all parts, one directly after the other as templates write them."""
     if not isinstance(value, list):
-        return text_of(value, "content")
+        return text_of(value, "content", numbers)
     texts = []
     for part in value:
         if not isinstance(part, dict):

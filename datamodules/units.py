@@ -33,6 +33,13 @@ class Bad(NamedTuple):
     reason: str
 
 
+def is_empty(value: Any) -> bool:
+    """Whether an optional column counts as absent: null, blank text, or nothing in the list."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or value == [] or value == {}
+
+
 Place = int  # where a record is, in the format's own count; `Format.locate` turns it into words
 Record = dict[str, Any]
 

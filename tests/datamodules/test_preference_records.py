@@ -139,7 +139,7 @@ def test_what_says_nothing_is_left_out(record, reason):
         ({"prompt": "a", "output_1": "b", "output_2": "c", "label": 0}, "label' says '0', which could mean"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "wide"}, "margin' holds 'wide', not a number"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": float("nan")}, "not a finite number"),
-        ({"prompt": "a", "chosen": "b", "rejected": 3}, "rejected' holds a number"),
+        ({"prompt": "a", "chosen": "b", "rejected": True}, "rejected' holds true or false"),
         ({"chosen": "b", "rejected": "c"}, "has no prompt"),
         ({"chosen": talk("a", "b", "c"), "rejected": talk("a", "b")}, "does not end with the assistant"),
         ({"prompt": "a", "chosen": {"role": "wizard", "content": "b"}, "rejected": "c"}, "unknown role 'wizard'"),

@@ -23,7 +23,7 @@ def test_words_say_what_is_read_what_is_not_and_why():
     assert shape == Shape("alpaca", ("instruction", "input", "output"), ("id", "text"))
     assert shape_in_words(shape) == (
         "alpaca (columns instruction, input, output; not read: id, text), the first that fits of the shapes "
-        "messages, sharegpt, alpaca, self-instruct, prompt-completion, question-answer, input-output"
+        f"{', '.join(SHAPES)}"
     )
     assert shape_in_words(detect({"messages": TURNS})).startswith("messages (columns messages), the first")
 
@@ -100,7 +100,6 @@ def test_what_cannot_be_known_is_told_with_the_way_out(record, columns, parts):
 @pytest.mark.parametrize(
     ("file", "named"),
     [
-        ("mt_bench/question.jsonl", "question_id, category, turns"),
         ("mgsm/es.tsv", "Los patos de Janet ponen 16 huevos [...], 18"),  # no header: its first record stands for it
     ],
 )
