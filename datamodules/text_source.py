@@ -74,11 +74,9 @@ def _text_column(first: list[Record], source: TextSource, path: str) -> str:
             return source.text_column
         raise DataError(f"text_column: {source.path!r} has no column {source.text_column!r}; it has: {found}{inner}")
     texts = {name: sum(isinstance(record.get(name), str) for record in first) for name in ["text", *names]}
-    if texts["text"]:
-        return "text"
-    usual = [name for name, count in texts.items() if 2 * count > len(first)]
-    if len(usual) == 1:
-        return usual[0]
+    usual = [name for name, count in texts.items() if 2 * count >= max(1, *texts.values())]
+    if "text" in usual or len(usual) == 1:
+        return "text" if "text" in usual else usual[0]
     raise DataError(
         f"text_column: {source.path!r} has no column `text`; it has: {found}. Name the one to read with text_column"
         f"{inner}"
