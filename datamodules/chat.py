@@ -127,7 +127,7 @@ class ChatDataModule(PackedDataModule):
     def chat_tokenizer(self) -> PreTrainedTokenizerFast:
         """The named tokenizer, with the chat template."""
         assert self.tokenizer_name is not None
-        tokenizer = load_tokenizer(self.tokenizer_name)
+        tokenizer = load_tokenizer(self.tokenizer_name, self.new_tokens)
         set_template(tokenizer, self.template)
         self.prepare_tokenizer(tokenizer)
         return tokenizer

@@ -61,6 +61,8 @@ class PackedDataModule(LightningDataModule):
     default_val_share = 0.01
     too_long: TooLong = "split"
     sources: Sequence[Source] | None = None
+    new_tokens: Sequence[str] = ()
+    """Control tokens that the network gets and its tokenizer has not; set it before anything is read."""
     added: Sequence[Source] = ()
     """What else is trained on: nothing of it validates, and what asks a question of validation is left out."""
     added_share = 0.5

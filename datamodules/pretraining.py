@@ -83,7 +83,7 @@ class TextDataModule(PackedDataModule):
     def make_tokenizer(self, units: list[Unit], root: Path) -> PreTrainedTokenizerFast:
         """The one that is named, else one trained from the text."""
         if self.tokenizer_name is not None:
-            return load_tokenizer(self.tokenizer_name)
+            return load_tokenizer(self.tokenizer_name, self.new_tokens)
         return trained_tokenizer(units, self.vocab_size or DEFAULT_VOCAB_SIZE, root, self.on_bad_record)
 
     def make_encoder(self, tokenizer: PreTrainedTokenizerFast) -> Encoder:

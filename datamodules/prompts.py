@@ -71,6 +71,9 @@ class PromptDataModule(LightningDataModule):
             a bad one. Its `key` names it in the cache. The module that trains sets it.
     """
 
+    new_tokens: Sequence[str] = ()
+    """Control tokens that the network gets and its tokenizer has not; set it before anything is read."""
+
     def __init__(
         self,
         path: str | list[str],
@@ -224,7 +227,7 @@ class PromptDataModule(LightningDataModule):
     @cached_property
     def _chat_tokenizer(self) -> PreTrainedTokenizerFast:
         assert self.tokenizer_name is not None
-        tokenizer = load_tokenizer(self.tokenizer_name)
+        tokenizer = load_tokenizer(self.tokenizer_name, self.new_tokens)
         if self.template is not None or self.chat or (self.chat is None and tokenizer.chat_template):
             set_template(tokenizer, self.template)
             tokenizer.eos_token = template_of(tokenizer).end_of_turn()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,8 +55,12 @@ def framing(tokenizer: PreTrainedTokenizerFast) -> Framing:
     return Framing(prefix, suffix if suffix[-1:] == [tokenizer.eos_token_id] else [*suffix, tokenizer.eos_token_id])
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+def load_tokenizer(name: str, new_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """A tokenizer from a hub id, a folder, or a `.gguf` file.
+
+    Args:
+        name: where it is.
+        new_tokens: control tokens that are added, those that it has not.
 
     Raises:
         DataError: nothing is there, or it is a tokenizer written in Python alone.
@@ -75,6 +79,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
             raise DataError(f"tokenizer: {name!r} is no folder with a tokenizer, nor found on the hub") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise DataError(f"tokenizer: {name!r} has no fast version (tokenizer.json), which training at scale needs")
+    tokenizer.add_tokens(list(new_tokens), special_tokens=True)
     return tokenizer
 
 

@@ -181,6 +181,9 @@ class TrainingCLI(LightningCLI):
             raise
         except ValueError as error:
             raise UserError(readable(error)) from error
+        # What the network gets, its tokenizer needs too, wherever it is read.
+        data = getattr(self.datamodule, "data", self.datamodule)
+        data.new_tokens = tuple(self.model.backbone.new_tokens)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the callbacks and the metrics file that every run has."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, TaskType, get_peft_model
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -19,6 +20,7 @@ from llm_lightning.models import adalora, empty, residual
 from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.bottleneck import BottleneckConfig, add_bottlenecks, save_bottleneck
 from llm_lightning.models.gguf import kept_beside
+from llm_lightning.models.new_tokens import with_rows
 from llm_lightning.models.sharding import is_sharded, is_zero3, reshard, whole
 from llm_lightning.models.tasks import LANGUAGE, Task
 from llm_lightning.models.virtual_tokens import IN_ATTENTION, IN_EMBEDDINGS, prompt_config
@@ -58,7 +60,7 @@ class Adapter:
         # Of a weight that is shared the first name counts, as in files.
         base = {id(tensor): name for name, tensor in reversed([*_tensors(network)])}
         self.base = "" if is_empty else fingerprint(network)
-        self.model: Any = put_on(network, copy.deepcopy(config), task)
+        self.model: Any = put_on(network, with_rows(copy.deepcopy(config), network), task)
         self.names = {name for name, tensor in _tensors(self.model) if tensor.requires_grad or id(tensor) not in base}
         state = network.state_dict(keep_vars=True)
         self.base_names = {name: base[id(tensor)] for name, tensor in state.items() if id(tensor) in base}
@@ -188,6 +190,9 @@ def put_on(network: PreTrainedModel, config: PeftConfig, task: Task = LANGUAGE) 
         model = get_peft_model(network, config)
     if prompt_config(model) is not None:
         model.prompt_encoder.float()
+    for module in model.modules():
+        if isinstance(module, TrainableTokensLayer):
+            module.trainable_tokens_delta.float()
     return model
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from llm_lightning.models.generation import FILE as GENERATION
 from llm_lightning.models.generation import mended, read_generation_config
 from llm_lightning.models.gguf import converted
 from llm_lightning.models.merging import base_of, check_mergeable, is_adapter, merge, task_of
+from llm_lightning.models.new_tokens import NEW_IDS, add_rows, new_ids, own_tokenizer
 from llm_lightning.models.sharding import Sharding, fill, initialize
 from llm_lightning.models.tasks import LANGUAGE, Task, with_fresh_head
 
@@ -45,6 +46,8 @@ class Backbone:
         dropout: all the dropout probabilities that the architecture has; by default what its config says.
         quantization: transformers config that the weights are quantized by as they are read, by `class_path`
             (`transformers.BitsAndBytesConfig`); only an adapter on top of them can then train.
+        new_tokens: control tokens to add to tokenizer and network, such as those of a chat template; those that the
+            network in `path` knows already stay as they are.
         allow_pickle: also read .bin weights, which can run code on loading.
         trust_remote_code: run code that comes with a hub model.
     """
@@ -57,6 +60,7 @@ class Backbone:
     compile: bool = False
     dropout: float | None = None
     quantization: QuantizationConfigMixin | None = None
+    new_tokens: Sequence[str] = ()
     allow_pickle: bool = False
     trust_remote_code: bool = False
 
@@ -73,6 +77,7 @@ class Backbone:
                 f"model.backbone needs either `path` (hub id, folder, .gguf) or `config` (from scratch): {given}."
             )
         self._check_quantization()
+        self._check_new_tokens()
         if self.path is not None and is_adapter(self.path):
             check_mergeable(Path(self.path).expanduser())
             return self._base().read_config()
@@ -123,6 +128,10 @@ class Backbone:
         dtype = torch.get_default_dtype() if self.dtype is None else getattr(torch, self.dtype)
         generation = self.generation_config()[0] if task.head is None else None
         model = self._empty(config, dtype, task) if empty else self._network(config, dtype, task)
+        if self.new_tokens:
+            assert self.path is not None
+            ids = new_ids(self.new_tokens, tokenizer, self.path)
+            setattr(model, NEW_IDS, add_rows(model, len(tokenizer or ()), ids))  # for an adapter on it
         if generation is not None:
             model.generation_config = generation
         model.config.use_cache = False
@@ -141,7 +150,10 @@ class Backbone:
             return self._pretrained(config, dtype, task)
         folder = Path(self.path).expanduser()
         trained_for = task_of(folder)
-        merged = merge(self._base(dtype="float32").build(task=trained_for), folder, dtype)
+        base = self._base(dtype="float32", new_tokens=()).build(task=trained_for)
+        if (own := own_tokenizer(str(folder))) is not None:
+            add_rows(base, len(own))  # where the adapter was trained with new tokens
+        merged = merge(base, folder, dtype)
         return merged if trained_for == task else with_fresh_head(merged, task)
 
     def _base(self, **changes: Any) -> "Backbone":
@@ -192,6 +204,11 @@ class Backbone:
 
     def check_sharded(self) -> None:
         """Raise `UserError` for what cannot be read in parts."""
+        if self.new_tokens:
+            raise UserError(
+                "model.backbone.new_tokens cannot be added to a network that is read in parts: add them in a first run "
+                "of one step by --config trainer/ddp, and train on from its model/last."
+            )
         if self.quantization is not None:
             raise UserError("model.backbone.quantization cannot be sharded: take --config configs/trainer/ddp.yaml.")
         if self.path is not None and is_adapter(self.path):
@@ -244,6 +261,15 @@ class Backbone:
         model.name_or_path = source
         return model
 
+    def _check_new_tokens(self) -> None:
+        if isinstance(self.new_tokens, str) or not all(self.new_tokens):
+            raise UserError(f"model.backbone.new_tokens={self.new_tokens!r}: give a list of texts that are not empty.")
+        if self.new_tokens and self.path is None:
+            raise UserError(
+                "model.backbone.new_tokens are for a network that is trained already (model.backbone.path); one from "
+                "scratch has all tokens of its tokenizer."
+            )
+
     def _check_quantization(self) -> None:
         if self.quantization is None:
             return
@@ -287,10 +313,11 @@ class Backbone:
         num_tokens = len(tokenizer)
         if self.path is None and config.vocab_size == type(config)().vocab_size:
             config.vocab_size = -(-num_tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-        if config.vocab_size < num_tokens:
+        if config.vocab_size < num_tokens - len(self.new_tokens):
             raise UserError(
                 f"The tokenizer has {num_tokens} tokens, the network only {config.vocab_size} embeddings. Name the "
-                "network's own tokenizer (--tokenizer), or raise vocab_size in model.backbone.config."
+                "network's own tokenizer (--tokenizer), name the tokens to add in model.backbone.new_tokens, or raise "
+                "vocab_size in model.backbone.config."
             )
         if self.path is None:
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):

@@ -121,11 +121,13 @@ def _untie(network: PreTrainedModel) -> None:
     """Give head and embeddings a weight each where an adapter is on one of them: merging it must not change both."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import AuxiliaryTrainingWrapper
+    from peft.utils.other import TrainableTokensWrapper
 
     head, embeddings = network.get_output_embeddings(), network.get_input_embeddings()
     if head is None:
         return
-    if not any(isinstance(x, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for x in (head, embeddings)):
+    adapted = [x for x in (head, embeddings) if isinstance(x, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+    if all(isinstance(x, TrainableTokensWrapper) for x in adapted):  # rows of a shared weight are trained as one
         return
     own_head, own_embeddings = _untouched(head), _untouched(embeddings)
     if own_head.weight is own_embeddings.weight:

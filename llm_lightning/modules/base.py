@@ -88,8 +88,8 @@ class LanguageModule(LightningModule):
         """Find a user's mistakes before any long work starts; raises `UserError`."""
         self.schedule.check()
         check_adapter(self)
-        check_generation(self)
         config = self.backbone.read_config().get_text_config()
+        check_generation(self)
         longest = getattr(config, "max_position_embeddings", None)
         seq_len = getattr(datamodule, "seq_len", None)
         virtual = getattr(self.peft, "num_virtual_tokens", None) or 0

@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from llm_lightning.errors import UserError
+from llm_lightning.models import new_tokens
 from llm_lightning.models.adapters import check_targets
 from llm_lightning.models.merging import is_adapter
 
@@ -20,6 +21,8 @@ def check_adapter(module: Any) -> None:
                 "example --config configs/peft/qlora.yaml, or leave the quantization out."
             )
         return
+    if backbone.new_tokens:
+        new_tokens.check_adapter(peft)
     path = backbone.path
     if path is None:
         raise UserError(

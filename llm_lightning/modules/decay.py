@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import nn
 
-UNDECAYED = ("adaption_prompt", "adaption_gate", ".ia3_l.", ".lora_E.")
-"""Parts of the names of adapter weights that are vectors or prompts in meaning, whatever their shape."""
+UNDECAYED = ("adaption_prompt", "adaption_gate", ".ia3_l.", ".lora_E.", ".trainable_tokens_delta.")
+"""Parts of the names of adapter weights that are vectors, prompts or rows of embeddings, whatever their shape."""
 
 
 def decay_groups(model: nn.Module) -> list[dict[str, Any]]:

@@ -64,6 +64,30 @@ def test_a_chat_model_comes_out(run, chat):
     assert len(lines) == 8 and all("What is" in line["prompt"] for line in lines)
 
 
+TURNS = """{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|over|>{% endfor %}\
+{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peft", [(), ("--config", "peft/lora")], ids=["full", "lora"])
+def test_a_network_learns_the_tokens_of_a_chat_template_that_it_never_saw(run, chat, peft):
+    (chat / "turns.jinja").write_text(TURNS)
+    settings = "--model.backbone.new_tokens=['<|user|>','<|assistant|>','<|over|>']", "--data.template=turns.jinja"
+    code, output = run("fit", "--config", "sft.yaml", *peft, *settings, "--trainer.max_steps=4")
+    assert code == 0, output
+    from transformers import AutoTokenizer, GenerationConfig
+
+    folder = chat / "run" / "model" / "last"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    over = tokenizer.convert_tokens_to_ids("<|over|>")
+    assert tokenizer.eos_token_id == over and over in GenerationConfig.from_pretrained(folder).eos_token_id
+    assert tokenizer("<|user|>a").input_ids[0] == tokenizer.convert_tokens_to_ids("<|user|>") > 3
+    code, output = run("fit", "--config", "sft.yaml", *peft, *settings, "--trainer.max_steps=6")
+    assert code == 0 and "Going on from" in output, output
+    code, output = run("predict", "--config", "sft.yaml", "--model.backbone.path=run/model/last", "--resume=false")
+    assert code == 0, output
+
+
 def test_preview_shows_what_is_learned_and_trains_nothing(run, chat):
     code, output = run("preview", "--config", "sft.yaml", "--num_records", "1")
     assert code == 0, output
