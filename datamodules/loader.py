@@ -6,6 +6,7 @@ import atexit
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,31 +26,58 @@ class Order(Protocol):
         ...
 
 
+class _Spans:
+    """(first, stop) of the global samples of each batch of all ranks, from a sample on; read anew at each iteration.
+
+    An epoch's last batch ends with the epoch, so that it may be shorter.
+    """
+
+    def __init__(self, start: int, num_batches: int, step: int, epoch_len: int | None) -> None:
+        self.start = start
+        self.num_batches = num_batches
+        self.step = step
+        self.epoch_len = epoch_len
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        first = self.start
+        for _ in range(self.num_batches):
+            stop = first + self.step
+            if self.epoch_len is not None:
+                stop = min(stop, (first // self.epoch_len + 1) * self.epoch_len)
+            yield first, stop
+            first = stop
+
+
 class _BatchesFrom:
-    """The row ids of a rank's batches, from a global sample index on.
+    """The row ids of a rank's batches; -1 beyond the end of a batch of all ranks.
 
     Its `__iter__` is a generator since a DataLoader with workers calls it twice: each call must begin at the start.
     """
 
-    def __init__(self, order: Order, start: int, num_batches: int, batch_size: int, rank: int, num_ranks: int) -> None:
+    def __init__(self, order: Order, spans: _Spans, batch_size: int, rank: int) -> None:
         self.order = order
-        self.firsts = range(start + rank * batch_size, start + num_batches * num_ranks * batch_size,
-                            num_ranks * batch_size)  # fmt: skip
-        self.batch_size = batch_size
+        self.spans = spans
+        self.places = rank * batch_size + np.arange(batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for begin in range(0, len(self.firsts), BATCHES_ORDERED_AT_ONCE):
-            firsts = np.array(self.firsts[begin : begin + BATCHES_ORDERED_AT_ONCE])
-            samples = firsts[:, None] + np.arange(self.batch_size)
-            yield from self.order[samples.ravel()].reshape(samples.shape).tolist()
+        spans = iter(self.spans)
+        while some := list(islice(spans, BATCHES_ORDERED_AT_ONCE)):
+            firsts, stops = np.array(some).T
+            samples = firsts[:, None] + self.places
+            real = samples < stops[:, None]
+            rows = np.full(samples.shape, -1, np.int64)
+            rows[real] = self.order[samples[real]]
+            yield from rows.tolist()
 
 
 class ResumableLoader:
     """Iterates batches over an endless order of rows; each iteration goes on where the last one stopped.
 
-    Batch i of rank r out of W holds the global samples [iWB + rB, iWB + rB + B), B the batch size. The position counts
-    samples of all ranks that the trainer was *handed*, not those that workers fetched ahead. So it means the same for
-    any number of workers and ranks and any batch size, and nothing else is needed to go on.
+    Batch i of rank r out of W holds the global samples [iWB + rB, iWB + rB + B), B the batch size. Rows left over at
+    the end of an epoch make a batch with blank rows (-1), so that each row is read once an epoch, in equally many
+    batches on each rank; a loss divided by what is learned counts no blank row. The position counts samples of all
+    ranks that the trainer was *handed*, not those that workers fetched ahead. So it means the same for any number of
+    workers and ranks and any batch size, and nothing else is needed to go on.
 
     It is not a `DataLoader` itself: Lightning takes those apart to put samplers of its own into them.
 
@@ -61,6 +89,7 @@ class ResumableLoader:
         rank, num_ranks: this process's place among those that read different data.
         num_workers: processes that read ahead; 0 reads in this one.
         position: the first global sample.
+        whole_batches: rows left over at the end of an epoch begin the next one's first batch instead.
     """
 
     def __init__(
@@ -73,6 +102,7 @@ class ResumableLoader:
         num_ranks: int = 1,
         num_workers: int = 0,
         position: int = 0,
+        whole_batches: bool = False,
     ) -> None:
         self.dataset = dataset
         self.order = order
@@ -82,16 +112,19 @@ class ResumableLoader:
         self.num_ranks = num_ranks
         self.num_workers = num_workers
         self.position = position
+        self.whole_batches = whole_batches
 
     def __len__(self) -> int:
-        """Batches of this rank in an epoch, at least one. Rows left over begin the next epoch's first batch."""
-        return max(1, self.order.epoch_len // (self.batch_size * self.num_ranks))
+        """Batches of this rank in an epoch, at least one."""
+        step = self.batch_size * self.num_ranks
+        return max(1, self.order.epoch_len // step if self.whole_batches else -(-self.order.epoch_len // step))
 
     def __iter__(self) -> Iterator[Any]:
-        start, step = self.position, self.batch_size * self.num_ranks
+        epoch_len = None if self.whole_batches else self.order.epoch_len
+        spans = _Spans(self.position, len(self), self.batch_size * self.num_ranks, epoch_len)
         batches = DataLoader(
             self.dataset,
-            batch_sampler=_BatchesFrom(self.order, start, len(self), self.batch_size, self.rank, self.num_ranks),
+            batch_sampler=_BatchesFrom(self.order, spans, self.batch_size, self.rank),
             collate_fn=self.collate,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
@@ -99,8 +132,7 @@ class ResumableLoader:
             # Else the DataLoader draws its seed from the global generator, and dropout depends on the workers.
             generator=torch.Generator(),
         )
-        for number, batch in enumerate(batches, start=1):
-            self.position = start + number * step
+        for (_, self.position), batch in zip(spans, batches, strict=True):
             yield batch
 
     def state_dict(self) -> dict[str, int]:

@@ -15,12 +15,13 @@ from datamodules.collate import PackedCollator, PromptCollator
 from datamodules.dataset import Documents, PackedRows, Prompts
 from datamodules.errors import DataError
 from datamodules.facts import check_any, facts_of, left_out_in_words, skipped_in_words
+from datamodules.held_out import unlike_share
 from datamodules.loader import EvaluationLoader, ResumableLoader
 from datamodules.order import SequentialOrder, ShuffledOrder
 from datamodules.preview import preview
 from datamodules.rows import RowIndex, Selection, TooLong, hashes_of, pack_rows, split_documents
 from datamodules.shards import Encoder, Shard
-from datamodules.sources import Source, files_in_words, paths_of, to_validate_on, validation_of
+from datamodules.sources import Source, files_in_words, paths_of, sources_to_validate_on
 from datamodules.tokenization import tokenize
 from datamodules.units import Unit
 
@@ -185,19 +186,8 @@ class PackedDataModule(LightningDataModule):
         return self.sources if self.sources is not None else [self.source_of(path) for path in paths_of(self.path)]
 
     def _val_sources(self) -> Sequence[Source]:
-        """What is there for validation alone; where nothing is, a share of what is trained on validates."""
-        if self.val_path is not None:
-            return [to_validate_on(self.val_source_of(path)) for path in paths_of(self.val_path)]
-        if self.val_share is not None:
-            return []
-        found = [validation_of(source) for source in self._train_sources()]
-        return [source for source in found if source is not None]
-
-    def _say_what_is_left_out(self) -> None:
-        validates = self.val_path is None and self.val_share is None
-        for source in self._train_sources():
-            for line in files_in_words(source, validates):
-                rank_zero_info(line)
+        named = [self.val_source_of(path) for path in paths_of(self.val_path)]
+        return sources_to_validate_on(self._train_sources(), named or None, self.val_share)
 
     def prepare_data(self) -> None:
         """Builds what the cache lacks; Lightning calls it on one process of each node."""
@@ -216,7 +206,8 @@ class PackedDataModule(LightningDataModule):
         train_units = [self.find_units(source, root, look_again) for source in self._train_sources()]
         val_units = [self.find_units(source, root, look_again) for source in self._val_sources()]
         if look_again:
-            self._say_what_is_left_out()
+            for line in files_in_words(self._train_sources(), self.val_path is None and self.val_share is None):
+                rank_zero_info(line)
         tokenizer = self.make_tokenizer([unit for units in train_units for unit in units], root)
         added_units = [self.find_units(source, root, look_again) for source in self.added]
         units = [unit for units in [*train_units, *val_units, *added_units] for unit in units]
@@ -246,6 +237,9 @@ class PackedDataModule(LightningDataModule):
         if self._val and not sum(index.facts["num_rows"] for index, _ in self._val):
             rank_zero_warn(f"Nothing validates: all that was held out is longer than a row (seq_len={self.seq_len}).")
         self.selections = {"train": train, "val": val}
+        num_train, num_val = (sum(index.facts["num_documents"] for index, _ in s) for s in (self._train, self._val))
+        if words := unlike_share(share, num_val, num_train + num_val):
+            rank_zero_warn(words)
         if added_shards:
             held_out = Selection(exceptions=hashes_of([shard for shards in val_shards for shard in shards], val))
             self._train += [(self._rows(shards, held_out), shards) for shards in added_shards]
@@ -293,7 +287,7 @@ class PackedDataModule(LightningDataModule):
         if order.epoch_len < per_batch:
             rank_zero_warn(
                 f"The data has {order.epoch_len} rows of {self.seq_len} tokens, fewer than a batch of all ranks"
-                f" ({per_batch}): rows repeat within it. Lower batch_size or seq_len, or give more text."
+                f" ({per_batch}): the others are blank. Lower batch_size or seq_len, or give more text."
             )
         if self.trainer is not None:
             self._log_statistics(self.trainer)

@@ -145,7 +145,7 @@ class PreferenceDataModule(ChatDataModule):
                 "val_share: no pair is left to validate on, as each one's prompt resembles one of training's; raise it,"
                 " name a val_path, or set val_share=0"
             )
-        exceptions = tuple(np.unique(hashes[near]).tolist())
+        exceptions = (*val.exceptions, *np.unique(hashes[near]).tolist())
         return Selection(train.low, train.high, exceptions), Selection(val.low, val.high, exceptions)
 
     def prepare_data(self) -> None:

@@ -14,7 +14,9 @@ import torch
 from torch.utils.data import Dataset
 
 from datamodules.collate import PromptCollator
+from datamodules.held_out import held_out
 from datamodules.prompt_records import Prompt, merged
+from datamodules.rows import Selection
 
 
 class Prompts(Dataset[Prompt]):
@@ -77,11 +79,9 @@ def split_prompts(files: list[Path], max_tokens: int, share: float) -> tuple[Pro
     table = _open(files)
     short = _lengths(table) <= max_tokens
     hashes = np.concatenate([np.empty(0, np.uint64), *(c.to_numpy() for c in table["hash"].chunks)])
-    wanted = max(1, round(share * short.sum())) if share > 0 and short.any() else 0
-    held_out = np.zeros(len(hashes), bool)
-    if wanted:
-        held_out = hashes <= np.partition(hashes[short], wanted - 1)[wanted - 1]
-    train, val = (np.flatnonzero(short & side) for side in (~held_out, held_out))
+    point, exceptions = held_out([hashes[short]], int(short.sum()), share)
+    validates = Selection(high=point, exceptions=exceptions).mask(hashes)
+    train, val = (np.flatnonzero(short & side) for side in (~validates, validates))
     return Prompts(files, train, int((~short).sum())), Prompts(files, val)
 
 

@@ -20,13 +20,14 @@ from datamodules.chat import template_of
 from datamodules.chat_template import set_template
 from datamodules.errors import DataError
 from datamodules.grouped_order import GroupedOrder
+from datamodules.held_out import unlike_share
 from datamodules.loader import EvaluationLoader, ResumableLoader
 from datamodules.order import SequentialOrder, ShuffledOrder
 from datamodules.prompt_records import PromptEncoder, write_prompts
 from datamodules.prompt_set import PromptBatchCollator, Prompts, split_prompts
 from datamodules.record_shapes import PROMPT_SHAPES
 from datamodules.record_source import OtherSource, RecordSource, record_units, with_shape
-from datamodules.sources import files_in_words, first_units, paths_of, to_validate_on, validation_of
+from datamodules.sources import files_in_words, first_units, paths_of, sources_to_validate_on
 from datamodules.tokenizer import bare, framing, load_tokenizer
 from datamodules.units import Unit
 
@@ -145,9 +146,8 @@ class PromptDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Builds what the cache lacks; Lightning calls it on one process of each node."""
         self.check()
-        for source in self._train_sources():
-            for line in files_in_words(source, validates=self.val_path is None and self.val_share is None):
-                rank_zero_info(line)
+        for line in files_in_words(self._train_sources(), self.val_path is None and self.val_share is None):
+            rank_zero_info(line)
         for sources in (self._train_sources(), self._val_sources()):
             self._build(sources, look_again=True)
 
@@ -164,6 +164,8 @@ class PromptDataModule(LightningDataModule):
             if held_out:
                 self._check_not_empty("val_path", self._val, held_out)
             self.tokenizer = self._chat_tokenizer
+            if words := unlike_share(share, len(self._val), len(self._train) + len(self._val)):
+                rank_zero_warn(words)
         self._position, self._train_loader = 0, None  # a checkpoint's state comes after this
         rank_zero_info(f"Prompts: {len(self._train):,} to learn from, {len(self._val):,} to validate on")
         if skipped := _skipped([*self._train.files, *self._val.files]):
@@ -188,12 +190,8 @@ class PromptDataModule(LightningDataModule):
         return [RecordSource(path, columns=self._columns) for path in paths_of(self.path)]
 
     def _val_sources(self) -> list[RecordSource]:
-        if self.val_path is not None:
-            return [to_validate_on(self._val_source(path)) for path in paths_of(self.val_path)]
-        if self.val_share is not None:
-            return []
-        found = [validation_of(source) for source in self._train_sources()]
-        return [source for source in found if source is not None]
+        named = [self._val_source(path) for path in paths_of(self.val_path)]
+        return sources_to_validate_on(self._train_sources(), named or None, self.val_share)
 
     def _val_source(self, path: str) -> RecordSource:
         own = self.val_columns is not None
@@ -261,7 +259,13 @@ class PromptDataModule(LightningDataModule):
             **ranks,
             num_workers=self.num_workers,
             position=self.position,
+            whole_batches=True,
         )
+        if left_over := len(self._train) % batch_len:
+            rank_zero_info(
+                f"Prompts: the last {left_over:,} of an epoch go before the next one's, as every batch is full; the"
+                " last epoch leaves them out"
+            )
         return self._train_loader
 
     def val_dataloader(self) -> EvaluationLoader | list:

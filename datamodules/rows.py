@@ -12,6 +12,7 @@ import numpy as np
 
 from datamodules.cache import atomic_folder, build_lock, key_of, remove_leftovers, room_on_disk
 from datamodules.file_array import FileArray
+from datamodules.held_out import held_out
 from datamodules.packing import WINDOW, best_fit
 from datamodules.shards import Shard
 
@@ -55,17 +56,11 @@ def split_documents(shards: Sequence[Shard], share: float) -> tuple[Selection, S
     """Train and validation: the `share` of documents with the smallest text hashes validates, at least one.
 
     It is decided by the text alone, so a document stays on its side when others come and go, and copies of a text
-    are never on both sides. All hashes are read, only the smallest are held.
+    are never on both sides; see `held_out`.
     """
     count = sum(shard.facts["num_documents"] for shard in shards)
-    wanted = max(1, round(share * count)) if share > 0 else 0
-    smallest = np.empty(0, np.uint64)
-    for shard in shards if wanted else ():
-        smallest = np.concatenate([smallest, shard.documents()["hash"]])
-        if len(smallest) > wanted:
-            smallest = np.partition(smallest, wanted - 1)[:wanted]
-    point = int(smallest.max()) if len(smallest) else -1
-    return Selection(low=point + 1), Selection(high=point)
+    point, exceptions = held_out((shard.documents()["hash"] for shard in shards), count, share)
+    return Selection(low=point + 1, exceptions=exceptions), Selection(high=point, exceptions=exceptions)
 
 
 def hashes_of(shards: Sequence[Shard], selection: Selection) -> tuple[int, ...]:

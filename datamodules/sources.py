@@ -1,6 +1,7 @@
 """Opening anything: a path, a folder, a glob, an embedded corpus or a hub data set becomes units of work."""
 
 import re
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,28 +67,40 @@ def find_files(source: Source) -> list[str] | None:
     return found.of_split(source.split)
 
 
-def validation_of(source: S) -> S | None:
-    """The same source's files for validation; None where no file's name tells that it is."""
+def sources_to_validate_on(train: Sequence[S], named: Sequence[S] | None, share: float | None) -> list[S]:
+    """What there is for validation alone; where nothing is, a share of what is trained on validates.
+
+    Args:
+        train: what is trained on; its files whose names say that they are for validation.
+        named: what was named for validation: its files for validation, else those for testing, else what is there.
+        share: the share that was asked for, which leaves the files of `train` for validation out.
+    """
+    if named is not None:
+        return [_to_validate_on(source) for source in named]
+    found = [_validation_of(source) for source in train] if share is None else []
+    return [source for source in found if source is not None]
+
+
+def _validation_of(source: S) -> S | None:
     found = look(source.path)
     splits = found.splits if found is not None else {}
     return replace(source, split=VALIDATION, weight=None) if source.split == TRAIN and VALIDATION in splits else None
 
 
-def to_validate_on(source: S) -> S:
-    """A path that was named for validation: its files for validation, else those for testing, else what is there."""
+def _to_validate_on(source: S) -> S:
     found = look(source.path)
     split = next((split for split in (VALIDATION, TEST) if found is not None and split in found.splits), source.split)
     return replace(source, split=split)
 
 
-def files_in_words(source: Source, validates: bool) -> list[str]:
-    """Lines to print: which of the source's files are left out.
+def files_in_words(sources: Iterable[Source], validates: bool) -> list[str]:
+    """Lines to print: which of the sources' files are left out.
 
     Args:
         validates: whether the files for validation validate.
     """
-    found = look(source.path)
-    return [] if found is None else found.in_words(source.split, validates)
+    found = [(look(source.path), source.split) for source in sources]
+    return [line for files, split in found if files is not None for line in files.in_words(split, validates)]
 
 
 def resolve(source: Source, root: Path, look_again: bool = True) -> list[Unit]:

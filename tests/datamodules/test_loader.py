@@ -26,7 +26,7 @@ def stream(num_samples: int) -> list[int]:
 
 
 def take(loaders: list[ResumableLoader], num_batches: int) -> list[int]:
-    """The samples of all ranks in their global order, over as many epochs as it takes."""
+    """The samples of all ranks in their global order, over as many epochs as it takes; -1 is blank."""
     samples: list[int] = []
     iterators = [iter(each) for each in loaders]
     while num_batches:
@@ -43,7 +43,30 @@ def take(loaders: list[ResumableLoader], num_batches: int) -> list[int]:
 def test_ranks_and_workers_read_the_same_stream_in_turns(num_ranks, num_workers):
     loaders = [loader(rank=rank, num_ranks=num_ranks, num_workers=num_workers) for rank in range(num_ranks)]
     num_batches = 30 // num_ranks
-    assert take(loaders, num_batches) == stream(4 * num_ranks * num_batches)
+    samples = take(loaders, num_batches)
+    assert len(samples) == 4 * num_ranks * num_batches
+    real = [sample for sample in samples if sample >= 0]
+    assert real == stream(len(real))
+    # An epoch's last batch is filled up with blank rows, and the next batch begins the next epoch.
+    blank = -50 % (4 * num_ranks)
+    assert samples[50 : 50 + blank] == [-1] * blank and samples[50 + blank] >= 0
+
+
+@pytest.mark.parametrize(("num_rows", "num_ranks"), [(7, 1), (7, 2), (3, 1), (3, 2), (8, 2), (9, 1), (1, 3)])
+def test_an_epoch_holds_every_row_once_in_equally_many_batches_of_each_rank(num_rows, num_ranks):
+    order = ShuffledOrder([num_rows], seed=1)
+    loaders = [loader(rank=rank, num_ranks=num_ranks, order=order) for rank in range(num_ranks)]
+    for epoch in (1, 2, 3):
+        batches = [list(each) for each in loaders]
+        assert {len(each) for each in batches} == {len(loaders[0])} == {-(-num_rows // (4 * num_ranks))}
+        rows = [row for each in batches for batch in each for row in batch]
+        assert sorted(row for row in rows if row >= 0) == list(range(num_rows))
+        assert {each.position for each in loaders} == {epoch * num_rows}
+
+
+def test_where_batches_are_whole_left_over_rows_begin_the_next_epoch():
+    one = ResumableLoader(Numbers(), ShuffledOrder([37, 13], seed=1), list, 4, whole_batches=True)
+    assert len(one) == 12 and take([one], 30) == stream(120)
 
 
 @pytest.mark.parametrize("trial", range(8))
@@ -54,7 +77,7 @@ def test_resuming_anywhere_on_other_ranks_and_workers_goes_on_in_the_stream(tria
         loaders = [loader(rank=rank, num_ranks=num_ranks, num_workers=num_workers) for rank in range(num_ranks)]
         for each in loaders:
             each.load_state_dict({"position": position})
-        samples += take(loaders, rng.randint(1, 20))
+        samples += [sample for sample in take(loaders, rng.randint(1, 20)) if sample >= 0]
         states = [each.state_dict() for each in loaders]
         assert all(state == states[0] for state in states)
         position = states[0]["position"]
@@ -76,13 +99,13 @@ def test_the_state_counts_batches_handed_out_not_fetched_ahead(num_workers):
 def test_the_global_random_state_is_left_alone(num_workers):
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    assert len(list(loader(num_workers=num_workers))) == 12
+    assert len(list(loader(num_workers=num_workers))) == 13
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_fewer_rows_than_a_batch_still_make_one():
     one = loader(order=ShuffledOrder([3]))
-    assert len(one) == 1 and sorted(next(iter(one))[:3]) == [0, 1, 2]
+    assert len(one) == 1 and sorted(next(iter(one))) == [-1, 0, 1, 2]
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])

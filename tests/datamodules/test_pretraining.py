@@ -223,3 +223,22 @@ def test_packing_is_logged(module, tmp_path):
     header, values = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()[:2]
     logged = dict(zip(header.split(","), values.split(","), strict=True))
     assert float(logged["data/padded_share"]) == pytest.approx(data.statistics["train"]["padded_share"])
+
+
+@pytest.mark.parametrize(("num_texts", "batch_size"), [(7, 4), (3, 4), (8, 4), (5, 2)])
+def test_an_epoch_trains_every_row_also_those_left_over(num_texts, batch_size, module, write_jsonl):
+    texts = [f"{'abcdefgh'[i]}" * 60 for i in range(num_texts)]
+    settings = {"val_share": 0.0, "batch_size": batch_size, "vocab_size": 260, "seq_len": 64}
+    data = ready(module(path=write_jsonl(texts, "few.jsonl"), **settings))
+    batches = list(data.train_dataloader())
+    trained = [
+        (ids, labels) for batch in batches for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True)
+    ]
+    real = [data.tokenizer.decode(ids[:60]) for ids, labels in trained if (labels != -100).any()]
+    assert sorted(real) == texts and len(batches) == -(-num_texts // batch_size)
+
+
+def test_a_share_that_copies_exceed_is_said(module, write_jsonl):
+    path = write_jsonl(["the same text"] * 40 + ["the other text"] * 40, "copies.jsonl")
+    with pytest.warns(UserWarning, match=r"val_share=0\.05: 40 of 80 validate \(50\.0%\)"):
+        ready(module(path=path, val_share=0.05))

@@ -150,7 +150,9 @@ def test_two_ranks_read_what_one_reads():
     whole = order[np.arange(800)]
     assert set(np.bincount(whole)) <= {7, 8, 9}  # windows reach over epochs
     assert (order[np.array([700, 3, 150])] == whole[[700, 3, 150]]).all()
-    ranks = [ResumableLoader(range(100), order, list, 4, rank=rank, num_ranks=2) for rank in range(2)]
+    ranks = [
+        ResumableLoader(range(100), order, list, 4, rank=rank, num_ranks=2, whole_batches=True) for rank in range(2)
+    ]
     together = [[*a, *b] for a, b in zip(*ranks, strict=True)]
     assert together == whole[:96].reshape(12, 8).tolist()
 

@@ -4,6 +4,7 @@ import pytest
 from datamodules import rows as rows_module
 from datamodules.dataset import PackedRows
 from datamodules.errors import DataError
+from datamodules.held_out import held_out, unlike_share
 from datamodules.rows import Selection, pack_rows, split_documents
 from datamodules.shards import Document, Shard, write_shard
 from datamodules.text_encoder import TextEncoder
@@ -139,3 +140,47 @@ def test_a_full_disk_is_a_message(shards, mount_small_disk, tmp_path):
     with pytest.raises(DataError, match=r"cache_dir: the disk of .* is full"):
         pack_rows(shards, Selection(), 8, root)
     assert not list((root / "rows").iterdir()) or [p.name for p in (root / "rows").iterdir()] == [".lock"]
+
+
+def hashes(*copies: int) -> np.ndarray:
+    """Hashes in their order, each as often as it is said."""
+    return np.repeat(np.arange(len(copies), dtype=np.uint64), copies)
+
+
+def validating(found: tuple[int, tuple[int, ...]], all_hashes: np.ndarray) -> list[int]:
+    point, exceptions = found
+    val = Selection(high=point, exceptions=exceptions).mask(all_hashes)
+    assert (val ^ Selection(low=point + 1, exceptions=exceptions).mask(all_hashes)).all()
+    return np.unique(all_hashes[val]).tolist()
+
+
+@pytest.mark.parametrize("place", [0, 7, 35])
+def test_a_question_that_most_records_share_does_not_fill_the_validation_part(place):
+    copies = [1] * 35
+    copies.insert(place, 365)
+    some = hashes(*copies)
+    chosen = validating(held_out([some[:200], some[200:]], 400, 0.05), some)
+    assert len(chosen) == 20 and place not in chosen
+
+
+@pytest.mark.parametrize(
+    ("copies", "share", "chosen"),
+    [
+        ([1] * 10, 0.3, [0, 1, 2]),
+        ([5] * 8, 0.05, [0]),  # nothing fits: the first of the smallest
+        ([9, 5, 7, 5], 0.05, [1]),
+        ([400], 0.05, [0]),
+        ([30, 2, 30, 2, 1, 35], 0.05, [1, 3, 4]),
+        ([2, 2, 2, 2, 2], 0.4, [0, 1]),
+        ([1, 1], 0.0, []),
+    ],
+)
+def test_copies_stay_together_and_as_near_the_share_as_they_can(copies, share, chosen):
+    some = hashes(*copies)
+    assert validating(held_out([some], len(some), share), some) == chosen
+
+
+def test_a_share_that_cannot_be_met_is_said():
+    assert unlike_share(0.05, 20, 400) is None and unlike_share(0.05, 1, 3) is None and unlike_share(0, 0, 9) is None
+    assert "val_share=0.05: 100 of 400 validate (25.0%)" in str(unlike_share(0.05, 100, 400))
+    assert "val_share=0.5: 3 of 100 validate" in str(unlike_share(0.5, 3, 100))
