@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from datamodules.chat_template import ChatTemplate, find_template, set_template
+from datamodules.chat_template import ChatTemplate
 from datamodules.control_tokens import normalizer_of
 from datamodules.errors import DataError
 from datamodules.packed import PackedDataModule
 from datamodules.record_shapes import SHAPES
 from datamodules.record_source import ChatRecord, OtherSource, RecordSource, Shapes, Writer, peek_records, record_units
+from datamodules.template_choice import TOOL_USE, find_template, set_template
 from datamodules.tokenizer import load_tokenizer
 from datamodules.units import Unit
 
@@ -138,10 +139,12 @@ def template_of(tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
     added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
     special = {text for text, is_special in added.items() if is_special} | set(tokenizer.all_special_tokens)
     names = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    own = tokenizer.chat_template
     return ChatTemplate(
         find_template(tokenizer, None),
         names,
         sorted(special),
         added=sorted(added.keys() - special),
         normalizer=normalizer_of(tokenizer.backend_tokenizer),
+        tool_jinja=own.get(TOOL_USE) if isinstance(own, dict) else None,
     )

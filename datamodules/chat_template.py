@@ -14,23 +14,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from datamodules.control_tokens import ControlTokens, is_mark, where
 from datamodules.errors import DataError
 from datamodules.records import Conversation, Reasoning
 from datamodules.skeleton import Skeleton, skeleton_of
-from datamodules.template_limits import MEMORY, CostError, bounded, check_length
+from datamodules.template_choice import NAMES, TOOL_USE
+from datamodules.template_limits import CostError, bounded, check_length
 from datamodules.template_probe import Probe, UnwritableError, first_lacking, rendered, untold_role, used_tokens
 from datamodules.units import Bad
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-FOLDER = Path(__file__).parent / "templates"
-NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.jinja")))
-CHATML_TOKENS = {"<|im_start|>", "<|im_end|>"}
 
 THOUGHTS = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
 NO_THOUGHTS = re.compile(r"\s*<think>\s*</think>\s*")
@@ -52,43 +45,6 @@ class Rendered(NamedTuple):
     text: str
     spans: list[tuple[int, int]]
     prompt: int = 0
-
-
-def find_template(tokenizer: PreTrainedTokenizerFast, wanted: str | None) -> str:
-    """The Jinja text of a chat template.
-
-    Args:
-        tokenizer: what it has itself is taken where nothing is wanted.
-        wanted: a name (`chatml`, `llama3`, `mistral`), or a file.
-
-    Raises:
-        DataError: there is no such template, or none is wanted and the tokenizer has none.
-    """
-    known = ", ".join(NAMES)
-    if wanted is None:
-        own = tokenizer.chat_template
-        if isinstance(own, dict):
-            own = own.get("default")
-        if own:
-            return own
-        if tokenizer.get_vocab().keys() >= CHATML_TOKENS:
-            return (FOLDER / "chatml.jinja").read_text()
-        raise DataError(f"template: the tokenizer has no chat template; name one of {known}, or a file")
-    if wanted in NAMES:
-        return (FOLDER / f"{wanted}.jinja").read_text()
-    if Path(wanted).expanduser().is_file():
-        return Path(wanted).expanduser().read_text(encoding="utf-8")
-    raise DataError(f"template: {wanted!r} is neither a file nor one of {known}")
-
-
-def set_template(tokenizer: PreTrainedTokenizerFast, wanted: str | None) -> None:
-    """Let a tokenizer write conversations by `find_template`.
-
-    Templates that it has beside its own (`tool_use`, `rag`) stay; one that is wanted takes the place of them all, since
-    they end a turn in their own way.
-    """
-    jinja, own = find_template(tokenizer, wanted), tokenizer.chat_template
-    tokenizer.chat_template = own | {"default": jinja} if wanted is None and isinstance(own, dict) else jinja
 
 
 class Aim(NamedTuple):
@@ -113,6 +69,7 @@ class ChatTemplate:
         reasoning: whether thoughts are learned (`train`) or only read (`mask`); `drop` took them out before.
         added: the texts of the tokenizer's other added tokens.
         normalizer: the tokenizer's, as JSON; empty for none.
+        tool_jinja: the template of conversations with tools, where that is another one.
     """
 
     jinja: str
@@ -122,6 +79,7 @@ class ChatTemplate:
     reasoning: Reasoning = "train"
     added: list[str] = field(default_factory=list)
     normalizer: str = ""
+    tool_jinja: str | None = None
 
     def render(self, conversation: Conversation) -> list[Rendered] | Bad:
         """The documents of a conversation, one as a rule; see the module's text for when there are more."""
@@ -175,8 +133,6 @@ class ChatTemplate:
             return Bad(f"the chat template {error}")
         except CostError as error:
             return Bad(f"the chat template costs too much: {error}")
-        except MemoryError:
-            return Bad(f"the chat template takes more than {MEMORY >> 30} GB of memory")
         except RecursionError:
             return Bad("JSON nested too deeply")
 
@@ -206,8 +162,11 @@ class ChatTemplate:
         documents = [*documents, together] if together.spans else documents
         for text, spans, _ in documents:
             for start, end in spans:
-                if self._closing(text[start:end]) is None:
+                closing = self._closing(text[start:end])
+                if closing is None:
                     return Bad(f"the chat template ends a reply with {text[end - 4 : end]!r}: its end is never learned")
+                if self._is_for_tools(conversation) and closing != self.names.get("eos_token"):
+                    return Bad(f"the template {TOOL_USE!r} ends a reply with {closing!r}, at which no model would stop")
         return documents
 
     def _span(self, conversation: Conversation, turn: int, text: str, prompt: str) -> tuple[int, int] | None:
@@ -226,8 +185,12 @@ class ChatTemplate:
         return self._text(conversation, turn, reply=True)
 
     def _text(self, conversation: Conversation, num_messages: int, reply: bool = False) -> str:
-        messages = conversation.messages[:num_messages]
-        return rendered(self.jinja, messages, conversation.tools, reply, self.names)
+        jinja = (self.tool_jinja or "") if self._is_for_tools(conversation) else self.jinja
+        return rendered(jinja, conversation.messages[:num_messages], conversation.tools, reply, self.names)
+
+    def _is_for_tools(self, conversation: Conversation) -> bool:
+        """Whether the template for tools writes it, by transformers' rule."""
+        return self.tool_jinja is not None and bool(conversation.tools)
 
     def _closing(self, text: str) -> str | None:
         return next((token for token in self.special if text.endswith(token)), None)
@@ -289,5 +252,5 @@ class ChatTemplate:
     @cached_property
     def _control(self) -> ControlTokens:
         marks = [token for token in self.added if is_mark(token) and token not in self.special]
-        used = used_tokens(marks, self.jinja, self._text) if marks else ([], [])
+        used = used_tokens(marks, self.jinja + (self.tool_jinja or ""), self._text) if marks else ([], [])
         return ControlTokens(self.special, *used, self.normalizer)

@@ -17,7 +17,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from datamodules.bad_records import BadRecords, OnBadRecord
 from datamodules.cache import atomic_folder, build_lock, cache_root, key_of, remove_leftovers, room_on_disk
 from datamodules.chat import template_of
-from datamodules.chat_template import set_template
 from datamodules.errors import DataError
 from datamodules.grouped_order import GroupedOrder
 from datamodules.held_out import unlike_share
@@ -28,6 +27,7 @@ from datamodules.prompt_set import PromptBatchCollator, Prompts, split_prompts
 from datamodules.record_shapes import PROMPT_SHAPES
 from datamodules.record_source import OtherSource, RecordSource, record_units, with_shape
 from datamodules.sources import files_in_words, first_units, paths_of, sources_to_validate_on
+from datamodules.template_choice import set_template
 from datamodules.tokenizer import bare, framing, load_tokenizer
 from datamodules.units import Unit
 

@@ -15,7 +15,9 @@ MEMORY = 1 << 30  # bytes beside what the process has already
 FREE_CHARACTERS, MOST_TIMES_LONGER = 1 << 20, 64
 
 
-class CostError(Exception):
+class CostError(
+    BaseException
+):  # Jinja takes any `Exception` in a constant expression for a reason to try it again later
     """A template takes too long, or makes too much; the text says so."""
 
 
@@ -27,11 +29,13 @@ def bounded() -> Iterator[None]:
     handles signals. Memory is watched on Linux alone.
 
     Raises:
-        CostError: it takes longer than `SECONDS`.
-        MemoryError: it takes more than `MEMORY`.
+        CostError: it takes longer than `SECONDS`, or more than `MEMORY`.
     """
-    with _bounded_memory(), _bounded_time():
-        yield
+    try:
+        with _bounded_memory(), _bounded_time():
+            yield
+    except MemoryError as error:
+        raise CostError(f"it takes more than {MEMORY >> 20:,} MB of memory") from error
 
 
 def check_length(text: str, num_characters: int) -> None:
@@ -52,7 +56,7 @@ def _bounded_time() -> Iterator[None]:
             raise CostError(f"it is not done after {SECONDS} seconds")
 
     before = signal.signal(signal.SIGVTALRM, out_of_time)
-    left = signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+    left = signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS, SECONDS)
     try:
         yield
         running = False

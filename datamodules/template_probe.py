@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datamodules.records import Conversation
 from datamodules.skeleton import TOOLS, Part
-from datamodules.template_limits import CostError
+from datamodules.texts import encodable
 
 if TYPE_CHECKING:
     from datamodules.chat_template import Aim, Rendered
@@ -80,20 +80,20 @@ def rendered(
 
     Raises:
         UnwritableError: the template refuses them, or fails on them, in whatever way: it is a program of somebody's.
-        CostError, MemoryError: see `bounded`.
+        CostError, MemoryError: inside of `bounded`.
     """
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
     options: dict[str, Any] = {"tools": tools, "add_generation_prompt": reply, **names}
     try:
-        return render_jinja_template([messages], chat_template=jinja, **options)[0][0]
-    except (CostError, MemoryError):
+        return encodable(render_jinja_template([messages], chat_template=jinja, **options)[0][0])
+    except MemoryError:
         raise
     except TemplateError as error:
-        raise UnwritableError(f"refuses it: {error}") from error
+        raise UnwritableError(f"refuses it: {_in_a_line(error)}") from error
     except Exception as error:
-        raise UnwritableError(f"cannot write it: {str(error) or type(error).__name__}") from error
+        raise UnwritableError(f"cannot write it: {_in_a_line(error)}") from error
 
 
 def first_lacking(
@@ -172,6 +172,11 @@ def _attempt(write: Write, messages: list[dict[str, Any]], tools: list[dict[str,
         return write(conversation, len(messages)) + write(conversation, len(messages) - 1, reply=True)
     except UnwritableError:
         return ""
+
+
+def _in_a_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def _left_out(part: Part) -> str:

@@ -5,10 +5,11 @@ from itertools import groupby
 import pytest
 
 from datamodules.chat_encoder import ChatEncoder, trained_tokens
-from datamodules.chat_template import NAMES, ChatTemplate, find_template
+from datamodules.chat_template import ChatTemplate
 from datamodules.errors import DataError
 from datamodules.instruction import template_of
 from datamodules.records import Conversation
+from datamodules.template_choice import NAMES, find_template
 from datamodules.tokenizer import bare
 from datamodules.units import Bad
 
@@ -150,6 +151,8 @@ def test_finding_a_template(tmp_path):
     assert "<|im_start|>" in find_template(tokenizer, None)
     with pytest.raises(DataError, match="neither a file nor one of chatml, llama3, mistral"):
         find_template(tokenizer, "alpaca")
+    tokenizer.chat_template = {"rag": "{{ documents }}"}
+    assert find_template(tokenizer, "rag") == "{{ documents }}"
     without = chat_tokenizer("mistral")
     without.chat_template = None
     with pytest.raises(DataError, match="the tokenizer has no chat template"):

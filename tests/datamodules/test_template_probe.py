@@ -8,8 +8,9 @@ from tokenizers import AddedToken, normalizers
 
 from datamodules import DataError, InstructionDataModule, PreferenceDataModule, PromptDataModule, chat_template
 from datamodules.chat import template_of
-from datamodules.chat_template import ChatTemplate, find_template
+from datamodules.chat_template import ChatTemplate
 from datamodules.records import conversation_of
+from datamodules.template_choice import NAMES, find_template
 from datamodules.units import Bad
 
 from .chat_tokenizers import chat_tokenizer
@@ -276,10 +277,36 @@ def test_pairs_that_differ_in_their_calls_alone(folder, tmp_path):
     assert data.statistics["train"]["num_documents"] == 8
 
 
-@pytest.mark.parametrize("name", chat_template.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_built_in_templates_write_what_they_take(name):
     family = {"chatml": "smollm2"}.get(name, name)
     jinja = find_template(chat_tokenizer(family), name)
     said = outcome(template(jinja, family), USER, call(town="Utrecht"), RESULT, ASSISTANT, tools=[tool()])
     assert ("Utrecht" in said) if name == "chatml" else said.startswith("the chat template ")
     assert isinstance(template(jinja, family).write([{"role": "system", "content": "s"}, USER, ASSISTANT], None), str)
+
+
+def test_a_tokenizers_template_for_tools_writes_records_with_tools(folder, tmp_path):
+    settings = folder({"default": chatml(), "tool_use": WITH_TOOLS.replace("<tool_call>", "<call>"), "rag": "no"})
+    talks = [
+        {"messages": [USER, call(town="Utrecht")], "tools": [tool(town={"type": "string"})]},
+        {"messages": [USER, ASSISTANT], "tools": []},
+        {"messages": [USER, call(town="Delft")]},
+    ]
+    made = []
+    for kind in (InstructionDataModule, PromptDataModule):
+        data = kind(path=written(tmp_path, talks[:2]), val_share=0.0, **settings)
+        data.prepare_data()
+        data.setup("fit")
+        made.append("\n".join(data.preview(2)))
+        assert isinstance(data.tokenizer.chat_template, dict)
+    assert '<call>{"name": "weather", "arguments": {"town": "Utrecht"}}</tool_call>' in made[0]
+    assert all(text.count('"name": "weather", "description"') == 1 for text in made)
+    # Without tools the calls have no template that writes them.
+    data = InstructionDataModule(path=written(tmp_path, talks), val_share=0.0, **settings)
+    with pytest.raises(DataError, match=r":3: the chat template leaves out the tool calls of turn 2"):
+        data.prepare_data()
+    ends = {"default": chatml(), "tool_use": WITH_TOOLS.replace(END, "<|im_start|>")}
+    data = InstructionDataModule(path=written(tmp_path, talks[:1]), val_share=0.0, **folder(ends))
+    with pytest.raises(DataError, match=r"the template 'tool_use' ends a reply with '<\|im_start\|>'"):
+        data.prepare_data()
