@@ -33,6 +33,8 @@ class ModelFolder(Callback):
     Attributes:
         last: The folder of the last weights (known from `setup` on).
         best: The folder of the best weights.
+        unwritten: Folders that a full disk kept from being written, until they are: what there is in their places is of
+            an earlier step, or nothing.
         best_value: Best value of the metric so far, kept in the checkpoint; None before the first validation.
 
     Raises:
@@ -47,6 +49,8 @@ class ModelFolder(Callback):
         self.dirpath = dirpath
         self.best_value: float | None = None
         self.last = self.best = Path()
+        self.unwritten: list[Path] = []
+        self._missed: tuple[int, float] | None = None  # step and value of a best network that a full disk cost
         self._wrote_last = False
 
     @override
@@ -66,36 +70,41 @@ class ModelFolder(Callback):
         if self.monitor not in metrics:
             raise CallbackError(f"ModelFolder.monitor: validation logs no {self.monitor!r}; it logs {sorted(metrics)}.")
         value = float(metrics[self.monitor])
-        if trainer.strategy.broadcast(self._improves(value)) and self._write(trainer, pl_module, self.best):
-            self.best_value = value
+        if trainer.strategy.broadcast(self._improves(value)):
+            self._write_best(trainer, pl_module, value)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not is_rehearsal(trainer):
-            self._write(trainer, pl_module, self.last)
-            self._wrote_last = True
+            self._wrote_last = self._write(trainer, pl_module, self.last)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # A run killed between its last checkpoint and here resumes with nothing left to train: no `on_train_end`.
+        # A run killed between its last checkpoint and here resumes with nothing left to train: no `on_train_end`. And
+        # where the disk was full there, it may have room now.
         if not self._wrote_last and not is_rehearsal(trainer):
             self._write(trainer, pl_module, self.last)
+        if self._missed is not None and self._missed[0] == trainer.global_step:
+            self._write_best(trainer, pl_module, self._missed[1])
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"monitor": self.monitor, "mode": self.mode, "best_value": self.best_value}
+        own = {"monitor": self.monitor, "mode": self.mode, "best_value": self.best_value}
+        return own if self._missed is None else own | {"missed": self._missed}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if (state_dict["monitor"], state_dict["mode"]) == (self.monitor, self.mode):
             self.best_value = state_dict["best_value"]
+            self._missed = state_dict.get("missed")
+            self.unwritten = [self.best] if self._missed else []
 
     def forget_best(self) -> None:
         """Begin anew: the network was pruned, so that what validated best before is not what is asked for any more.
 
         The first time the folder is kept, as `dense`; what was best between two changes is not.
         """
-        self.best_value = None
+        self.best_value = self._missed = None
         dense = self.best.with_name("dense")
         if self.best.exists() and not dense.exists():
             self.best.rename(dense)
@@ -106,6 +115,12 @@ class ModelFolder(Callback):
         if self.best_value is None:
             return True
         return value < self.best_value if self.mode == "min" else value > self.best_value
+
+    def _write_best(self, trainer: Trainer, pl_module: LightningModule, value: float) -> None:
+        if self._write(trainer, pl_module, self.best):
+            self.best_value, self._missed = value, None
+        else:
+            self._missed = (trainer.global_step, value)
 
     def _write(self, trainer: Trainer, pl_module: Any, place: Path) -> bool:
         """Saves on all ranks and swaps on the first; False if the disk was full."""
@@ -127,6 +142,7 @@ class ModelFolder(Callback):
             else:
                 swap_in(fresh, place)
         trainer.strategy.barrier("ModelFolder")
+        self.unwritten = [each for each in self.unwritten if each != place] + [place] * full
         return not full
 
 

@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.load import _METADATA_FILENAME
 
+from llm_lightning.checksums import check_file
 from llm_lightning.errors import UserError
 
 
@@ -47,7 +48,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint with `weights_only=True`, whatever was asked for: a checkpoint must not run code.
 
         Raises:
-            UserError: the file is missing, or no checkpoint.
+            UserError: the file is missing, damaged, or no checkpoint.
         """
         if Path(path).is_dir():
             raise UserError(
@@ -55,9 +56,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 "trainer.devices, or start over with --resume false."
             )
         try:
+            check_file(Path(path))  # `mmap` skips the checksums
             return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
         except FileNotFoundError as error:
             raise UserError(f"ckpt_path={str(path)!r}: there is no such checkpoint.") from error
+        except UserError as error:
+            raise UserError(
+                f"ckpt_path={str(path)!r} cannot be read as a checkpoint: {error}. Name another one by --ckpt_path."
+            ) from error
         except Exception as error:
             raise UserError(f"ckpt_path={str(path)!r} cannot be read as a checkpoint: {error}") from error
 
@@ -87,7 +93,12 @@ def is_before_validation(state: dict[str, Any]) -> bool:
 
 
 def newest_checkpoint(folder: Path, name: str = "step") -> Path | None:
-    """The checkpoint with the most steps in a run's `checkpoints/`, None where there is none.
+    """The first one of `checkpoints`, None where there is none."""
+    return next(iter(checkpoints(folder, name)), None)
+
+
+def checkpoints(folder: Path, name: str = "step") -> list[Path]:
+    """The checkpoints of a run's `checkpoints/`, those with the most steps first.
 
     Files are complete by construction; a sharded checkpoint is a folder that is complete once `.metadata` is there, or
     what DeepSpeed writes last.
@@ -102,7 +113,7 @@ def newest_checkpoint(folder: Path, name: str = "step") -> Path | None:
         if not path.name.startswith(".")
         and (path.is_file() or any((path / last).is_file() for last in (".metadata", "latest")))
     ]
-    return max(found, key=lambda path: step_of(path) or 0, default=None)
+    return sorted(found, key=lambda path: step_of(path) or 0, reverse=True)
 
 
 def step_of(path: Path) -> int | None:

@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from safetensors import SafetensorError
 from torch import distributed as dist
 
 import callbacks
@@ -32,11 +33,13 @@ from datamodules import (
     TextDataModule,
 )
 from datamodules.synthetic.engine import Engine
-from llm_lightning.checkpointing import AtomicCheckpointIO, newest_checkpoint, trained_steps
+from llm_lightning.checkpointing import AtomicCheckpointIO, trained_steps
+from llm_lightning.damage import last_good_checkpoint
 from llm_lightning.environment import with_environment
 from llm_lightning.errors import UserError
 from llm_lightning.finished import early_stopping, why_finished
 from llm_lightning.launch.checks import LaunchError, check_launch, explain, is_first_rank
+from llm_lightning.left_behind import refuse_links, remove_leftovers, report_unwritten
 from llm_lightning.loggers.metrics_file import MetricsFile
 from llm_lightning.loggers.redact import redact_arguments
 from llm_lightning.messages import readable
@@ -45,7 +48,7 @@ from llm_lightning.modules.base import LanguageModule
 from llm_lightning.precision import default_precision, use_fast_float32
 from llm_lightning.redacted_output import print_traceback
 from llm_lightning.rollouts import LocalEngine
-from llm_lightning.run_folder import RunConfig, move_aside, refuse_links, saved_precision
+from llm_lightning.run_folder import RunConfig, move_aside, saved_precision
 from llm_lightning.run_lock import RunLock
 from llm_lightning.run_trainer import RunTrainer
 from llm_lightning.shipped_configs import with_found_configs
@@ -65,7 +68,9 @@ prefer_in_yaml({name: getattr(callbacks, name) for name in callbacks.__all__})
 ENGINE = "llm_lightning.rollouts.LocalEngine"
 Engine.register(LocalEngine)
 
-USER_ERRORS = (UserError, DataError, callbacks.CallbackError, ArgumentError, MisconfigurationException, OSError)
+USER_ERRORS = (
+    UserError, DataError, callbacks.CallbackError, ArgumentError, MisconfigurationException, OSError, SafetensorError,
+)  # fmt: skip
 
 # How long a rank waits for the others, where the strategy's `timeout` is not given: torch's own for NCCL. Lightning's
 # is half an hour, in which all other ranks would wait for one that is stuck.
@@ -245,13 +250,14 @@ class TrainingCLI(LightningCLI):
             return
         root, resume = Path(self.trainer.default_root_dir), self._get(self.config, "resume")
         with RunLock(root) as lock:
+            remove_leftovers(root)
             if kwargs.get("ckpt_path") is None:
                 if not resume:
                     lock.release()
                     move_aside(root)
                     lock.acquire()
                 # Another rank may look before the first one has moved the folder.
-                kwargs["ckpt_path"] = newest_checkpoint(root / "checkpoints") if resume else None
+                kwargs["ckpt_path"] = last_good_checkpoint(root / "checkpoints", set_aside=True) if resume else None
             self._go_on(kwargs)
 
     def _go_on(self, kwargs: dict[str, Any]) -> None:
@@ -307,8 +313,8 @@ class TrainingCLI(LightningCLI):
     def _trained(self, folder: Path) -> Path | None:
         """The checkpoint of the weights that a run ends with."""
         stopping = early_stopping(self.trainer)
-        best = newest_checkpoint(folder, "best") if stopping is not None and stopping.restore_best else None
-        return best or newest_checkpoint(folder)
+        best = last_good_checkpoint(folder, "best") if stopping is not None and stopping.restore_best else None
+        return best or last_good_checkpoint(folder)
 
 
 def _help(command: str) -> dict[str, str]:
@@ -363,7 +369,9 @@ def run(args: list[str], *, debug: bool = False) -> int:
     if any(stop.stopped for stop in stops) and dist.is_initialized():
         dist.barrier()  # srun ends the step with its first failing rank, and the first rank may still be writing
     # As a shell would report it, so that nothing chained behind a stopped run starts.
-    return 128 + stops[0].received if stops and stops[0].received else 0
+    if stops and stops[0].received:
+        return 128 + stops[0].received
+    return report_unwritten(cli.trainer)
 
 
 def _report(error: BaseException, debug: bool) -> int:

@@ -16,7 +16,7 @@ def why_finished(trainer: Trainer, checkpoint: Path | str | None) -> str | None:
     if not checkpoint or not (Path(trainer.default_root_dir) / "model" / "last").exists():
         return None
     state = training_state(Path(checkpoint))
-    if is_before_validation(state):
+    if is_before_validation(state) or _missed_best(trainer, state):
         return None
     if 0 <= trainer.max_steps <= (step_of(Path(checkpoint)) or 0):
         return f"{checkpoint} is its last step. Raise trainer.max_steps to go on"
@@ -46,3 +46,10 @@ def _epochs(state: dict[str, Any]) -> int:
     epochs = loop["epoch_progress"]["current"]
     is_within = epochs["started"] > epochs["processed"]
     return epochs["processed"] + int(is_within and loop["epoch_loop.batch_progress"]["is_last_batch"])
+
+
+def _missed_best(trainer: Trainer, state: dict[str, Any]) -> bool:
+    """Whether a full disk kept the best model folder from being written."""
+    every: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    folders = [each for each in every if isinstance(each, callbacks.ModelFolder)]
+    return any(state.get("callbacks", {}).get(each.state_key, {}).get("missed") for each in folders)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from llm_lightning.errors import UserError
@@ -36,7 +37,7 @@ def run(args: list[str], *, debug: bool = False) -> int:
         if len(args) != 2:
             raise UserError(f"merge takes two folders, the adapter's and the output's; {len(args)} are given.")
         merge_folder(Path(args[0]), Path(args[1]))
-    except (UserError, OSError) as error:
+    except (UserError, OSError, SafetensorError) as error:
         if debug:
             print_traceback(error)
         print(f"\nllm-lightning: error: {readable(error)}", file=sys.stderr)

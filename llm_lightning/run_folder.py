@@ -8,10 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
-from llm_lightning.errors import UserError
-from llm_lightning.launch.checks import is_first_rank
 from llm_lightning.loggers.redact import redact
-from safety.files import link_out_of, read_text, write_text
+from safety.files import read_text, write_text
 
 
 class RunConfig(SaveConfigCallback):
@@ -25,19 +23,6 @@ class RunConfig(SaveConfigCallback):
         root.mkdir(parents=True, exist_ok=True)
         text = self.parser.dump(self.config, skip_none=False)
         write_text(root / "config.yaml", yaml.safe_dump(redact(yaml.safe_load(text)), sort_keys=False))
-
-
-def refuse_links(root: Path) -> None:
-    """Refuse a run folder with links out of it: a stranger's could have this run read, write or send what they name.
-
-    Raises:
-        UserError: with the first one.
-    """
-    if is_first_rank() and root.is_dir() and (link := link_out_of(root)):
-        raise UserError(
-            f"{link} is a link that leads out of the run folder, which could be a stranger's: remove it, or put what "
-            "it points to in its place. (The run folder itself may be a link.)"
-        )
 
 
 def saved_precision(root: Path) -> str | None:

@@ -5,7 +5,7 @@ import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import IO, Any, TypeVar, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import ReadItem
 from typing_extensions import override
 
+from llm_lightning.checksums import check_stream
 from llm_lightning.errors import UserError
 
 Kind = TypeVar("Kind")
@@ -57,6 +58,14 @@ class PartsReader(dcp.FileSystemReader):
     """Reads `.metadata` into blank records first, checks them, and makes torch's own of them."""
 
     _metadata: Metadata | None = None
+
+    @override
+    def _slice_file(self, file: Any, sinfo: _StorageInfo) -> IO[bytes]:
+        # Of what this rank reads alone, where it is read: to look at all parts would take too long.
+        part = io.BytesIO(super()._slice_file(file, sinfo).read())
+        check_stream(part, f"its {sinfo.relative_path}")
+        part.seek(0)
+        return part
 
     @override
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
