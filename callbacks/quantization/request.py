@@ -53,11 +53,12 @@ class Request:
 
     def finish(self) -> None:
         """Give the quantized network the tokenizer and all else that lies beside the original's weights."""
-        for path in self.source.iterdir():
+        for path in self.source.rglob("*"):  # a tokenizer's templates by name are in a folder of their own
+            place = self.output / path.relative_to(self.source)
             is_weight = path.suffix in UNCOPIED or path.name.endswith(".index.json")
-            is_ours = path.name == GENERATION or not (self.output / path.name).exists()
-            if path.is_file() and not is_weight and is_ours:
-                shutil.copyfile(path, self.output / path.name)
+            if path.is_file() and not is_weight and (path.name == GENERATION or not place.exists()):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, place)
         # Some libraries write the dtype that they calibrated in, and `dtype="auto"` would load that.
         path = self.output / "config.json"
         config = json.loads(path.read_text())

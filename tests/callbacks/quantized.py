@@ -16,6 +16,7 @@ from callbacks.quantization.request import load_network
 
 ON_CPU = [name for name, scheme in SCHEMES.items() if scheme.runs_on(torch.device("cpu"))]
 OPTIONS: dict[str, dict[str, Any]] = {name: {"iters": 4} for name in ("int4", "int3", "int2")}
+TEMPLATES = {"default": "{{ messages }}", "tool_use": "{{ tools }}{{ messages }}"}
 IDS = torch.arange(3, 67)[None]
 
 
@@ -47,7 +48,9 @@ class WideModule(TinyModule):
 
     def save_model(self, folder: Path) -> None:
         super().save_model(folder)
-        tiny_tokenizer().save_pretrained(folder)
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = TEMPLATES
+        tokenizer.save_pretrained(folder)
 
 
 def needs(name: str) -> None:

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
-from quantized import IDS, ON_CPU, WideModule, effective_weights, fit, needs, quantization, wide_network
+from quantized import IDS, ON_CPU, TEMPLATES, WideModule, effective_weights, fit, needs, quantization, wide_network
 from tiny_llama import Rows, TinyData, tiny_trainer
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from callbacks import CallbackError, GracefulStop, Quantization
 from callbacks.quantization import SCHEMES, Calibration
@@ -113,7 +113,13 @@ def test_the_folder_generates_by_the_settings_of_the_original(runs, name):
 @pytest.mark.parametrize("name", ON_CPU)
 def test_who_may_read_the_config_may_read_the_weights(runs, name):
     folder = runs(name) / "model" / "quantized"
-    assert {file.stat().st_mode for file in folder.iterdir()} == {(folder / "config.json").stat().st_mode}
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    assert {file.stat().st_mode for file in files} == {(folder / "config.json").stat().st_mode}
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_the_tokenizer_keeps_its_templates(runs, name):
+    assert AutoTokenizer.from_pretrained(runs(name) / "model" / "quantized").chat_template == TEMPLATES
 
 
 @pytest.mark.parametrize("name", ON_CPU)
