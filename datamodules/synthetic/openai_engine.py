@@ -208,7 +208,7 @@ class OpenAIEngine(Engine):
                 raise self._refused(reply)
             text, num_tokens, total, is_finished = read_reply(parsed(reply.content))
         except CallError as error:
-            raise Failed(str(error)) from error
+            raise Failed(printable(str(error))) from error
         self.num_tokens += total
         return Reply(encodable(text), num_tokens, is_finished)
 

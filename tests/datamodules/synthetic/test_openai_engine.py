@@ -166,6 +166,7 @@ HOSTILE = {
     "drips its body": (dripping(OK + b"Content-Length: 400\r\n\r\n", b" " * 400), "no whole reply within 0.8 s"),
     "drips its headers": (dripping(OK, b"X: y\r\n" * 50), "no whole reply within 0.8 s"),
     "drips without a length": (dripping(OK + b"Connection: close\r\n\r\n", b" " * 400), "no whole reply within 0.8 s"),
+    "speaks no HTTP": (dripping(b"x\x1b[2J" * 10**4 + b"\r\n\r\n", b""), "illegal status line"),
     "nests lists": (sending(b"[" * 10**6), "RecursionError"),
     "nests objects": (sending(b'{"a":' * 10**5), "RecursionError"),
     "counts Infinity": (counting(total_tokens=float("inf")), "Infinity is no JSON"),
@@ -191,10 +192,11 @@ def test_a_hostile_reply_costs_one_try(server, name):
     fault, reason = HOSTILE[name]
     server.fault = lambda body, attempt: fault if attempt == 0 or body["seed"] == 1 else None
     engine = OpenAIEngine(server.url, "m", timeout=0.8 if "within" in reason else 10, max_retries=1)
-    with pytest.warns(UserWarning, match=f"given up after 2 tries: .*{re.escape(reason)}"):
+    with pytest.warns(UserWarning, match=f"given up after 2 tries: .*{re.escape(reason)}") as given_up:
         replies = dict(engine.write(requests(2)))
     engine.release()
     assert list(replies) == [0] and engine.num_tokens == 16
+    assert all(len(str(one.message)) < 500 and "\x1b" not in str(one.message) for one in given_up)
 
 
 def test_a_reply_in_gzip_is_read(server):
