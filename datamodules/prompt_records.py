@@ -196,7 +196,15 @@ def _asked(fields: Fields, shape: str) -> Asked:
     others = {name: value for name, value in fields.record.items() if name not in asks}
     around = [name for field in ("system", "history", "tools") for name in fields.filled(field)]
     text = None if shape == "whole-pair" or is_dialogue(fields, shape) else question_text(fields, shape)
-    return Asked(text, messages, tools, others, around, fields.read)
+    return Asked(text, messages, tools, others, around, _made_of(fields, MAIN[shape]))
+
+
+def _made_of(fields: Fields, main: str) -> list[str]:
+    columns = list(dict.fromkeys([*fields.filled(main), *fields.read]))
+    said = fields.record.get(columns[0])
+    if isinstance(said, list) and len(said) > 1 and all(isinstance(one, str) for one in said):
+        columns[0] += f" (the first of {len(said)} texts)"
+    return columns
 
 
 def write_prompts(path: Path, unit: Unit, encoder: PromptEncoder, on_bad: OnBadRecord) -> dict[str, Any]:

@@ -135,6 +135,12 @@ def detect_shape(
             read = (columns_of(record, field, columns) for field in shapes[name] for record in records)
             names = tuple(dict.fromkeys(column for several in read for column in several))
             return Shape(name, names, tuple(column for column in found if column not in names))
+    if shapes is PROMPT_SHAPES:
+        mains = [name for name in PROMPT_SHAPES if len(required(name, shapes)) == 1 and name not in PREFERENCE_SHAPES]
+        raise DataError(
+            f"columns: {where!r} has the columns {_listed(found)}, none of which is known to hold a prompt: "
+            f"{', '.join(required(name, shapes)[0] for name in mains)}. Say which one does, for example column=frage"
+        )
     raise DataError(
         f"columns: {where!r} has the columns {_listed(found)}, which make none of the known shapes: {_known(shapes)}. "
         "Say which column is which, for example columns={question: frage, answer: antwort}"

@@ -199,6 +199,8 @@ def test_lists_of_turns(name):
 def test_texts_that_a_user_says_one_after_the_other():
     record = {"question_id": 81, "turns": ["Write a story.", "Now in verse."]}
     assert asked(record) == [{"role": "user", "content": "Write a story."}]
+    read = prompt_of(record, "messages", None).read
+    assert read == ["turns (the first of 2 texts)"]
     assert "text where an object is expected" in tuned(record)
     assert "text where an object is expected" in compared(record | {"chosen": "a", "rejected": "b"})
     assert compared({"turns": ["q"], "chosen": "a", "rejected": "b"}) == [("q", "a", "b")]

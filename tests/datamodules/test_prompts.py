@@ -309,3 +309,10 @@ def test_half_a_character_of_a_prompt_becomes_readable_as_in_fine_tuning(make, c
     module = make([{"prompt": "is \ud83d", "context": "1"}, {"messages": turns}], chat)
     said = [module._train[number].said for number in range(2)]
     assert said == ["is \ufffd\n1", [{"role": "user", "content": "1\ufffd"}]]
+
+
+def test_a_set_without_a_prompt_names_its_columns(make, chat):
+    with pytest.raises(DataError, match=r"has the columns frage, n, none of which .* prompt: messages, .*column=frage"):
+        make([{"frage": "what", "n": 1}], chat)
+    module = make([{"chosen": "Human: what\n\nAssistant: is", "rejected": "Human: what\n\nAssistant: 1"}], chat)
+    assert module.preview(1)[0].endswith(", from column chosen")
