@@ -238,7 +238,7 @@ def _has_lines(path: str) -> bool:
         json.loads(line)
     except json.JSONDecodeError as error:
         # Cut off at its end, and going on in the next line.
-        goes_on = error.pos >= len(line.decode().rstrip())
+        goes_on = error.pos >= len(line.decode(errors="surrogatepass").rstrip())
         return head[:1] != b"[" and not (goes_on and _is_a_value(path))
     except (ValueError, RecursionError):
         return True

@@ -126,3 +126,9 @@ def test_what_is_no_text_is_named(format, tmp_path):
     for data, words in ((b"\x1f\x8b\x08\x00", "add .gz to its name"), (b"PAR1\x15", "call it .parquet")):
         with pytest.raises(DataError, match=words):
             read(tmp_path / f"a.{format}", data + b'{"text": "x"}\n')
+
+
+@pytest.mark.parametrize("half", [b"\xed\xa0\x80", b"\xed\xb0\x80\xed\xb0\x80"])
+def test_half_a_character_in_a_broken_first_line_hides_no_other(half, tmp_path):
+    found = read(tmp_path / "a.jsonl", b'{"a": : "' + half + b'"}\n{"a": 1}\n{"a": 2}')
+    assert found[1:] == [{"a": 1}, {"a": 2}] and found[0].startswith(":1 byte 0xed is not UTF-8")

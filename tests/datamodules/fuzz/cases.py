@@ -129,7 +129,9 @@ class Case:
         rng = random.Random(seed)
         kind = rng.choice(list(KINDS))
         shape, make = rng.choice(list(KINDS[kind].shapes.items()))
-        if rng.random() < 0.2 and all(isinstance(value, str | int) for value in make("", "").values()):
+        values = make("", "").values()
+        # A quote that is left open may take the next row with it where fields hold line breaks.
+        if rng.random() < 0.2 and all(isinstance(value, str | int) and "\n" not in str(value) for value in values):
             return cls._table(rng, kind, shape, make)
         lines = [as_json(make(*marked(number)), rng) for number in range(NUM_GOOD)]
         bad: set[int] = set()
