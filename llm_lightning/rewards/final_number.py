@@ -12,12 +12,12 @@ MARK = "####"
 BEGINS_WITH_NUMBER = re.compile(rf"[\s({{\[~≈]*(?:[-+] ?)?(?:{CURRENCY} ?)?(?:[-+] ?)?(?:\.?\d|\\)")
 WORD = re.compile(r"(?<!\\)(?<![^\W\d_])[^\W\d_]{2,}")
 
-EXPRESSION = re.compile(r"\\[A-Za-z]|[√π∞±∓∪∩<>≤≥≠]|\b(?:sqrt|pi|log|ln|sin|cos|tan|mod)\b")
+EXPRESSION = re.compile(r"\\[A-Za-z]|[√π∞±∓∪∩<>≤≥≠|]|\b(?:sqrt|pi|log|ln|sin|cos|tan|mod)\b")
 """Signs that an answer is more than a plain number, wherever in it they stand."""
 
 GOES_ON = re.compile(
     r"\s*(?:[-+*/÷^]\s*[\d(.\\]|[+*^]\s*[A-Za-z]|-\s?[a-z]\b|[xyzni]\b|!|\(\d"  # 18-20, 5+x, 5x, 5!, 2(3)
-    r"|[,;]\s*[-+]?[$€£]?\.?\d|(?:and|or|to|y|o|u|e|a|hasta)\s+[-+]?[$€£]?\.?\d)"  # 2, 3 and 2 or 3
+    r"|\d|[,;]\s*[-+]?[$€£]?\.?\d|(?:and|or|to|y|o|u|e|a|hasta)\s+[-+]?[$€£]?\.?\d)"  # 2, 3 and 2 or 3
 )
 """What makes of a number the beginning of an expression, or of several answers."""
 

@@ -1,5 +1,6 @@
 """Answers that are more than a plain number: roots, fractions of letters, intervals, sets, matrices."""
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -7,6 +8,7 @@ import select
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
@@ -112,6 +114,7 @@ class MathAnswer:
             command = [sys.executable, "-P", str(WORKER)]
             pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
             self._process = subprocess.Popen(command, text=True, encoding="utf-8", **pipes)
+            weakref.finalize(self, _end, self._process)
             first = json.dumps({"answer": "$1$", "completion": "$1$", "timeout": IMPORTS}) + "\n"
             if self._exchange(first, IMPORTS) is None:
                 raise UserError("MathAnswer: math-verify cannot be used here; `import math_verify` says why.")
@@ -128,9 +131,14 @@ class MathAnswer:
         except OSError:  # it is gone
             pass
         self._process = None
-        process.kill()
-        process.communicate()
+        _end(process)
         return None
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    with contextlib.suppress(OSError, ValueError):  # what it never read cannot be flushed
+        process.communicate()
 
 
 def _text(answer: Any) -> str | None:

@@ -27,7 +27,7 @@ SHORT_SCALES = {"k": 3, "K": 3, "M": 6, "B": 9, "bn": 9}
 RUN = r"(?:\d{1,3}(?:[ '_]\d{3})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)*|(?<![\d.,])\.\d+)"
 TOKEN = re.compile(
     rf"""
-      (?P<other>\d+(?:/\d+){{2,}} | \d+-\d+-\d+ | \d+(?::\d+)+)  # dates, times, ratios
+      (?P<other>\d+(?:/\d+){{2,}} | \d+-\d+-\d+ | \d+(?::\d+)+ | 0[xX][0-9a-fA-F]+)  # dates, times, ratios, hex
     | (?P<sign>[-+][ ]{{0,3}})? (?P<money>{CURRENCY}[ ]?)? (?P<inner>[-+][ ]{{0,3}})?
       (?: (?P<whole>\d+)[ ]+(?P<top>\d+)/(?P<bottom>\d+)
         | (?P<numerator>{RUN})[ ]?/[ ]?(?P<denominator>{RUN})
