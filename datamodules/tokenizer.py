@@ -71,11 +71,17 @@ def load_tokenizer(name: str, new_tokens: Sequence[str] = ()) -> PreTrainedToken
     if name.endswith(".gguf"):
         if not path.is_file():
             raise DataError(f"tokenizer: {name!r} does not exist")
-        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
     else:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(path) if path.exists() else name)
+            # Unless it is told, transformers asks on standard input whether to run what comes with a tokenizer.
+            tokenizer = AutoTokenizer.from_pretrained(str(path) if path.exists() else name, trust_remote_code=False)
         except (OSError, ValueError) as error:
+            if "trust_remote_code" in str(error):
+                raise DataError(
+                    f"tokenizer: {name!r} is made by code that comes with it (auto_map in its configuration), which is"
+                    " never run; save it with a tokenizer.json and without auto_map, or name another one"
+                ) from error
             raise DataError(f"tokenizer: {name!r} is no folder with a tokenizer, nor found on the hub") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise DataError(f"tokenizer: {name!r} has no fast version (tokenizer.json), which training at scale needs")

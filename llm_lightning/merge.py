@@ -57,7 +57,8 @@ def merge_folder(adapter: Path, output: Path) -> None:
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output} is not empty: name a new folder.")
     check_mergeable(adapter)
-    dtype = str(AutoConfig.from_pretrained(base_of(adapter)).dtype or torch.float32).removeprefix("torch.")
+    config = AutoConfig.from_pretrained(base_of(adapter), trust_remote_code=False)
+    dtype = str(config.dtype or torch.float32).removeprefix("torch.")
     network = Backbone(path=str(adapter), dtype=dtype).build(task=task_of(adapter))  # type: ignore[arg-type]
     save_model_folder(network, _tokenizer(adapter), output)
 
@@ -66,7 +67,7 @@ def _tokenizer(adapter: Path) -> Any:
     """The one that was saved with the adapter, else the network's, else none."""
     for place in (str(adapter), base_of(adapter)):
         try:
-            return AutoTokenizer.from_pretrained(place)
+            return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         except (OSError, ValueError):
             continue
     return None

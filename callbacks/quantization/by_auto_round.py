@@ -46,4 +46,6 @@ def _quantize(request: Request, **settings: Any) -> None:
 
 def _tokenizer(loader: Any, folder: Path) -> Any:
     """It tells AutoRound which tokens are padding; a network saved without one is quantized without it."""
-    return loader.from_pretrained(folder) if (folder / "tokenizer_config.json").exists() else None
+    if not (folder / "tokenizer_config.json").exists():
+        return None
+    return loader.from_pretrained(folder, trust_remote_code=False)

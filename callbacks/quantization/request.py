@@ -75,4 +75,5 @@ def load_network(folder: Path, device: torch.device, **options: Any) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(folder, device_map={"": device}, **({"dtype": "auto"} | options))
+    options = {"dtype": "auto", "trust_remote_code": False} | options
+    return AutoModelForCausalLM.from_pretrained(folder, device_map={"": device}, **options)

@@ -49,7 +49,7 @@ def own_tokenizer(path: str) -> Any:
     if place.suffix == ".gguf":
         place, options = place.parent, {"gguf_file": place.name}
     try:
-        return AutoTokenizer.from_pretrained(str(place) if place.exists() else path, **options)
+        return AutoTokenizer.from_pretrained(str(place) if place.exists() else path, trust_remote_code=False, **options)
     except (OSError, ValueError):
         return None
 

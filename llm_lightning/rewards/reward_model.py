@@ -65,7 +65,7 @@ class RewardModel:
 
     def _read(self, kind: Any, **options: Any) -> Any:
         try:
-            return kind.from_pretrained(self.path, **options)
+            return kind.from_pretrained(self.path, trust_remote_code=False, **options)
         except (OSError, ValueError) as error:
             raise UserError(f"RewardModel.path={self.path!r} cannot be read as a reward model: {error}") from error
 

@@ -94,8 +94,8 @@ class LocalEngine:
         path = Path(self.path).expanduser()
         try:
             if path.suffix == ".gguf":
-                return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-            return AutoTokenizer.from_pretrained(str(path) if path.exists() else self.path)
+                return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(str(path) if path.exists() else self.path, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise UserError(f"engine.path={self.path!r} has no tokenizer that can be read: {error}") from error
 

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -105,3 +106,25 @@ def test_a_missing_tokenizer_is_named(name):
 def test_a_tokenizer_without_eos_is_refused():
     with pytest.raises(DataError, match="no EOS token"):
         framing(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0}, []))))
+
+
+CODE = {"auto_map": {"AutoTokenizer": ["own.Own", None]}}
+
+
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "config.json", "both"])
+def test_code_of_a_tokenizer_is_neither_run_nor_asked_for(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *asked: pytest.fail(f"asked: {asked}"))
+    train(iter(["some text"]), 270).save_pretrained(tmp_path)
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Own:\n    pass\n")
+    config = tmp_path / "tokenizer_config.json"
+    settings = json.loads(config.read_text())
+    own = {} if place == "config.json" else CODE
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own"} | ({} if place == config.name else CODE)))
+    config.write_text(json.dumps(settings | own))
+    assert load_tokenizer(str(tmp_path))("some text").input_ids  # its tokenizer.json says all
+    config.write_text(json.dumps(settings | own | {"tokenizer_class": "Own"}))
+    (tmp_path / "tokenizer.json").unlink()
+    reason = "made by code that comes with it .* never run; save it with" if own else "is no folder with a tokenizer"
+    with pytest.raises(DataError, match=reason):
+        load_tokenizer(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
