@@ -1,10 +1,12 @@
 """What a stranger's run folder says decides nothing about which files are sent."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from llm_lightning.loggers.lineage import NOTE, input_model_artifact
+from llm_lightning.loggers.lineage import NOTE, input_model_artifact, output_model_artifact
 from llm_lightning.loggers.wandb import WandbRun
 
 
@@ -95,3 +97,19 @@ def test_the_id_file_of_a_stranger_is_not_sent(run, private, how):
     if how == "a link":
         assert (private / "password").read_text() == "hunter2hunter2"
     assert WandbRun()._run_id(run) == run_id
+
+
+@pytest.mark.parametrize("log_model", [True, False])
+def test_the_next_stage_uses_the_very_artifact_that_a_run_made(tmp_path, log_model):
+    folder = tmp_path / "run" / "model" / "best"
+    (folder / "more").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "more/a.json"):
+        (folder / name).write_text(name)
+    metrics = {"val/loss": torch.tensor(1.5), "train/loss": torch.tensor(2.0)}
+    trainer = SimpleNamespace(default_root_dir=str(tmp_path / "run"), callback_metrics=metrics, global_step=3)
+    made = output_model_artifact(trainer, "abc123", log_model)
+    used = input_model_artifact(str(folder), log_model)
+    assert (used.name, used.digest, dict(used.metadata)) == (made.name, made.digest, dict(made.metadata))
+    assert set(staged(used)) == {"model.json"} | (
+        {"config.json", "model.safetensors", "more/a.json"} if log_model else set()
+    )
