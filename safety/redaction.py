@@ -49,6 +49,7 @@ _URL_QUERY = re.compile(
 _SCHEME = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}")
 _VALUE = re.compile(
     r"\\+(?P<quote>[\"']).*?\\+(?P=quote)|\"(?:\\.|[^\"\\])*\"|'(?:''|\\.|[^'\\])*'"
+    r"|[|>][+-]?\n(?:[ \t]+[^\n]*\n?)+|(?:-[ ]+[^\n]+\n?[ \t]*)+"
     r"|(?i:bearer|basic|token)\s+[^\s,;}\])\"']+|(?:[^\s,;}\])&\"'\\]|,(?=[^\s\"']))+"
 )
 # Possessive, from the beginning of a word on: a long text without names must cost no more than its length.
@@ -56,6 +57,7 @@ _NAME = re.compile(r"(?<![\w.-])(?:[A-Za-z_][\w.-]*+\\*+[\"']?+\s*+[:=]\s*+|--?+
 # Small numbers ("pass: 3"), what a shell puts in, and the fragment behind a URL's query that was seen to before.
 _NO_SECRET = re.compile(r"[\d.,e+-]{1,5}$|\$\(|\$\{|\$[A-Z_]+$|\*\*\*#")
 _CLOSING = {"{": "}", "[": "]"}
+_LOGIN = re.compile(r"((?:wandb|hf|huggingface-cli)\s+(?:auth\s+)?login(?:\s+--?[\w-]+)*\s+)(?!-)\S{8,}")
 _PLAIN = {"", "none", "null", "true", "false", HIDDEN}
 
 _remembered: set[str] = set()
@@ -187,7 +189,7 @@ def _hide_all(value: Any) -> Any:
 def _redact_text(text: str) -> str:
     text = hide_known(text)
     text = _URL_QUERY.sub(rf"\1={HIDDEN}", _URL_USER.sub(HIDDEN, _LOOKS.sub(HIDDEN, text)))
-    text = _SCHEME.sub(rf"\1 {HIDDEN}", text)
+    text = _LOGIN.sub(rf"\1{HIDDEN}", _SCHEME.sub(rf"\1 {HIDDEN}", text))
     return _hide_pairs(text)
 
 

@@ -35,6 +35,12 @@ FORMS = [
     f"together_token: {S}",
     f"Incorrect API key provided, authorization=Basic {S}",
     f"cookie: session={S}",
+    f"api_key: |\n  {S}\n  {S}\nother: 3",
+    f"api_keys:\n- {S}\n- {S}\nother: 3",
+    f"api_keys:\n  - {S}\n  - {S}\nother: 3",
+    f"wandb login --relogin {S}",
+    f"hf auth login {S}",
+    f"DefaultEndpointsProtocol=https;AccountKey={S};EndpointSuffix=core",
 ]
 
 
