@@ -3,6 +3,7 @@
 from llm_lightning.rewards.instructions import InstructionsFollowed
 from llm_lightning.rewards.math_answer import MathAnswer
 from llm_lightning.rewards.reward_model import RewardModel
+from llm_lightning.rewards.right_option import RightOption
 from llm_lightning.rewards.rules import FinalAnswer, Length, Pattern
 from llm_lightning.rewards.scoring import RecordCheck, Reward, RewardError, RewardFunction, score
 
@@ -17,5 +18,6 @@ __all__ = [
     "RewardError",
     "RewardFunction",
     "RewardModel",
+    "RightOption",
     "score",
 ]
