@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from datamodules.errors import DataError
 from safety.files import atomic_file
 
 SECONDS_BEFORE_WAITING_IS_ANNOUNCED = 2
+SECONDS_UNTIL_A_FILE_RESTS = 2
 
 
 def cache_root(cache_dir: str | None) -> Path:
@@ -32,10 +34,15 @@ def key_of(*parts: object) -> str:
 
 
 def content_digest(path: Path, root: Path) -> str:
-    """The digest of a file's bytes, remembered by path, size and time of change so that a big file is read once."""
+    """The digest of a file's bytes, remembered so that a big file is read once.
+
+    What is remembered counts as long as size, inode and both times of change are the same; the time of the inode's
+    change is set by the system alone. A file that changed within the last seconds may change again in the same tick of
+    the clock, so nothing is remembered of it.
+    """
     path = path.resolve()
     stat = path.stat()
-    seen = [stat.st_size, stat.st_mtime_ns]
+    seen = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
     memo = root / "digests" / f"{key_of(str(path))}.json"
     with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
         known = json.loads(memo.read_text())
@@ -43,8 +50,9 @@ def content_digest(path: Path, root: Path) -> str:
             return known["digest"]
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    with atomic_file(memo) as temporary:
-        temporary.write_text(json.dumps({"path": str(path), "seen": seen, "digest": digest}))
+    if time.time() - stat.st_ctime > SECONDS_UNTIL_A_FILE_RESTS:
+        with atomic_file(memo) as temporary:
+            temporary.write_text(json.dumps({"path": str(path), "seen": seen, "digest": digest}))
     return digest
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,12 +12,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from datamodules.cache import atomic_folder, build_lock, key_of, remove_leftovers, room_on_disk
-from datamodules.file_array import FileArray
+from datamodules.file_array import FileArray, SummedFile
 from datamodules.held_out import held_out
 from datamodules.packing import WINDOW, best_fit
 from datamodules.shards import Shard
 
-VERSION = 3
+VERSION = 4
 
 TooLong = Literal["drop", "left", "right", "split"]
 
@@ -82,7 +83,8 @@ class RowIndex:
         `num_too_long` (longer than a row), and `num_dropped` (nothing of them is left). Of what lies in the rows:
         `num_rows`, `num_tokens`, and `num_trained` of these.
         """
-        return json.loads((self.folder / "facts.json").read_text())
+        facts = json.loads((self.folder / "facts.json").read_text())
+        return {name: facts[name] for name in FACTS}
 
     def rows(self) -> FileArray:
         """(num_rows + 1,) int64: row i holds spans rows[i] to rows[i + 1]."""
@@ -109,20 +111,29 @@ def pack_rows(
     """
     key = key_of(VERSION, WINDOW, seq_len, too_long, asdict(selection), [shard.name for shard in shards])
     folder = root / "rows" / key
-    if not folder.exists():
+    if not _is_intact(folder):
         with build_lock(folder.parent, "the packed rows of this data"):
             remove_leftovers(folder.parent)
-            if not folder.exists():
+            if not _is_intact(folder):
+                shutil.rmtree(folder, ignore_errors=True)
                 with room_on_disk(root), atomic_folder(folder) as temporary:
                     _write(shards, selection, seq_len, too_long, temporary)
     return RowIndex(folder)
+
+
+def _is_intact(folder: Path) -> bool:
+    try:
+        sizes = json.loads((folder / "facts.json").read_text())["sizes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _write(shards: Sequence[Shard], selection: Selection, seq_len: int, too_long: TooLong, folder: Path) -> None:
     facts = dict.fromkeys(FACTS, 0)
     num_spans = 0
     paths = [folder / name for name in ("documents", "spans", "rows")]
-    with paths[0].open("wb") as documents_file, paths[1].open("wb") as spans_file, paths[2].open("wb") as rows_file:
+    with SummedFile(paths[0]) as documents_file, SummedFile(paths[1]) as spans_file, SummedFile(paths[2]) as rows_file:
 
         def add(spans: np.ndarray, counts: np.ndarray) -> None:
             """Appends rows: `counts` says how many of the spans each one holds."""
@@ -150,7 +161,8 @@ def _write(shards: Sequence[Shard], selection: Selection, seq_len: int, too_long
                 rests = rests[WINDOW:]
         add(*_packed(rests, seq_len))
         rows_file.write(np.array([num_spans], "<i8").tobytes())
-    (folder / "facts.json").write_text(json.dumps(facts))
+    sizes = {path.name: path.stat().st_size for path in paths}
+    (folder / "facts.json").write_text(json.dumps(facts | {"sizes": sizes}))
 
 
 def _selected(shards: Sequence[Shard], selection: Selection) -> Iterator[tuple[np.ndarray, np.ndarray, Shard, int]]:

@@ -10,13 +10,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from datamodules.bad_records import BadRecords, OnBadRecord
 from datamodules.cache import atomic_file, key_of, room_on_disk
-from datamodules.file_array import FileArray
+from datamodules.file_array import FileArray, SummedFile
 from datamodules.units import Unit
 
 if TYPE_CHECKING:
@@ -98,13 +98,17 @@ class Shard:
 
     @property
     def complete(self) -> bool:
-        """Whether it has been written to the end."""
-        return Path(f"{self.path}.json").exists()
+        """Whether it has been written to the end, and its files are as long as they were then."""
+        try:
+            sizes = json.loads(Path(f"{self.path}.json").read_text())["sizes"]
+            return all(Path(f"{self.path}.{name}").stat().st_size == size for name, size in sizes.items())
+        except (OSError, ValueError, KeyError):
+            return False
 
     @cached_property
     def facts(self) -> dict[str, Any]:
         """`num_documents`, `num_tokens`, `num_bytes` (UTF-8), `num_bad` and `first_bad` (records), `left_out` (records,
-        by the reason), `dtype`.
+        by the reason), `dtype`, `sizes` (bytes of each file).
         """
         return json.loads(Path(f"{self.path}.json").read_text())
 
@@ -121,7 +125,7 @@ class Shard:
 
     def documents(self) -> np.ndarray:
         """All documents, as `DOCUMENT`, in memory: some MB at the most, as units are bounded."""
-        return np.fromfile(f"{self.path}.documents", DOCUMENT)
+        return FileArray(f"{self.path}.documents", DOCUMENT)[:]
 
     def document_at(self, start: int) -> int:
         """The number of the document that begins with this token, found by halving: none of them are held."""
@@ -156,8 +160,10 @@ def write_shard(unit: Unit, shard: Shard, encoder: Encoder, on_bad_record: OnBad
             for document in encoder.documents(unit, bad):
                 files.add(document)
             files.flush()
+            names = list(files.opened)
         facts = files.facts | {"num_bad": bad.count, "first_bad": bad.first, "dtype": encoder.dtype.str}
         facts["left_out"] = dict(bad.left_out)
+        facts["sizes"] = {name: Path(f"{shard.path}.{name}").stat().st_size for name in names}
         with atomic_file(Path(f"{shard.path}.json")) as path:
             path.write_text(json.dumps(facts))
 
@@ -168,15 +174,17 @@ class _Files:
     def __init__(self, shard: Shard, stack: ExitStack) -> None:
         self.shard = shard
         self.stack = stack
+        self.opened: list[str] = []
         self.tokens, self.documents = self._open("tokens"), self._open("documents")
-        self.trained: BinaryIO | None = None
-        self.details: BinaryIO | None = None
+        self.trained: SummedFile | None = None
+        self.details: SummedFile | None = None
         self.facts = dict.fromkeys(("num_documents", "num_tokens", "num_bytes"), 0)
         self.pending: list[tuple[int, ...]] = []
 
-    def _open(self, name: str) -> BinaryIO:
+    def _open(self, name: str) -> SummedFile:
         path = self.stack.enter_context(atomic_file(Path(f"{self.shard.path}.{name}")))
-        return self.stack.enter_context(path.open("wb"))
+        self.opened.append(name)
+        return self.stack.enter_context(SummedFile(path))
 
     def add(self, document: Document) -> None:
         """Appends one."""

@@ -33,6 +33,10 @@ def tokenize(units: Sequence[Unit], encoder: Encoder, root: Path, on_bad_record:
     if not all(shard.complete for shard in shards):
         with build_lock(folder, "the tokens of this data"):
             remove_leftovers(folder)
+            damaged = sum(Path(f"{shard.path}.json").exists() and not shard.complete for shard in shards)
+            if damaged:
+                words = f"{damaged:,} files of tokens in {folder} are not as they were written: they are made anew"
+                print(words, file=sys.stderr, flush=True)
             missing = {shard.path: unit for unit, shard in zip(units, shards, strict=True) if not shard.complete}
             _make(missing, encoder, folder, on_bad_record)
     if on_bad_record == "stop":
