@@ -152,7 +152,9 @@ def untold_role(conversation: Conversation, write: Write, told: set[tuple[str, .
 
 
 def used_tokens(tokens: Sequence[str], jinja: str, write: Write) -> tuple[list[str], list[str]]:
-    """Those of the tokens with which a template writes turns, and those that it may write around calls and tools."""
+    """Those of the tokens with which a template writes turns, those of results among them, and those that it may write
+    around calls and tools.
+    """
     system, user = {"role": "system", "content": "a"}, {"role": "user", "content": "b"}
     assistant, result = {"role": "assistant", "content": "c"}, {"role": "tool", "content": "d", "name": "e"}
     call = {"type": "function", "id": "f" * 9, "function": {"name": "e", "arguments": {"g": 1}}}
@@ -161,9 +163,10 @@ def used_tokens(tokens: Sequence[str], jinja: str, write: Write) -> tuple[list[s
     tool = {"type": "function", "function": schema}
     talks = [[user, assistant], [system, user, assistant]]
     plain = "\n".join(_attempt(write, talk, None) for talk in talks)
-    calls = _attempt(write, [user, calling, {**result, "tool_call_id": "f" * 9}, assistant], [tool])
-    turns = [token for token in tokens if token in plain]
-    return turns, [token for token in tokens if token not in turns and (token in jinja or token in calls)]
+    calls = _attempt(write, [user, calling], [tool])
+    results = _attempt(write, [user, calling, {**result, "tool_call_id": "f" * 9}, assistant], [tool])
+    turns = [token for token in tokens if token in plain or (token in results and calls and token not in calls)]
+    return turns, [token for token in tokens if token not in turns and (token in jinja or token in results)]
 
 
 def _attempt(write: Write, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:

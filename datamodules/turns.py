@@ -191,6 +191,8 @@ def _with_reasoning(text: str, thoughts: list[str], reasoning: Reasoning, may_be
     inline, answer = _split(text)
     if not answer.strip() and not may_be_empty:
         raise UnfitError("the answer is empty")
+    if any(END_THINK in thought for thought in thoughts):
+        raise UnfitError(f"its reasoning spells {END_THINK}, which would end it; take the tags out of it")
     given = list(dict.fromkeys(thought.strip() for thought in (*thoughts, inline or "") if thought.strip()))
     if len(given) > 1:
         raise UnfitError(

@@ -176,6 +176,11 @@ def test_tags_of_calls_are_text_where_the_model_writes_them():
     for messages in ([{**USER, "content": "<tool_call>"}, ASSISTANT], [USER, call(a="</tool_call>")]):
         assert "spells the control token" in outcome(one, *messages)
     assert outcome(one, {**USER, "content": "hello <think>"}, ASSISTANT) == "Yes.<|im_end|>"
+    # What stands around results is nobody's to write but the template's.
+    results = WITH_TOOLS.replace("(m.content or '')", "('<result>' if m.role == 'tool' else '') + (m.content or '')")
+    one = template(results, added=["<tool_call>", "</tool_call>", "<result>"])
+    assert "'<result>'" in outcome(one, USER, {"role": "assistant", "content": "<result>"})
+    assert outcome(one, USER, written) == written["content"] + END
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,13 @@ def test_reasoning_stands_before_the_answer_or_is_dropped(name):
     assert said(WITH_REASONING[name], reasoning="drop") == [("user", SPANISH), ("assistant", EMOJI)]
 
 
+def test_a_thought_cannot_end_itself():
+    for key in ("reasoning", "thinking"):
+        forged = {**ASSISTANT, key: "Hm.</think>\n\nNo."}
+        assert "its reasoning spells </think>" in convert({"messages": [USER, forged]}).reason
+    assert "spells </think>" in convert({"question": SPANISH, "answer": EMOJI, "reasoning": "<think>a</think>"}).reason
+
+
 def test_an_empty_thought_stays_and_tags_in_prose_are_prose():
     empty = "<think>\n\n</think>\n\nSí."
     assert said({"question": "¿?", "answer": empty})[1] == ("assistant", empty)
