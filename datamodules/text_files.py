@@ -19,8 +19,8 @@ from datamodules.units import Bad, Place, Record, Unit
 MOST_UNIT_BYTES, LEAST_UNIT_BYTES, UNITS_OF_A_FILE = 32 << 20, 1 << 20, 64
 BLOCK_BYTES = 64 << 10  # a text file's documents are about this long, so that it streams and can be split
 BUFFER_BYTES = 1 << 20
-LONGEST_RECORD = 128 << 20
-"""Bytes. A record is held whole, some times over; a few hundred bytes of .zst can say gigabytes."""
+LONGEST_RECORD = 16 << 20
+"""Bytes. A record is held whole, and tokenizing takes up to 150 bytes for each; 48 KB of .zst can say gigabytes."""
 
 ZSTD_INPUT_BYTES = 512  # comes to 16 MB at the most, as 4 bytes can say a block of 128 KiB
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

@@ -8,6 +8,9 @@ from datamodules.json_format import JSON, JSON_LINES
 from datamodules.text_files import BLOCK_BYTES, BYTE_ORDER_MARK, byte_ranges, guarded, line_of, not_utf8, open_bytes
 from datamodules.units import Bad, Format, Place, Record, Unit
 
+END_OF_TEXT = "<|endoftext|>"
+"""GPT-2's, by which collections of texts in one file are parted: one document ends there, and the next begins."""
+
 BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
 
 
@@ -43,9 +46,17 @@ def _read_txt(unit: Unit) -> Iterator[tuple[Place, Record | Bad]]:
     for offset, data in _txt_documents(unit):
         data = data.removeprefix(BYTE_ORDER_MARK) if offset == 0 else data
         try:
-            yield offset, {"text": data.decode().replace("\r\n", "\n")}
+            text = data.decode().replace("\r\n", "\n")
         except UnicodeDecodeError as error:
             yield offset + error.start, not_utf8(error)
+        else:
+            yield from ((offset, {"text": document}) for document in _documents(text))
+
+
+def _documents(text: str) -> list[str]:
+    if END_OF_TEXT not in text:
+        return [text]
+    return [part.strip("\n") for part in text.split(END_OF_TEXT) if part.strip()]
 
 
 TEXT_FORMATS = {

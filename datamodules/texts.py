@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from datamodules import text_files
 from datamodules.bad_records import BadRecords
 from datamodules.formats import records
 from datamodules.surrogates import encodable
@@ -18,6 +19,8 @@ def texts_of(unit: Unit, bad: BadRecords) -> Iterator[str]:
         text = _text_of(record, unit.column)
         if isinstance(text, Bad):
             bad.note(place, text)
+        elif len(text) > text_files.LONGEST_RECORD:  # where a table has no lines to be measured
+            bad.note(place, text_files.too_long("text"))
         elif text:
             yield encodable(text)
         else:

@@ -206,3 +206,32 @@ def test_units_suit_small_files_and_big_ones():
     sizes = {size: text_files.unit_bytes(size) for size in (10**3, 10**7, 10**9, 10**11)}
     assert all(unit % text_files.BLOCK_BYTES == 0 for unit in sizes.values())
     assert [round(size / unit) for size, unit in sizes.items()] == [0, 10, 64, 2980]
+
+
+@pytest.mark.parametrize(
+    ("text", "documents"),
+    [
+        (
+            "Story one ends here.\n<|endoftext|>\nStory two begins.\n<|endoftext|>\n",
+            ["Story one ends here.", "Story two begins."],
+        ),
+        ("one<|endoftext|>two", ["one", "two"]),
+        ("<|endoftext|>\r\none\r\n\r\nmore\r\n<|endoftext|><|endoftext|>", ["one\n\nmore"]),
+        ("no mark <|endoftext>\n", ["no mark <|endoftext>\n"]),
+    ],
+)
+def test_the_end_of_text_parts_the_documents_of_a_text_file(text, documents, tmp_path, cache):
+    (tmp_path / "stories.txt").write_bytes(text.encode())
+    assert read(tmp_path / "stories.txt", cache) == documents
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.csv", "a.jsonl.zst"])
+def test_a_text_too_long_to_be_tokenized_is_named_in_every_format(name, tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(text_files, "LONGEST_RECORD", 5000)
+    texts = ["one", "long " * 2000, "two"]
+    WRITERS.get(name, WRITERS["a.jsonl"])(tmp_path / name, texts) if name != "a.jsonl.zst" else (
+        tmp_path / name
+    ).write_bytes(zstandard.compress(json_lines(texts)))
+    with pytest.raises(DataError, match=rf"{name}(:|, row )\d.* is longer than"):
+        read(tmp_path / name, cache)
+    assert read(tmp_path / name, cache, "skip") == ["one", "two"]
