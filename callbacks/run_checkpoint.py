@@ -50,7 +50,7 @@ class RunCheckpoint(Checkpoint):
         self._newest, self._is_due = None, False
         # Lightning has read by now whether the checkpoint was written within a validation; later ones are not.
         trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset()
-        epochs = trainer.fit_loop.epoch_progress.current
+        epochs: Any = trainer.fit_loop.epoch_progress.current
         if trainer.fit_loop.restarted_mid_epoch and epochs.processed == epochs.started:
             # The checkpoint ended its epoch. Lightning would not count the next one as started, and a second resumption
             # from within it would train a whole epoch more.

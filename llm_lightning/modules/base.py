@@ -28,6 +28,7 @@ from llm_lightning.models.tasks import LANGUAGE, Task
 from llm_lightning.modules.checks import check_adapter, check_generation
 from llm_lightning.modules.decay import decay_groups
 from llm_lightning.modules.gradients import scale, total_norm
+from llm_lightning.modules.resumed_optimizer import Settings, put_back, settings_of
 from llm_lightning.modules.schedule import Schedule
 
 STATE_KEY = "llm_lightning"
@@ -83,6 +84,7 @@ class LanguageModule(LightningModule):
         self._skipped_in_a_row = 0
         self._totals: dict[str, Tensor] = {}
         self._newest: dict[str, Tensor] = {}
+        self._optimizer_settings: Settings = []
 
     def check(self, datamodule: LightningDataModule | None = None) -> None:
         """Find a user's mistakes before any long work starts; raises `UserError`."""
@@ -144,6 +146,12 @@ class LanguageModule(LightningModule):
         if self.adapter is not None:
             self.adapter.before_fit(self.trainer.estimated_stepping_batches)
         self.print(describe(self.model, str(self.trainer.precision)))
+
+    def on_train_start(self) -> None:
+        """Train on with the settings that were given, not with those that the checkpoint brought."""
+        if self.trainer.ckpt_path is not None:
+            schedulers: Any = [each.scheduler for each in self.trainer.lr_scheduler_configs]
+            put_back(self.trainer.optimizers[0], schedulers, self._optimizer_settings)
 
     def to(self, *args: Any, **kwargs: Any) -> "LanguageModule":
         """Move or cast; an adapter in float32 stays so where `bf16-true` casts the network around it."""
@@ -320,6 +328,7 @@ class LanguageModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
 
     def _scheduler(self, optimizer: Optimizer) -> LambdaLR:
+        self._optimizer_settings = settings_of(optimizer)
         whole_run = self.trainer.estimated_stepping_batches if self.schedule.unit == "steps" else math.inf
         total = float(self.schedule.total or whole_run)
 

@@ -340,6 +340,7 @@ class PPO(LanguageModule):
         checkpoint[STATE_KEY] |= {
             "num_updates": self.num_updates,
             "kl_coef": self.kl_coef,
+            "kl_began": self.kl.coef,
             "watch": self.watch.state_dict(),
             "reference": self._reference[0].fingerprint if self._reference else None,
         }
@@ -348,7 +349,9 @@ class PPO(LanguageModule):
         """Restore it."""
         super().on_load_checkpoint(checkpoint)
         state = checkpoint[STATE_KEY]
-        self.num_updates, self.kl_coef = state["num_updates"], state["kl_coef"]
+        self.num_updates = state["num_updates"]
+        if state.get("kl_began", self.kl.coef) == self.kl.coef:  # else the new one takes effect
+            self.kl_coef = state["kl_coef"]
         self.watch.load_state_dict(state["watch"])
         for reference in self._reference:
             reference.check(state["reference"])
