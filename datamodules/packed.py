@@ -19,6 +19,7 @@ from datamodules.held_out import unlike_share
 from datamodules.loader import EvaluationLoader, ResumableLoader
 from datamodules.order import SequentialOrder, ShuffledOrder
 from datamodules.preview import preview
+from datamodules.resumption import check_same_rows
 from datamodules.rows import RowIndex, Selection, TooLong, hashes_of, pack_rows, split_documents
 from datamodules.shards import Encoder, Shard
 from datamodules.sources import Source, files_in_words, paths_of, sources_to_validate_on
@@ -380,16 +381,13 @@ class PackedDataModule(LightningDataModule):
 
         Lightning keeps the loader's own state too, but puts it back only in mid-epoch.
         """
-        return {"position": self.position, "rows": self._rows_key()}
+        per_batch = self.batch_size * self._data_ranks()["num_ranks"]
+        return {"position": self.position, "rows": self._rows_key(), "per_batch": per_batch}
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
-        """Goes on from the checkpoint's position."""
+        """Goes on from the checkpoint's position; raises `DataError` where it means nothing here."""
+        check_same_rows(state, self.state_dict(), self.trainer)
         self._position, self._train_loader = int(state["position"]), None
-        if state["rows"] != self._rows_key():
-            rank_zero_warn(
-                "The data, its settings or its seed are not those of the checkpoint: training goes on from the same"
-                " position, but in another order."
-            )
 
     def _rows_key(self) -> str:
         mixture = [self.added_share] if self.added else []

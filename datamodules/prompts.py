@@ -26,6 +26,7 @@ from datamodules.prompt_records import PromptEncoder, write_prompts
 from datamodules.prompt_set import PromptBatchCollator, Prompts, split_prompts
 from datamodules.record_shapes import PROMPT_SHAPES
 from datamodules.record_source import OtherSource, RecordSource, record_units, with_shape
+from datamodules.resumption import check_same_rows
 from datamodules.sources import files_in_words, first_units, paths_of, sources_to_validate_on
 from datamodules.template_choice import set_template
 from datamodules.tokenizer import bare, framing, load_tokenizer
@@ -318,15 +319,16 @@ class PromptDataModule(LightningDataModule):
         """Prompts of all ranks that training has been given so far: the global sample index of the next one."""
         return self._train_loader.position if self._train_loader is not None else self._position
 
-    def state_dict(self) -> dict[str, int]:
-        """The global sample index, and how many prompts there are."""
-        return {"position": self.position, "num_prompts": len(self._train)}
+    def state_dict(self) -> dict[str, int | str]:
+        """The global sample index, and what it counts in."""
+        rows = key_of(self.seed, [file.parent.name for file in self._files], len(self._train))
+        per_batch = self.batch_size * self._data_ranks()["num_ranks"]
+        return {"position": self.position, "rows": rows, "per_batch": per_batch}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on from the checkpoint's position."""
-        self._position, self._train_loader = state["position"], None
-        if state["num_prompts"] != len(self._train):
-            rank_zero_warn("The prompts are not those of the checkpoint: training goes on in another order.")
+    def load_state_dict(self, state: dict[str, int | str]) -> None:
+        """Goes on from the checkpoint's position; raises `DataError` where it means nothing here."""
+        check_same_rows(state, self.state_dict(), self.trainer)
+        self._position, self._train_loader = int(state["position"]), None
 
 
 def _skipped(files: Sequence[Path]) -> str | None:

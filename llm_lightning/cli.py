@@ -37,7 +37,7 @@ from llm_lightning.checkpointing import AtomicCheckpointIO, trained_steps
 from llm_lightning.damage import last_good_checkpoint
 from llm_lightning.environment import with_environment
 from llm_lightning.errors import UserError
-from llm_lightning.finished import early_stopping, why_finished
+from llm_lightning.finished import check_finished, compare_settings, early_stopping, tell, why_finished
 from llm_lightning.launch.checks import LaunchError, check_launch, explain, is_first_rank
 from llm_lightning.left_behind import refuse_links, remove_leftovers, report_unwritten
 from llm_lightning.loggers.metrics_file import MetricsFile
@@ -48,7 +48,7 @@ from llm_lightning.modules.base import LanguageModule
 from llm_lightning.precision import default_precision, use_fast_float32
 from llm_lightning.redacted_output import print_traceback
 from llm_lightning.rollouts import LocalEngine
-from llm_lightning.run_folder import RunConfig, move_aside, saved_precision
+from llm_lightning.run_folder import RunConfig, as_written, move_aside, saved_precision
 from llm_lightning.run_lock import RunLock
 from llm_lightning.run_trainer import RunTrainer
 from llm_lightning.shipped_configs import with_found_configs
@@ -261,12 +261,16 @@ class TrainingCLI(LightningCLI):
             self._go_on(kwargs)
 
     def _go_on(self, kwargs: dict[str, Any]) -> None:
-        checkpoint = kwargs.get("ckpt_path")
-        if finished := why_finished(self.trainer, checkpoint):
-            rank_zero_info(f"This run is finished: {finished}, or start over with --resume false.")
-            return
-        if checkpoint:
+        checkpoint = kwargs["ckpt_path"] = Path(kwargs["ckpt_path"]) if kwargs.get("ckpt_path") else None
+        config = as_written(self._parser("fit"), self.config["fit"])
+        if checkpoint is not None:
+            found = compare_settings(checkpoint, config)
+            if finished := why_finished(self.trainer, checkpoint):
+                check_finished(self.model, self.datamodule, checkpoint, found)
+                rank_zero_info(f"This run is finished: {finished}, or start over with --resume false.")
+                return
             rank_zero_info(f"Going on from {checkpoint} (--resume false starts over).")
+            tell(found)
         for logger in self.trainer.loggers:
             if isinstance(logger, MetricsFile):
                 logger.go_on_behind(trained_steps(checkpoint))

@@ -1,12 +1,54 @@
-"""Whether a run has anything left to do."""
+"""Where a run goes on: whether the settings allow it, and whether anything is left to do."""
 
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import callbacks
 from llm_lightning.checkpointing import is_before_validation, step_of, training_state
+from llm_lightning.modules.base import STATE_KEY, LanguageModule
+from llm_lightning.resumed_settings import On, changes, in_words, kind_of, refuse
+from llm_lightning.run_folder import read_config
+
+Changes = dict[str, tuple[Any, Any]]
+
+
+def compare_settings(checkpoint: Path, config: dict[str, Any]) -> Changes:
+    """What is given now in other words than when the checkpoint's run was last started.
+
+    Raises:
+        UserError: a setting must not change while a run goes on.
+    """
+    folder = checkpoint.parent.parent
+    before = read_config(folder)
+    found = changes(before, config) if before else {}
+    refuse(found, folder)
+    return found
+
+
+def tell(found: Changes) -> None:
+    """Say which changes take effect."""
+    words = [f"{n} {in_words(a)} -> {in_words(b)}" for n, (a, b) in found.items() if kind_of(n) is On.EFFECT]
+    if words:
+        rank_zero_info(f"Changed from here on: {'; '.join(words)}.")
+
+
+def check_finished(module: LanguageModule, datamodule: LightningDataModule, checkpoint: Path, found: Changes) -> None:
+    """Compare the network and the data with those of a finished run, which reads neither.
+
+    Raises:
+        UserError, DataError: they are others.
+    """
+    state = training_state(checkpoint)
+    if STATE_KEY in state:
+        module.check_beginning(state[STATE_KEY])
+    own = state.get(type(datamodule).__qualname__)
+    if own and any(kind_of(n) is On.CONTENT and n.startswith(("data", "tokenizer")) for n in found):
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        datamodule.load_state_dict(own)
 
 
 def why_finished(trainer: Trainer, checkpoint: Path | str | None) -> str | None:

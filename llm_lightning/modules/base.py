@@ -23,6 +23,7 @@ from llm_lightning.models.description import describe
 from llm_lightning.models.export import save_model_folder
 from llm_lightning.models.generation import generation_settings
 from llm_lightning.models.heads import base_model, prepare_batch
+from llm_lightning.models.identity import Beginning
 from llm_lightning.models.sharding import Sharding
 from llm_lightning.models.tasks import LANGUAGE, Task
 from llm_lightning.modules.checks import check_adapter, check_generation
@@ -85,6 +86,7 @@ class LanguageModule(LightningModule):
         self._totals: dict[str, Tensor] = {}
         self._newest: dict[str, Tensor] = {}
         self._optimizer_settings: Settings = []
+        self._beginning = Beginning(backbone.path)
 
     def check(self, datamodule: LightningDataModule | None = None) -> None:
         """Find a user's mistakes before any long work starts; raises `UserError`."""
@@ -360,16 +362,23 @@ class LanguageModule(LightningModule):
         if self.adapter is not None:
             checkpoint["state_dict"] = self.adapter.select(checkpoint["state_dict"], prefix="model.")
             state["adapter"] = self.adapter.state_dict()
+        state["backbone"] = self._beginning.identity
         checkpoint[STATE_KEY] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the counters, and refuse another model's checkpoint before anything is overwritten."""
         state = checkpoint[STATE_KEY]
+        if self.trainer.training:
+            self.check_beginning(state)
         if self.adapter is not None:
             self.adapter.load_state_dict(state.get("adapter"))
         if "state_dict" in checkpoint:  # DeepSpeed compares by itself
             self._check_same_model(checkpoint["state_dict"])
         self.tokens_seen, self.skipped_steps = state["tokens_seen"], state["skipped_steps"]
+
+    def check_beginning(self, state: Mapping[str, Any]) -> None:
+        """Raise `UserError` where what `on_save_checkpoint` kept is of a run that began from another network."""
+        self._beginning.check(*([state["backbone"]] if "backbone" in state else []))
 
     def _check_same_model(self, saved: Mapping[str, Tensor]) -> None:
         own = self.state_dict() if self.adapter is None else self.adapter.select(self.state_dict(), prefix="model.")

@@ -118,8 +118,7 @@ class PPO(LanguageModule):
         self.critic: Critic | None = None
         self.engine: RolloutEngine | None = None
         self.samples: list[dict[str, Any]] = []
-        # What is no part of the checkpoint must not be registered as a submodule: hence the list.
-        self._reference: list[Reference] = []
+        self._reference: list[Reference] = []  # a list: no submodule, which would be in the checkpoint
         self._validation: Averages | None = None
         self.score_moments: Tensor
         self.register_buffer("score_moments", torch.zeros(3, dtype=torch.float64))
@@ -348,8 +347,7 @@ class PPO(LanguageModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore it."""
         super().on_load_checkpoint(checkpoint)
-        state = checkpoint[STATE_KEY]
-        self.num_updates = state["num_updates"]
+        self.num_updates = (state := checkpoint[STATE_KEY])["num_updates"]
         if state.get("kl_began", self.kl.coef) == self.kl.coef:  # else the new one takes effect
             self.kl_coef = state["kl_coef"]
         self.watch.load_state_dict(state["watch"])

@@ -29,7 +29,7 @@ def put_back(optimizer: Any, schedulers: Sequence[LambdaLR], settings: Settings)
         saved = set(group) - {"params", "initial_lr"}
         if saved != set(own) - {"initial_lr"}:
             raise UserError(
-                f"model.optimizer: the checkpoint is of another optimizer, with the settings {', '.join(sorted(saved))}."
+                f"model.optimizer: the checkpoint is of another one, with the settings {', '.join(sorted(saved))}."
                 " Give that one, another trainer.default_root_dir, or start over with --resume false."
             )
         group.update(own)

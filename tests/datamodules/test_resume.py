@@ -2,6 +2,8 @@
 
 import pytest
 
+from datamodules import DataError
+
 from .recorder import fit
 
 
@@ -47,9 +49,9 @@ def test_another_batch_size_goes_on_at_the_same_sample(run):
     assert [row for batch in after for row in batch] == [row for batch in whole for row in batch][20:100]
 
 
-def test_other_data_is_warned_about(run):
+def test_other_data_is_refused(run):
     run(max_steps=3, save_at=2)
-    with pytest.warns(UserWarning, match="not those of the checkpoint"):
+    with pytest.raises(DataError, match="not those of the checkpoint"):
         run(resume=True, max_steps=4, data={"seed": 1})
 
 
