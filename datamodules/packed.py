@@ -352,7 +352,7 @@ class PackedDataModule(LightningDataModule):
         pad = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad is None else pad
 
-    def _data_ranks(self) -> dict[str, int]:
+    def _data_ranks(self) -> dict[str, Any]:
         """This process's place among those that read different data: the ranks of a tensor-parallel group share it."""
         ranks = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
         return {"rank": ranks["rank"], "num_ranks": ranks["num_replicas"]} if ranks else {"rank": 0, "num_ranks": 1}

@@ -310,7 +310,7 @@ class PromptDataModule(LightningDataModule):
         pad = self.tokenizer.pad_token_id
         return PromptBatchCollator(self.tokenizer.eos_token_id if pad is None else pad)
 
-    def _data_ranks(self) -> dict[str, int]:
+    def _data_ranks(self) -> dict[str, Any]:
         ranks = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
         return {"rank": ranks["rank"], "num_ranks": ranks["num_replicas"]} if ranks else {"rank": 0, "num_ranks": 1}
 
