@@ -143,7 +143,8 @@ def test_saved_and_loaded_in_a_clean_process(trained, loaded, name):
     torch.testing.assert_close(loaded[name], expected, rtol=1e-5, atol=2e-5)
     plain = Backbone(path=run.backbone.path).build().eval()(IDS).logits
     assert (expected[:, -12:] - plain).abs().max() > 1e-2
-    assert {p.name for p in folder.iterdir()} <= {"adapter_model.safetensors", "adapter_config.json", "README.md"}
+    files = {"adapter_model.safetensors", "adapter_config.json", "generation_config.json", "README.md"}
+    assert {p.name for p in folder.iterdir()} <= files
 
 
 @pytest.mark.parametrize("name", METHODS)
