@@ -3,7 +3,9 @@
 import logging
 import os
 import re
+import sys
 import warnings
+from typing import TextIO
 
 WARNINGS = (
     r".*LightningCLI's args parameter.*",
@@ -38,8 +40,21 @@ class _Uninteresting(logging.Filter):
         return not MESSAGES.search(record.getMessage())
 
 
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as a user reads it: what it says, without the place in somebody's source and a line of code."""
+    print(f"Warning: {message}", file=file or sys.stderr, flush=True)
+
+
 def quiet_libraries() -> None:
     """To be called once, before the libraries are imported."""
+    warnings.showwarning = _show  # not `formatwarning`, which Lightning sets as it is imported
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message=message)
