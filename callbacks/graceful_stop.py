@@ -1,7 +1,8 @@
-"""Ctrl-C, SIGTERM, SIGUSR1 and a time limit end training at a step's end, with a checkpoint."""
+"""Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and a time limit end training at a step's end, with a checkpoint."""
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -21,6 +22,8 @@ from callbacks.phase import is_validating_fit
 from callbacks.run_checkpoint import RunCheckpoint
 
 TIME_LIMIT = getattr(signal, "SIGUSR1", signal.SIGTERM)  # SLURM's word for a limit that is near, and so ours
+
+HANG_UP = getattr(signal, "SIGHUP", None)
 
 
 class GracefulStop(Checkpoint):
@@ -43,7 +46,8 @@ class GracefulStop(Checkpoint):
     with its defaults. As a `Checkpoint` this callback runs after all others.
 
     Args:
-        signals: Names of the signals to listen to: Ctrl-C, and what SLURM and torchrun send.
+        signals: Names of the signals to listen to: Ctrl-C, what SLURM and torchrun send, and the end of the terminal
+            or connection. One that is ignored where the process begins (SIGHUP under `nohup`) stays so.
         time_limit_s: Seconds that this process may take from its start. If not given, SLURM is asked when the job ends.
         stop_before_s: Seconds before the limit at which to stop; if not given, those of the batch script that
             `llm-lightning slurm` wrote, else 120, which hold a step and a large checkpoint.
@@ -58,14 +62,15 @@ class GracefulStop(Checkpoint):
 
     def __init__(
         self,
-        signals: Sequence[str] = ("SIGINT", "SIGTERM", "SIGUSR1"),
+        signals: Sequence[str] = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"),
         time_limit_s: float | None = None,
         stop_before_s: float | None = None,
     ) -> None:
         unknown = [name for name in signals if name not in signal.Signals.__members__]
-        if unknown and unknown != ["SIGUSR1"]:  # which Windows has not
+        unknown_everywhere = [name for name in unknown if name not in ("SIGUSR1", "SIGHUP")]  # which Windows has not
+        if unknown_everywhere:
             raise CallbackError(
-                f"GracefulStop.signals: {unknown[0]!r} is no signal; use names such as SIGTERM or SIGUSR1."
+                f"GracefulStop.signals: {unknown_everywhere[0]!r} is no signal; use names such as SIGTERM or SIGUSR1."
             )
         for name, value in (("time_limit_s", time_limit_s), ("stop_before_s", stop_before_s)):
             if value is not None and value <= 0:
@@ -88,7 +93,8 @@ class GracefulStop(Checkpoint):
         # The workers that fit forks before `on_train_start` inherit the handler, which does nothing in them.
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             self.stopped, self.received, self._pid = False, None, os.getpid()
-            self._former_handlers = {number: signal.signal(number, self._on_signal) for number in self.signals}
+            heard = [n for n in self.signals if n != HANG_UP or signal.getsignal(n) is not signal.SIG_IGN]
+            self._former_handlers = {number: signal.signal(number, self._on_signal) for number in heard}
             for number, former in self._former_handlers.items():
                 if getattr(former, "received", False):
                     self.received = number
@@ -153,6 +159,8 @@ class GracefulStop(Checkpoint):
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             return
+        if number == HANG_UP:
+            _leave_terminal()
         if not self._training or (self.received is not None and number == signal.SIGINT):
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         self.received = signal.Signals(number)
@@ -192,6 +200,15 @@ class GracefulStop(Checkpoint):
         if end := os.environ.get("SLURM_JOB_END_TIME"):
             return float(end)
         return _end_by_squeue(os.environ["SLURM_JOB_ID"]) if "SLURM_JOB_ID" in os.environ else None
+
+
+def _leave_terminal() -> None:
+    """Once a terminal is gone each write to it fails, and a line of progress would end the run before it is saved."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def _end_by_squeue(job: str) -> float | None:

@@ -154,7 +154,7 @@ class EvaluationLoader(ResumableLoader):
 
 def _leave_signals_to_the_trainer(_: int) -> None:
     # Schedulers and Ctrl-C signal the whole process group; a worker that dies of it takes the checkpoint with it.
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 

@@ -210,6 +210,8 @@ class TrainingCLI(LightningCLI):
         given = _as_list(config.callbacks)
         module: LanguageModule = self._get(self.config_init, "model")
         defaults = [] if config.fast_dev_run else default_callbacks(self.next_command, module.monitor)
+        if config.enable_progress_bar is False:
+            defaults = [each for each in defaults if not isinstance(each, callbacks.TrainingProgress)]
         config.callbacks = [*given, *(d for d in defaults if not any(isinstance(g, type(d)) for g in given))]
         # What every fit prints of its network says more than Lightning's table.
         config.enable_model_summary = bool(config.enable_model_summary)

@@ -74,7 +74,7 @@ def test_ten_kills_at_random_moments(command, run, folder, uninterrupted, worker
     assert killed >= 8
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_a_stop_saves_and_says_how_to_go_on(command, run, folder, uninterrupted, number):
     process = command(*FIT, "--data.num_workers=2")
     while steps_done(folder) < 5:
