@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_lightning.models.attention import Documents
-from llm_lightning.models.heads import base_model, head_scaling, hidden_states, with_head
+from llm_lightning.models.heads import base_model, head_scaling, hidden_states, output_head, with_head
 from llm_lightning.objectives.language import ROUNDING, TokenLogprobs, head_logprobs
 
 
@@ -71,8 +71,8 @@ def read_answers(
     """
     states = answer_states(model, packed)
     network = base_model(model)
-    head, scaling = network.get_output_embeddings(), head_scaling(network)
-    vocab_size = network.config.get_text_config().vocab_size
+    head, scaling = output_head(network), head_scaling(network)
+    vocab_size = network.config.get_text_config(decoder=True).vocab_size
     return states, head_logprobs(
         states, lambda h: scaling(head(h)) / temperature, packed.targets, vocab_size, with_entropies=with_entropies
     )

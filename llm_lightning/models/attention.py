@@ -115,7 +115,11 @@ def document_attention(
     Without `documents` (generation, padded batches) it is transformers' own SDPA attention. A `prefix` is seen by every
     document, before its own tokens.
     """
+    softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
     if documents is None or attention_mask is not None:
+        if softcap is not None or sinks is not None:
+            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+            return plain_attention(query, key, value, scale, dropout, attention_mask, softcap, sinks), None
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(
@@ -124,10 +128,9 @@ def document_attention(
     if prefix is not None:
         options = {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window}
         return prefix.attend(document_attention, module, query, key, value, **kwargs | options)
-    unknown = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
-    if unknown:
+    if kwargs.get("position_bias") is not None:
         raise UserError(
-            f"{type(module).__name__} needs {unknown[0]!r} in its attention, which {ATTENTION} does not have: set "
+            f"{type(module).__name__} needs 'position_bias' in its attention, which {ATTENTION} does not have: set "
             "model.backbone.attention to `eager`."
         )
     if torch.is_autocast_enabled(query.device.type):
@@ -136,9 +139,12 @@ def document_attention(
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = None if sliding_window is None or sliding_window >= documents.longest else sliding_window
-    if query.device.type == "cpu" and dropout == 0.0 and window is None:
+    if softcap is not None or sinks is not None:
+        return _span_attention(query, key, value, documents.spans, scale, dropout, window, softcap, sinks), None
+    is_even = query.shape[-1] == value.shape[-1]
+    if query.device.type == "cpu" and dropout == 0.0 and window is None and is_even:
         return _cpu_attention(query, key, value, documents.spans, scale)[0].transpose(1, 2), None
-    if query.device.type == "cuda" and dropout == 0.0 and query.dtype in (torch.float16, torch.bfloat16):
+    if query.device.type == "cuda" and dropout == 0.0 and is_even and query.dtype in (torch.float16, torch.bfloat16):
         return _varlen_attention(query, key, value, documents, scale, window), None
     return _span_attention(query, key, value, documents.spans, scale, dropout, window), None
 
@@ -320,9 +326,17 @@ def _varlen_attention(
 
 
 def _span_attention(
-    query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float, dropout: float, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spans: Tensor,
+    scale: float,
+    dropout: float,
+    window: int | None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    """SDPA a document: any device, precision, dropout and window."""
+    """SDPA a document: any device, precision, dropout and window; with a cap or sinks by plain products."""
     outputs = []
     for span in _merge_rows(spans, -1, 0):
         q, k, v = (span.of(x) for x in (query, key, value))
@@ -330,9 +344,55 @@ def _span_attention(
         if window is not None and window < span.length:
             ones = torch.ones(span.length, span.length, dtype=torch.bool, device=query.device)
             mask = ones.tril() & ~ones.tril(-window)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=True
-        )
+        if softcap is not None or sinks is not None:
+            out = plain_attention(q, k, v, scale, dropout, mask, softcap, sinks).transpose(1, 2)
+        else:
+            out = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=True
+            )
         outputs.append(out.squeeze(0)[:, span.shared :])
+    B, heads, T, _D = query.shape
+    return torch.cat(outputs, dim=1).view(heads, B, T, value.shape[-1]).permute(1, 2, 0, 3).contiguous()
+
+
+def plain_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    dropout: float,
+    mask: Tensor | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """(B, heads, T, D) to (B, T, heads, D), with what fused kernels do not have; it holds all pairs of tokens.
+
+    Args:
+        mask: bool, true where a token may look, or added to the scores; None: causal.
+        softcap: c in c * tanh(scores / c), Gemma 2's.
+        sinks: (heads,) scores of a place that all tokens see and that holds nothing, gpt-oss's.
+    """
     B, heads, T, D = query.shape
-    return torch.cat(outputs, dim=1).view(heads, B, T, D).permute(1, 2, 0, 3)
+    kv_heads, S = key.shape[1:3]
+    grouped = query.reshape(B, kv_heads, -1, T, D) * scale
+    scores = (grouped @ key[:, :, None].transpose(3, 4)).reshape(B, heads, T, S)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is None:
+        mask = torch.ones(T, S, dtype=torch.bool, device=query.device).tril(S - T)
+    # Not -inf: a row of padding that sees nothing would be NaN.
+    least = torch.finfo(scores.dtype).min
+    scores = scores.masked_fill(~mask, least) if mask.dtype == torch.bool else scores + mask
+    weights = softmax_with_sinks(scores, sinks).to(value.dtype)
+    weights = F.dropout(weights, dropout) if dropout else weights
+    out = weights.reshape(B, kv_heads, -1, T, S) @ value[:, :, None]
+    return out.reshape(B, heads, T, -1).transpose(1, 2).contiguous()
+
+
+def softmax_with_sinks(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """(B, heads, T, S) to float32 weights of the same shape, which add up to less than 1 where there are sinks."""
+    scores = scores.float()
+    if sinks is None:
+        return scores.softmax(-1)
+    column = sinks.float().reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    return torch.cat([scores, column], -1).softmax(-1)[..., :-1]

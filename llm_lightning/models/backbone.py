@@ -15,6 +15,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.attention import ATTENTION, register_attention
+from llm_lightning.models.behaviour import Behaviour
+from llm_lightning.models.examination import examine
 from llm_lightning.models.generation import FILE as GENERATION
 from llm_lightning.models.generation import mended, read_generation_config
 from llm_lightning.models.gguf import converted
@@ -40,7 +42,8 @@ class Backbone:
             leaves `vocab_size` at its class's default, the tokenizer decides.
         dtype: of the weights; by default what `trainer.precision` asks for (float32 under mixed precision).
         attention: `llm_lightning_documents` does no work across the documents of a packed row; any other name is
-            given to transformers (`sdpa`, `eager`, `flash_attention_2`, ...), which then builds dense masks.
+            given to transformers (`sdpa`, `eager`, `flash_attention_2`, ...), which then builds dense masks. Where an
+            architecture cannot do with the default, `sdpa` or `eager` takes its place.
         activation_checkpointing: recompute each layer in the backward pass: less memory, about a third more time.
         compile: compile each layer by torch.compile; pays off after the first minutes.
         dropout: all the dropout probabilities that the architecture has; by default what its config says.
@@ -106,6 +109,11 @@ class Backbone:
             return None, {}
         return mended(read_generation_config(self._source()[0]))
 
+    def behaviour(self, task: Task = LANGUAGE, config: PreTrainedConfig | None = None) -> Behaviour:
+        """How the network has to be run, tried out without its weights: see `examine`; `config` where it is read."""
+        config = task.configure(config or self.read_config())
+        return examine(config, self.attention, task, trust_remote_code=self.trust_remote_code)
+
     def build(
         self, tokenizer: PreTrainedTokenizerBase | None = None, task: Task = LANGUAGE, *, empty: bool = False
     ) -> PreTrainedModel:
@@ -123,15 +131,18 @@ class Backbone:
         """
         register_attention()
         config = task.configure(self.read_config())
+        behaviour = self.behaviour(task, config)
         if tokenizer is not None:
             self._fit_vocabulary(config, tokenizer)
         dtype = torch.get_default_dtype() if self.dtype is None else getattr(torch, self.dtype)
         generation = self.generation_config()[0] if task.head is None else None
-        model = self._empty(config, dtype, task) if empty else self._network(config, dtype, task)
+        plan = replace(self, attention=behaviour.attention)
+        model = plan._empty(config, dtype, task) if empty else plan._network(config, dtype, task)
         if self.new_tokens:
             assert self.path is not None
             ids = new_ids(self.new_tokens, tokenizer, self.path)
             setattr(model, NEW_IDS, add_rows(model, len(tokenizer or ()), ids))  # for an adapter on it
+        behaviour.attach(model)
         if generation is not None:
             model.generation_config = generation
         model.config.use_cache = False

@@ -1,17 +1,22 @@
 """From a network to its loss, by way of the hidden states: the full logits are never asked for."""
 
+import inspect
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llm_lightning.models.adalora import orthogonality
+from llm_lightning.models.apart import run_apart
 from llm_lightning.models.attention import ATTENTION, Documents
-from llm_lightning.models.sharding import is_zero3, run_gathered
+from llm_lightning.models.balance import Routing
+from llm_lightning.models.behaviour import behaviour_of
+from llm_lightning.models.sharding import RUN, is_zero3, run_gathered
 from llm_lightning.models.virtual_tokens import prompt_config, prompted_states
 from llm_lightning.objectives.language import (
+    IGNORE_INDEX,
     HeadScaling,
     TokenLoss,
     head_cross_entropy,
@@ -38,12 +43,25 @@ def with_head(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+SOFTCAPS = ("final_logit_softcapping", "final_logit_softcap", "logits_soft_cap", "output_logit_soft_cap")
+
+
 def head_scaling(model: PreTrainedModel) -> HeadScaling:
-    """What this architecture does to its logits, read from its config."""
-    config = model.config.get_text_config()
+    """What this architecture does to its logits, by the usual names in its config; whether it is true, `examine` tries.
+
+    Networks that give their logits themselves have done it already.
+    """
+    if behaviour_of(model).own_logits:
+        return HeadScaling()
+    config = model.config.get_text_config(decoder=True)
     scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
     scale /= getattr(config, "logits_scaling", None) or 1.0
-    return HeadScaling(scale, getattr(config, "final_logit_softcapping", None))
+    return HeadScaling(scale, next((cap for name in SOFTCAPS if (cap := getattr(config, name, None))), None))
+
+
+def output_head(network: Any) -> Callable[[Tensor], Tensor]:
+    """From what `hidden_states` returns to logits."""
+    return nn.Identity() if behaviour_of(network).own_logits else network.get_output_embeddings()
 
 
 def prepare_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,30 +72,62 @@ def prepare_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         The batch with `documents` (packed rows only), `target_positions` (N,) into the flattened (B * T) states, and
-        `targets` (N,), the tokens to predict there.
+        `targets` (N,), the tokens to predict there; of packed rows also `real`, see `is_text`.
     """
     prepared = dict(batch)
     prepared["target_positions"], prepared["targets"] = next_token_targets(batch["labels"])
     if "position_ids" in batch and "attention_mask" not in batch:
         prepared["documents"] = Documents.of(batch["position_ids"])
+        prepared["real"] = is_text(batch["input_ids"], batch["labels"])
     return prepared
 
 
-def hidden_states(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """Last hidden states (B, T, H) of a prepared batch.
+def is_text(input_ids: Tensor, labels: Tensor) -> Tensor:
+    """(B, T) bool: what is not the padding at a row's end, which is one token over and over that is never trained.
+
+    A mixture does not balance its load over padding.
+    """
+    padding = (input_ids == input_ids[:, -1:]) & (labels == IGNORE_INDEX)
+    return ~padding.flip(1).cummin(1).values.flip(1)
+
+
+def hidden_states(model: nn.Module, batch: Mapping[str, Any], routing: Routing | None = None) -> Tensor:
+    """Last hidden states (B, T, H) of a prepared batch; of a network with `own_logits`, its logits (B, T, V).
 
     Args:
         model: a `PreTrainedModel` with a language head, or a `PeftModel` around one.
         batch: `input_ids` (B, T), and where they are there `position_ids`, `attention_mask` and `documents`.
+        routing: takes note of where a mixture's tokens went.
     """
     network = base_model(model)
     if prompt_config(model) is not None:
         return prompted_states(model, network, batch)
+    behaviour = behaviour_of(network)
     names = ["position_ids", "attention_mask"]
     if network.config._attn_implementation == ATTENTION:
         names.append("documents")
-    inputs = {name: batch[name] for name in names if name in batch}
-    return network.get_decoder()(input_ids=batch["input_ids"], use_cache=False, **inputs).last_hidden_state
+
+    def run(rows: Mapping[str, Any]) -> Tensor:
+        inputs = {name: rows[name] for name in ("input_ids", *names) if name in rows}
+        forward = network.forward if behaviour.own_logits else network.get_decoder()
+        options = {"use_cache": False} if _accepts_use_cache(type(network)) else {}
+        if routing is not None:
+            options["output_router_logits"] = True
+        output = forward(**inputs, **options)
+        if routing is not None:
+            routing.note(output.router_logits, rows.get("real", rows.get("attention_mask")))
+        return output.logits if behaviour.own_logits else output.last_hidden_state
+
+    documents = batch.get("documents")
+    shares = documents is not None and documents.source is not None and "documents" not in names
+    if documents is None or (behaviour.packs and not shares):
+        return run(batch)
+    return run_apart(run, batch, at_once=hasattr(network, RUN) or is_zero3(next(network.parameters())))
+
+
+@cache
+def _accepts_use_cache(kind: type) -> bool:
+    return "use_cache" in inspect.signature(kind.forward).parameters  # type: ignore[attr-defined]
 
 
 @with_head
@@ -90,16 +140,20 @@ def language_loss(model: nn.Module, batch: Mapping[str, Any], z_loss: float = 0.
         z_loss: see `linear_cross_entropy`.
 
     Returns:
-        Its `loss` has an adapter's own penalty in it.
+        Its `loss` has an adapter's own penalty in it, and a mixture's `balance`.
     """
     network = base_model(model)
     targets = batch["targets"]
-    states = hidden_states(model, batch).flatten(0, 1).index_select(0, batch["target_positions"])
+    routing = Routing.of(network)
+    states = hidden_states(model, batch, routing).flatten(0, 1).index_select(0, batch["target_positions"])
     penalty = orthogonality(model) * len(targets)
-    head, scaling = network.get_output_embeddings(), head_scaling(network)
+    head, scaling = output_head(network), head_scaling(network)
     if type(head) is nn.Linear and head.bias is None and not is_zero3(head.weight):
         sums = linear_cross_entropy(states, head.weight, targets, z_loss=z_loss, scaling=scaling)
     else:
-        vocab_size = network.config.get_text_config().vocab_size
+        vocab_size = network.config.get_text_config(decoder=True).vocab_size
         sums = head_cross_entropy(states, lambda x: scaling(head(x)), targets, vocab_size, z_loss=z_loss)
-    return sums._replace(loss=sums.loss + penalty)
+    if routing is None:
+        return sums._replace(loss=sums.loss + penalty)
+    balance = routing.loss() * len(targets)
+    return sums._replace(loss=sums.loss + penalty + balance, balance=balance.detach())

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_lightning.errors import UserError
-from llm_lightning.models.attention import ATTENTION, Documents
+from llm_lightning.models.attention import Documents
 from llm_lightning.models.heads import base_model, hidden_states, with_head
 
 ENDS = ("chosen_ends", "rejected_ends", "ends")
@@ -47,16 +46,8 @@ def rewards(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
     Args:
         model: a `PreTrainedModel` with a head of one label, or a `PeftModel` around one.
         batch: from `prepare_texts`.
-
-    Raises:
-        UserError: prompts are shared, and the network's attention does not know how.
     """
     network: Any = base_model(model)
-    documents = batch.get("documents")
-    if documents is not None and documents.source is not None and network.config._attn_implementation != ATTENTION:
-        raise UserError(
-            f"data.share_prompts needs model.backbone.attention={ATTENTION}, the default: set data.share_prompts=false."
-        )
     states = hidden_states(model, batch).flatten(0, 1)
     names = [name for name in ENDS if name in batch]
     chosen = states.index_select(0, torch.cat([batch[name] for name in names]))

@@ -26,7 +26,7 @@ from llm_lightning.models.heads import base_model, prepare_batch
 from llm_lightning.models.identity import Beginning
 from llm_lightning.models.sharding import Sharding
 from llm_lightning.models.tasks import LANGUAGE, Task
-from llm_lightning.modules.checks import check_adapter, check_generation
+from llm_lightning.modules.checks import check_adapter, check_behaviour, check_generation
 from llm_lightning.modules.decay import decay_groups
 from llm_lightning.modules.gradients import scale, total_norm
 from llm_lightning.modules.resumed_optimizer import Settings, put_back, settings_of
@@ -92,8 +92,10 @@ class LanguageModule(LightningModule):
         """Find a user's mistakes before any long work starts; raises `UserError`."""
         self.schedule.check()
         check_adapter(self)
-        config = self.backbone.read_config().get_text_config()
         check_generation(self)
+        whole = self.backbone.read_config()
+        check_behaviour(self, whole)
+        config = whole.get_text_config(decoder=True)
         longest = getattr(config, "max_position_embeddings", None)
         seq_len = getattr(datamodule, "seq_len", None)
         virtual = getattr(self.peft, "num_virtual_tokens", None) or 0

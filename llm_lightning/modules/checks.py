@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from transformers import PreTrainedConfig
 
 from llm_lightning.errors import UserError
 from llm_lightning.models import new_tokens
@@ -48,3 +49,17 @@ def check_generation(module: Any) -> None:
             f"{module.backbone.path}: of its generation settings {settings} have no effect or no meaning; they are "
             "left out, here and in the model folders that are saved."
         )
+
+
+def check_behaviour(module: Any, config: PreTrainedConfig) -> None:
+    """Say where the network cannot be run the fast way; raise `UserError` where it cannot be right in any, or has an
+    adapter with virtual tokens, which stand before packed documents.
+    """
+    behaviour, kind = module.backbone.behaviour(module.task, config), config.model_type
+    if getattr(module.peft, "is_prompt_learning", False) and not (behaviour.packs and not behaviour.own_logits):
+        raise UserError(
+            f"model.peft={type(module.peft).__name__} puts virtual tokens before packed documents, and {kind} networks "
+            "cannot be packed: take LoRA, --config configs/peft/lora.yaml."
+        )
+    if line := behaviour.in_words(kind):
+        rank_zero_info(line)

@@ -28,6 +28,12 @@ def check_ppo(module: Any, datamodule: Any) -> None:
             f"model.advantages={module.advantages} compares answers to one prompt: model.num_samples="
             f"{module.num_samples} must be at least 2."
         )
+    if module.advantages == "gae" and module.backbone.behaviour().own_logits:
+        kind = module.backbone.read_config().model_type
+        raise UserError(
+            f"model.advantages=gae has a critic that reads the policy's states, and {kind} networks only give their "
+            "logits here: take model.advantages=grpo or rloo."
+        )
     if datamodule is not None:
         _check_data(module, datamodule)
 
@@ -93,7 +99,7 @@ def _check_data(module: Any, datamodule: Any) -> None:
     if prompt_tokens is None:
         raise UserError(f"PPO learns from prompts, and {type(datamodule).__name__} has none: --data PromptDataModule.")
     datamodule.record_check = RecordCheck(module.rewards)
-    longest = getattr(module.backbone.read_config().get_text_config(), "max_position_embeddings", None)
+    longest = getattr(module.backbone.read_config().get_text_config(decoder=True), "max_position_embeddings", None)
     new_tokens = module.sampling.max_new_tokens
     if longest and prompt_tokens + new_tokens > longest:
         raise UserError(

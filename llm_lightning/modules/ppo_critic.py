@@ -11,7 +11,7 @@ def build_critic(module: Any) -> Critic:
     """What `module.critic_settings` asks for, beside the policy of `module`, a `PPO`."""
     backbone = module.critic_settings.backbone(module.backbone)
     network: Any = base_model(module.model) if backbone is None else module.build_network(backbone)
-    critic = Critic(network.config.get_text_config().hidden_size, None if backbone is None else network)
+    critic = Critic(network.config.get_text_config(decoder=True).hidden_size, None if backbone is None else network)
     if module.sharding is not None:
         if backbone is not None:
             names = {id(p): name for name, p in network.named_parameters()}

@@ -42,15 +42,21 @@ class CausalPretraining(LanguageModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Summed loss over the micro-batch's trained tokens; see `LanguageModule` for its divisor."""
-        loss, nll, correct = language_loss(self.model, batch, self.z_loss)
+        loss, nll, correct, balance = language_loss(self.model, batch, self.z_loss)
+        sums = {} if balance is None else {"balance": balance}
         self.count(
-            loss=loss, nll=nll, correct=correct, tokens=self._num_tokens(batch), bytes=self._num_bytes(batch["targets"])
+            loss=loss,
+            nll=nll,
+            correct=correct,
+            tokens=self._num_tokens(batch),
+            bytes=self._num_bytes(batch["targets"]),
+            **sums,
         )
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Add the batch to the running sums."""
-        _, nll, correct = language_loss(self.model, batch)
+        _, nll, correct, _ = language_loss(self.model, batch)
         self.evaluation["nll"].update(nll)
         self.evaluation["correct"].update(correct)
         self.evaluation["tokens"].update(self._num_tokens(batch))
@@ -70,8 +76,12 @@ class CausalPretraining(LanguageModule):
         return [{"prompt": p, "continuation": r} for p, r in zip(texts, replies, strict=True)]
 
     def step_metrics(self, totals: dict[str, float]) -> dict[str, float]:
-        """Loss, perplexity, token accuracy and bits per byte of the step, over all ranks, and its gradient norm."""
+        """Loss, perplexity, token accuracy and bits per byte of the step, over all ranks, and its gradient norm; of a
+        mixture `aux_loss`, what of the trained loss balances its load.
+        """
         metrics = _language_metrics(totals) | {"grad_norm": totals["grad_norm"]}
+        if "balance" in totals:
+            metrics["aux_loss"] = totals["balance"] / max(totals["tokens"], 1)
         return {f"train/{name}": value for name, value in metrics.items()}
 
     def evaluation_metrics(self, name: str) -> dict[str, float]:
@@ -88,7 +98,7 @@ class CausalPretraining(LanguageModule):
         """UTF-8 bytes of the predicted tokens; 0 where there is no tokenizer to ask."""
         if self._token_bytes is None:
             table = token_bytes(self.tokenizer) if self.tokenizer is not None else torch.zeros(0)
-            rows = self.model.config.get_text_config().vocab_size
+            rows = self.model.config.get_text_config(decoder=True).vocab_size
             self._token_bytes = torch.nn.functional.pad(table, (0, max(0, rows - len(table)))).to(self.device)
         return self._token_bytes[targets].sum()
 

@@ -77,7 +77,7 @@ class RewardModeling(LanguageModule):
         config = base_model(self.model).config
         self.normalization = Normalization.of_config(config)
         if self.tokenizer is not None:
-            config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+            config.get_text_config(decoder=True).pad_token_id = self.tokenizer.pad_token_id
 
     def on_before_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> Mapping[str, Any]:
         """See `prepare_texts`."""

@@ -63,11 +63,13 @@ class TokenLoss(NamedTuple):
         nll: scalar, the plain negative log-likelihood in nats, without gradient.
         correct: scalar, how many tokens the network would have chosen itself, without gradient. Of equal logits, which
             are not rare in bfloat16, it chooses the first.
+        balance: scalar without gradient, what of the loss balances a mixture's load; None where nothing does.
     """
 
     loss: Tensor
     nll: Tensor
     correct: Tensor
+    balance: Tensor | None = None
 
 
 def next_token_targets(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -132,7 +132,7 @@ class LocalEngine:
             yield from self._write([(place, requests[place]) for place in places], sampling)
 
     def _write(self, requests: Sequence[tuple[int, Any]], sampling: Sampling) -> Iterator[tuple[int, WrittenText]]:
-        longest = getattr(self.network.config.get_text_config(), "max_position_embeddings", None) or 2**31
+        longest = getattr(self.network.config.get_text_config(decoder=True), "max_position_embeddings", None) or 2**31
         prompts: list[tuple[Tensor, int, Any]] = []
         for place, request in requests:
             ids = self._ids(list(request.messages), reply=True)

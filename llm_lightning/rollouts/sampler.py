@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_lightning.models.attention import Documents
-from llm_lightning.models.heads import base_model, head_scaling
+from llm_lightning.models.heads import base_model, head_scaling, output_head
 from llm_lightning.models.sharding import all_gathered, run_gathered
 from llm_lightning.rollouts.engine import Completion, Key
 from llm_lightning.rollouts.sampling import Sampling, draw, uniforms
 from llm_lightning.rollouts.slots import Slots, rollout_mode
+from llm_lightning.rollouts.texts import Texts
+from llm_lightning.rollouts.trial import fits_slots
 
 PROMPT_TOKENS = 8192
 """Tokens of one forward pass over prompts, but for a single longer prompt."""
@@ -46,7 +47,7 @@ class Sampler:
 
     def _write(self, network: Any, prompts: Sequence[Tensor], keys: Sequence[Sequence[Key]]) -> list[Completion]:
         writing = _Writing(network, self, prompts, keys)
-        with rollout_mode(network), all_gathered(network):
+        with rollout_mode(network, fits_slots(network)), all_gathered(network):
             while writing.advance():
                 pass
         return writing.completions()
@@ -59,7 +60,7 @@ class Sampler:
         """
         network = base_model(model)
         writing = _Writing(network, self, prompts, [[key] for key in keys])
-        with rollout_mode(network):
+        with rollout_mode(network, fits_slots(network)):
             while writing.advance():
                 yield from writing.left()
         yield from writing.left()
@@ -73,7 +74,7 @@ class _Writing:
     ) -> None:
         self.network, self.sampler, self.prompts = network, sampler, prompts
         self.device = network.device
-        self.head, self.scaling = network.get_output_embeddings(), head_scaling(network)
+        self.head, self.scaling = output_head(network), head_scaling(network)
         self.num_samples = len(keys[0]) if keys else 0
         count, longest = len(keys) * self.num_samples, sampler.sampling.max_new_tokens
         flat = [key for answers in keys for key in answers]
@@ -82,7 +83,7 @@ class _Writing:
         )
         self.eos = torch.tensor(list(sampler.eos_token_ids), dtype=torch.int64, device=self.device)
         self.waiting = deque(range(len(prompts)))
-        self.slots = Slots(self.device)
+        self.slots: Slots | Texts = Slots(network) if fits_slots(network) else Texts(network)
         # Of each slot: its answer's number, how many tokens it has, its newest one, and whether it is over.
         self.answers = torch.zeros(0, dtype=torch.int64, device=self.device)
         self.newest, self.is_over = self.answers, self.answers.bool()
@@ -99,9 +100,7 @@ class _Writing:
             self._admit()
         if not len(self.slots):
             return False
-        with self.slots.one_more_token():
-            inputs = {"input_ids": self.newest[:, None], "position_ids": self.slots.lengths[:, None]}
-            states = self.network.get_decoder()(**inputs, use_cache=False, slots=self.slots).last_hidden_state[:, 0]
+        states = self.slots.append(self.newest)
         self._write(states, slice(None))
         return True
 
@@ -140,23 +139,14 @@ class _Writing:
                 break
             chosen.append(self.waiting.popleft())
         prompts = [self.prompts[number] for number in chosen]
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        ends = lengths.cumsum(0)
-        position_ids = torch.cat([torch.arange(len(prompt)) for prompt in prompts])[None]
-        inputs: dict[str, Any] = {
-            "input_ids": torch.cat(list(prompts))[None].to(self.device),
-            "position_ids": position_ids.to(self.device),
-            "documents": Documents.of(position_ids).to(self.device),
-        }
-        with self.slots.prompts((ends - lengths).to(self.device), lengths.to(self.device), self.num_samples):
-            states = self.network.get_decoder()(**inputs, use_cache=False, slots=self.slots).last_hidden_state[0]
+        states = self.slots.admit(prompts, self.num_samples)
         first = torch.tensor(chosen, device=self.device)[:, None] * self.num_samples
         fresh = (first + torch.arange(self.num_samples, device=self.device)).flatten()
         former = len(self.answers)
         self.answers = torch.cat([self.answers, fresh])
         self.newest = torch.cat([self.newest, fresh])
         self.is_over = torch.cat([self.is_over, torch.zeros_like(fresh, dtype=torch.bool)])
-        self._write(states[ends - 1].repeat_interleave(self.num_samples, 0), slice(former, None))
+        self._write(states.repeat_interleave(self.num_samples, 0), slice(former, None))
 
     def _write(self, states: Tensor, rows: slice) -> None:
         """Draw the next token of these slots from their last hidden states (n, H)."""

@@ -6,7 +6,7 @@ attention reads and writes the slots by itself (`ROLLOUT_ATTENTION`), which work
 through transformers' attention interface.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm_lightning.errors import UserError
-from llm_lightning.models.attention import Documents, document_attention
+from llm_lightning.models.attention import Documents, document_attention, softmax_with_sinks
 
 ROLLOUT_ATTENTION = "llm_lightning_rollout"
 
@@ -26,13 +26,17 @@ ROOM = 64
 class Slots:
     """The answers that are being written.
 
+    Args:
+        network: a transformers network in `rollout_mode`.
+
     Attributes:
         lengths: (S,) int64, tokens of each slot that keys and values are there for.
         keys, values: for each layer (S, KV heads, room, D).
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.lengths = torch.zeros(0, dtype=torch.int64, device=device)
+    def __init__(self, network: Any) -> None:
+        self.network = network
+        self.lengths = torch.zeros(0, dtype=torch.int64, device=network.device)
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
         self._writing_prompts: tuple[Tensor, Tensor] | None = None
@@ -40,6 +44,27 @@ class Slots:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def admit(self, prompts: Sequence[Tensor], num_samples: int) -> Tensor:
+        """(len(prompts), H) last states of new prompts, for each of which `num_samples` slots are opened."""
+        device = self.network.device
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        ends = lengths.cumsum(0)
+        position_ids = torch.cat([torch.arange(len(prompt)) for prompt in prompts])[None]
+        inputs: dict[str, Any] = {
+            "input_ids": torch.cat(list(prompts))[None].to(device),
+            "position_ids": position_ids.to(device),
+            "documents": Documents.of(position_ids).to(device),
+        }
+        with self.prompts((ends - lengths).to(device), lengths.to(device), num_samples):
+            states = self.network.get_decoder()(**inputs, use_cache=False, slots=self).last_hidden_state[0]
+        return states[ends - 1]
+
+    def append(self, tokens: Tensor) -> Tensor:
+        """(S, H) last states once each slot has one more token, (S,)."""
+        with self.one_more_token():
+            inputs = {"input_ids": tokens[:, None], "position_ids": self.lengths[:, None]}
+            return self.network.get_decoder()(**inputs, use_cache=False, slots=self).last_hidden_state[:, 0]
 
     @contextmanager
     def prompts(self, starts: Tensor, lengths: Tensor, num_samples: int) -> Iterator[None]:
@@ -78,7 +103,15 @@ class Slots:
                 tensors[layer] = tensor[:, :, :room].index_select(0, index)
 
     def attend(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
+        self,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        window: int | None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """query (S, heads, 1, D), key and value (S, KV heads, 1, D) to (S, 1, heads, D); both are kept."""
         layer, rows = module.layer_idx, torch.arange(len(self), device=query.device)
@@ -91,8 +124,12 @@ class Slots:
         # The query heads that share a key head stand where several tokens would. Plain products: one query of a flash
         # kernel costs several times as much on CPU (benchmarks/ppo.py).
         grouped = query.reshape(S, keys.shape[1], -1, D) * (D**-0.5 if scaling is None else scaling)
-        scores = (grouped @ keys.transpose(2, 3)).float().masked_fill_(hidden[:, None, None], -torch.inf)
-        return (scores.softmax(-1).to(values.dtype) @ values).reshape(S, 1, heads, D)
+        scores = (grouped @ keys.transpose(2, 3)).float()
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores.masked_fill_(hidden[:, None, None], -torch.inf)
+        weights = softmax_with_sinks(scores.reshape(S, heads, 1, -1), sinks).reshape_as(scores)
+        return (weights.to(values.dtype) @ values).reshape(S, 1, heads, values.shape[-1])
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Keep the keys and values (1, KV heads, N, D) of packed prompts."""
@@ -136,31 +173,41 @@ def rollout_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function while answers are written: over packed prompts, or over the slots."""
-    unknown = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
-    if unknown:
-        raise UserError(f"{type(module).__name__} needs {unknown[0]!r} in its attention, which rollouts do not have.")
+    if kwargs.get("position_bias") is not None:
+        raise UserError(f"{type(module).__name__} needs 'position_bias' in its attention, which rollouts do not have.")
+    softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if not slots.are_prompts:
-        return slots.attend(module, query, key, value, scaling, sliding_window), None
+        return slots.attend(module, query, key, value, scaling, sliding_window, softcap, sinks), None
     layer: Any = module.layer_idx
     slots.store(layer, key, value)
     return document_attention(
-        module, query, key, value, None, scaling=scaling, documents=documents, sliding_window=sliding_window
+        module,
+        query,
+        key,
+        value,
+        None,
+        scaling=scaling,
+        documents=documents,
+        sliding_window=sliding_window,
+        softcap=softcap,
+        s_aux=sinks,
     )
 
 
 @contextmanager
-def rollout_mode(network: Any) -> Iterator[None]:
-    """The network reads and writes slots inside of this context, without dropout."""
+def rollout_mode(network: Any, with_slots: bool = True) -> Iterator[None]:
+    """The network is without dropout inside of this context, and reads and writes slots where it can."""
     from transformers import AttentionInterface
 
     # A name without a mask function of its own: transformers then makes no mask.
     AttentionInterface.register(ROLLOUT_ATTENTION, rollout_attention)
-    config, training = network.config.get_text_config(), network.training
+    config, training = network.config.get_text_config(decoder=True), network.training
     former = config._attn_implementation_internal
-    config._attn_implementation_internal = ROLLOUT_ATTENTION
+    if with_slots:
+        config._attn_implementation_internal = ROLLOUT_ATTENTION
     network.eval()
     try:
         # A compiled layer would be compiled anew for every shape.

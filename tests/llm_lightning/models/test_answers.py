@@ -33,9 +33,9 @@ def packed_pairs():
 
 @pytest.mark.parametrize("attention", [Backbone.attention, "sdpa"])
 def test_logprobs_entropies_and_their_gradients(monkeypatch, attention):
-    monkeypatch.setattr("llm_lightning.objectives.language.chunk_length", lambda *_: 16)  # several chunks
     torch.manual_seed(0)
     network = Backbone(config=tiny_config(), attention=attention).build()
+    monkeypatch.setattr("llm_lightning.objectives.language.chunk_length", lambda *_: 16)  # several chunks
     packed = packed_pairs()
     assert packed.batch["input_ids"].shape == (1, 128)
     states, got = read_answers(network, packed, 0.7)

@@ -170,6 +170,6 @@ def test_documents_of_a_batch():
     assert not documents.spans[:, 3:].any() and documents.source is None and documents.kept is None
 
 
-def test_attention_with_extras_is_refused():
-    with pytest.raises(ValueError, match="softcap"):
-        document_attention(None, *inputs(), None, documents=Documents.of(positions()), softcap=30.0)
+def test_attention_with_a_bias_is_refused():
+    with pytest.raises(ValueError, match="position_bias"):
+        document_attention(None, *inputs(), None, documents=Documents.of(positions()), position_bias=torch.ones(1))

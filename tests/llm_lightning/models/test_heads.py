@@ -17,7 +17,7 @@ def gradients(network, loss):
 def test_loss_equals_transformers(network):
     (document,) = random_documents([32])
     batch = pack([document], 32)
-    loss, nll, _ = language_loss(network, prepare_batch(batch))
+    loss, nll, *_ = language_loss(network, prepare_batch(batch))
     expected = network(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss * 31
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(nll, expected.detach(), rtol=1e-6, atol=1e-5)

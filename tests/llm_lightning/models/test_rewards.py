@@ -5,14 +5,15 @@ import copy
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, GPT2Config
+from transformers import AutoModelForSequenceClassification, BloomConfig, FalconConfig, GPT2Config, GPTJConfig
 
 from datamodules.pairs import Layout
 from llm_lightning.errors import UserError
 from llm_lightning.models.backbone import Backbone
+from llm_lightning.models.miniature import randomize
 from llm_lightning.models.rewards import prepare_texts, rewards
 from llm_lightning.models.tasks import LANGUAGE, REWARD, with_fresh_head
-from tests.llm_lightning.conftest import random_documents, tiny_config
+from tests.llm_lightning.conftest import VOCAB, random_documents, tiny_config
 
 PAD = 3
 PROMPT, *ANSWERS = random_documents([20, 9, 1, 14])
@@ -91,13 +92,29 @@ def test_a_shared_prompt_changes_no_reward_and_no_gradient(scorer, expected, sha
         torch.testing.assert_close(gradient, gradients[1][name], atol=1e-5, rtol=1e-5, msg=name)
 
 
-def test_other_attention_refuses_shared_prompts(scorer):
-    layout = Layout(1, 64, PAD)
+OTHERS = {
+    "llama, sdpa": tiny_config(),
+    "bloom": BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4),
+    "gpt-j": GPTJConfig(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=128, rotary_dim=4),
+    "falcon": FalconConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_networks_read_texts_that_share_a_prompt_in_rows_of_their_own(name):
+    attention = "sdpa" if "sdpa" in name else Backbone.attention
+    network = Backbone(config=OTHERS[name], attention=attention).build(task=REWARD).eval()
+    torch.manual_seed(3)
+    randomize(network)
+    layout = Layout(2, 64, PAD)
     ends = [layout.add(0, np.array(TEXTS[0])), layout.add(0, np.array(ANSWERS[1]), slice(0, 20))]
-    batch = prepare_texts(layout.batch() | {"ends": torch.tensor(ends)})
-    network = Backbone(config=tiny_config(), attention="sdpa").build(task=REWARD)
-    with pytest.raises(UserError, match=r"data\.share_prompts"):
-        rewards(network, batch)
+    ends.append(layout.add(1, np.array(TEXTS[2])))
+    values = of(network, layout.batch() | {"ends": torch.tensor(ends)}).float()
+    network.config.pad_token_id = None  # it stands in the texts
+    with torch.no_grad():
+        alone = [network(input_ids=torch.tensor([text])).logits[0, 0] for text in TEXTS]
+    assert torch.stack(alone).std() > 0.05
+    torch.testing.assert_close(values, torch.stack(alone), atol=1e-5, rtol=1e-5)
 
 
 def test_a_new_head_is_zero_and_a_trained_one_is_kept(tmp_path):

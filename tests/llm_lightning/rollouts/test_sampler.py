@@ -2,13 +2,24 @@
 
 import pytest
 import torch
-from transformers import Gemma2Config, GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, Qwen3Config
+from transformers import (
+    BloomConfig,
+    Gemma2Config,
+    GPT2Config,
+    GPTJConfig,
+    GPTNeoXConfig,
+    GptOssConfig,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
 
-from llm_lightning.errors import UserError
 from llm_lightning.models.adapters import Adapter
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.rollouts import Sampler, Sampling
 from llm_lightning.rollouts.slots import ROOM
+from llm_lightning.rollouts.trial import fits_slots
 
 VOCAB, EOS = 64, 7
 COMMON = {"vocab_size": VOCAB, "initializer_range": 0.3, "bos_token_id": 1, "eos_token_id": EOS, "pad_token_id": EOS}
@@ -21,7 +32,16 @@ NETWORKS = {
     "qwen3": Qwen3Config(**COMMON, **SIZES, head_dim=8),
     "mistral, sliding window": MistralConfig(**COMMON, **SIZES, sliding_window=9),
     "gpt2": GPT2Config(**COMMON, n_embd=32, n_layer=2, n_head=4, n_positions=256),
+    "gemma2, capped": Gemma2Config(**COMMON, **SIZES, head_dim=8, attn_logit_softcapping=2.0, sliding_window=9),
+    "gpt-oss, sinks": GptOssConfig(
+        **COMMON, **SIZES, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=9
+    ),
     "gpt-neox": GPTNeoXConfig(**COMMON, **(SIZES | {"num_key_value_heads": 4})),
+}
+WITHOUT_SLOTS = {
+    "bloom": BloomConfig(**COMMON, hidden_size=32, n_layer=2, n_head=4),
+    "mamba": MambaConfig(**COMMON, hidden_size=32, num_hidden_layers=2, state_size=8),
+    "gpt-j": GPTJConfig(**COMMON, n_embd=32, n_layer=2, n_head=4, n_positions=64, rotary_dim=4),
 }
 LENGTHS = [3, 17, 1, 30, 8, 70, 5, 2, 11, 4, 26, 6, 9, 14]
 
@@ -152,10 +172,13 @@ def test_an_adapter_is_sampled_from_with_the_adapter():
     assert [a.tokens.tolist() for a in adapted] != [a.tokens.tolist() for a in plain]
 
 
-def test_an_architecture_that_is_not_covered_is_refused():
-    network = network_of(Gemma2Config(**COMMON, **SIZES, head_dim=8))
-    with pytest.raises(UserError, match="'softcap' in its attention"):
-        Sampler(Sampling(4), [EOS])(network, prompts([3]), keys_for(1))
+@pytest.mark.parametrize("name", WITHOUT_SLOTS)
+def test_networks_that_fit_no_slots_read_the_whole_text_for_every_token(name):
+    network, asked = network_of(WITHOUT_SLOTS[name]), prompts([3, 17, 1, 8])
+    expected = [generated(network, [prompt], 12)[0] for prompt in asked]
+    ours = Sampler(Sampling(12, temperature=0), [EOS], 3)(network, asked, keys_for(len(asked)))
+    assert not fits_slots(network)
+    assert [answer.tokens.tolist() for answer in ours] == expected
 
 
 def test_nothing_to_write(network):

@@ -1,0 +1,54 @@
+"""The answers that are being written, where keys and values cannot be kept in slots: whole texts, read again and again.
+
+For networks that carry a state, or whose attention does not go through transformers' interface. Every token costs a
+forward pass over all texts so far, so that a long answer costs in proportion to its length squared.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm_lightning.models.attention import Documents
+from llm_lightning.models.heads import hidden_states
+
+
+class Texts:
+    """The same to the sampler as `Slots`, without any memory but the tokens.
+
+    Args:
+        network: a transformers network with a language head.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+        self.texts: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def admit(self, prompts: Sequence[Tensor], num_samples: int) -> Tensor:
+        """(len(prompts), H) last states of new prompts, each of which `num_samples` texts begin with."""
+        self.texts += [prompt.cpu() for prompt in prompts for _ in range(num_samples)]
+        return self._read(prompts)
+
+    def append(self, tokens: Tensor) -> Tensor:
+        """(S, H) last states once each text has one more token, (S,)."""
+        self.texts = [torch.cat([text, token[None]]) for text, token in zip(self.texts, tokens.cpu(), strict=True)]
+        return self._read(self.texts)
+
+    def keep(self, index: Tensor) -> None:
+        """Give up all texts but those of `index` (int64)."""
+        self.texts = [self.texts[number] for number in index.tolist()]
+
+    def _read(self, texts: Sequence[Tensor]) -> Tensor:
+        device = self.network.device
+        position_ids = torch.cat([torch.arange(len(text)) for text in texts])[None]
+        batch = {
+            "input_ids": torch.cat([text.cpu() for text in texts])[None].to(device),
+            "position_ids": position_ids.to(device),
+            "documents": Documents.of(position_ids).to(device),
+        }
+        ends = torch.tensor([len(text) for text in texts]).cumsum(0) - 1
+        return hidden_states(self.network, batch)[0].index_select(0, ends.to(device))
