@@ -112,7 +112,7 @@ class Examination:
         if self.task.head is None:
             check_balance(self.reference)
             self._check_loss()
-        reasons = []
+        reasons: list[str] = []
         for own_logits in (False, True) if self.task.head is None else (False,):
             for packs in (True, False):
                 for name in _attentions(attention):

@@ -103,6 +103,7 @@ def hidden_states(model: nn.Module, batch: Mapping[str, Any], routing: Routing |
     if prompt_config(model) is not None:
         return prompted_states(model, network, batch)
     behaviour = behaviour_of(network)
+    kind: Any = type(network)
     names = ["position_ids", "attention_mask"]
     if network.config._attn_implementation == ATTENTION:
         names.append("documents")
@@ -110,7 +111,7 @@ def hidden_states(model: nn.Module, batch: Mapping[str, Any], routing: Routing |
     def run(rows: Mapping[str, Any]) -> Tensor:
         inputs = {name: rows[name] for name in ("input_ids", *names) if name in rows}
         forward = network.forward if behaviour.own_logits else network.get_decoder()
-        options = {"use_cache": False} if _accepts_use_cache(type(network)) else {}
+        options = {"use_cache": False} if _accepts_use_cache(kind) else {}
         if routing is not None:
             options["output_router_logits"] = True
         output = forward(**inputs, **options)
@@ -126,8 +127,8 @@ def hidden_states(model: nn.Module, batch: Mapping[str, Any], routing: Routing |
 
 
 @cache
-def _accepts_use_cache(kind: type) -> bool:
-    return "use_cache" in inspect.signature(kind.forward).parameters  # type: ignore[attr-defined]
+def _accepts_use_cache(kind: Any) -> bool:
+    return "use_cache" in inspect.signature(kind.forward).parameters
 
 
 @with_head
