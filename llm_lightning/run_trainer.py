@@ -7,12 +7,20 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
+from llm_lightning.epoch_loop import StepwiseEpochLoop
 from llm_lightning.errors import UserError
 from llm_lightning.modules.base import LanguageModule
 
 
 class RunTrainer(Trainer):
-    """Lightning's trainer, with the commands that Lightning has not, and a last validation that is not lost."""
+    """Lightning's trainer, with the commands that Lightning has not, validations between optimizer steps, and a last
+    one that is not lost.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        lightnings = self.fit_loop.epoch_loop
+        self.fit_loop.epoch_loop = StepwiseEpochLoop(self, lightnings.min_steps, lightnings.max_steps)
 
     @override
     def _run_stage(self) -> Any:

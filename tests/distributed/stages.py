@@ -26,7 +26,7 @@ trainer:
   devices: 1
   precision: 32-true
   max_steps: 4
-  val_check_interval: 4
+  val_check_interval: 2
   log_every_n_steps: 1
   accumulate_grad_batches: 2
   callbacks:
@@ -35,7 +35,7 @@ trainer:
 LORA = ("--model.peft=peft.LoraConfig", "--model.peft.r=4", "--model.peft.target_modules=all-linear")
 STAGES = {
     "pretrain": ("--config=pretrain.yaml", "--model.backbone.dropout=0", "--trainer.max_steps=4",
-                 "--trainer.val_check_interval=4", "--model.schedule.kind=constant"),
+                 "--trainer.val_check_interval=2", "--model.schedule.kind=constant"),
     "sft": ("--config=sft.yaml", *LORA),
     "reward": ("--config=reward.yaml",),
     "ppo": ("--config=ppo.yaml", "--trainer.max_steps=2"),

@@ -26,7 +26,7 @@ def kill_at(step, in_validation="false", every=3):
 
 @pytest.mark.parametrize(
     "interval",
-    ["--trainer.val_check_interval=16", pytest.param("--trainer.val_check_interval=1.0", marks=pytest.mark.slow)],
+    ["--trainer.val_check_interval=8", pytest.param("--trainer.val_check_interval=1.0", marks=pytest.mark.slow)],
 )
 def test_kills_and_more_epochs_lose_no_row(quick, folder, interval):
     fit = (*FIT, interval)
@@ -54,7 +54,7 @@ def test_kills_and_more_epochs_lose_no_row(quick, folder, interval):
 
 
 def test_a_kill_before_the_last_export_adds_no_row(quick, folder):
-    fit = ("fit", "--config=tiny.yaml", "--trainer.max_steps=6", "--trainer.val_check_interval=8")
+    fit = ("fit", "--config=tiny.yaml", "--trainer.max_steps=6", "--trainer.val_check_interval=4")
     assert quick(*fit)[0] == 0
     before = (folder / "run" / "metrics.csv").read_text()
     shutil.rmtree(folder / "run" / "model" / "last")

@@ -3,7 +3,7 @@
 import pytest
 
 from llm_lightning.__main__ import main
-from safety import redaction
+from llm_lightning_safety import redaction
 from tests.chat_server import ChatServer, send_json
 from tests.end_to_end.test_synthetic import INSTRUCT, TEMPLATE, augmented  # noqa: F401 (a fixture)
 

@@ -24,7 +24,7 @@ trainer:
   precision: 32-true
   default_root_dir: run
   max_steps: 24
-  val_check_interval: 16
+  val_check_interval: 8
   accumulate_grad_batches: 2
   log_every_n_steps: 1
   callbacks:
