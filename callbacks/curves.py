@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from callbacks.phase import is_rehearsal
-from safety.files import atomic_file
+from llm_lightning_safety.files import atomic_file
 
 Curve = tuple[list[float], list[float]]
 

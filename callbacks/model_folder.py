@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from callbacks.errors import CallbackError
 from callbacks.phase import is_rehearsal, is_validating_fit
-from safety.files import make_folder, remove
+from llm_lightning_safety.files import make_folder, remove
 
 
 class ModelFolder(Callback):

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from typing_extensions import override
 
 from callbacks.json_lines import json_line
-from safety.files import atomic_file, open_unlinked, write_text
+from llm_lightning_safety.files import atomic_file, open_unlinked, write_text
 
 
 class Predictions(BasePredictionWriter):

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from callbacks.curves import GRID, INK, TRAIN, VALIDATION
 from callbacks.phase import is_rehearsal
-from safety.files import atomic_file, write_text
+from llm_lightning_safety.files import atomic_file, write_text
 
 
 class Reliability(Callback):

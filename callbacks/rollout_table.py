@@ -11,7 +11,7 @@ from typing_extensions import override
 from callbacks.errors import CallbackError
 from callbacks.json_lines import json_line
 from callbacks.phase import is_rehearsal
-from safety.files import atomic_file, make_folder
+from llm_lightning_safety.files import atomic_file, make_folder
 
 
 class RolloutTable(Callback):

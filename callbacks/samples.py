@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from callbacks.errors import CallbackError
 from callbacks.phase import is_validating_fit
-from safety.files import make_folder, write_text
+from llm_lightning_safety.files import make_folder, write_text
 
 # The empty prompt lets the model begin a document; the others are common openings of English text.
 DEFAULT_PROMPTS = ("", "The", "This is", "How to")

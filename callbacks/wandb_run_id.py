@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from safety.files import is_plain_name, make_folder, read_text, write_text
+from llm_lightning_safety.files import is_plain_name, make_folder, read_text, write_text
 
 
 class WandbRunId(Callback):

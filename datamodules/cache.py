@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from datamodules.errors import DataError
-from safety.files import atomic_file
+from llm_lightning_safety.files import atomic_file
 
 SECONDS_BEFORE_WAITING_IS_ANNOUNCED = 2
 SECONDS_UNTIL_A_FILE_RESTS = 2

@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     from llm_lightning.allocator import keep_freed_memory
     from llm_lightning.quiet import quiet_libraries
     from llm_lightning.redacted_output import redact_output
-    from safety.redaction import remember_arguments
+    from llm_lightning_safety.redaction import remember_arguments
 
     keep_freed_memory()
     remember_arguments(words)

@@ -54,7 +54,7 @@ from llm_lightning.run_trainer import RunTrainer
 from llm_lightning.shipped_configs import with_found_configs
 from llm_lightning.short_names import prefer_in_yaml
 from llm_lightning.strategies.trust import check_strategy
-from safety.redaction import remember
+from llm_lightning_safety.redaction import remember
 
 # jsonargparse finds a class by its short name once it is imported: --model CausalPretraining.
 SHORT_NAMES = (

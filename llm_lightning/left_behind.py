@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from callbacks import ModelFolder
 from llm_lightning.errors import UserError
 from llm_lightning.launch.checks import is_first_rank
-from safety.files import link_out_of, remove
+from llm_lightning_safety.files import link_out_of, remove
 
 UNFINISHED = re.compile(r"\..+(\.tmp|\.tmp-\d+|\.unfinished)")
 """Names under which files and folders are written before they get their own."""

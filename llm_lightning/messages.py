@@ -4,7 +4,7 @@ import re
 
 from jsonargparse import ArgumentError
 
-from safety.redaction import redact
+from llm_lightning_safety.redaction import redact
 
 # What jsonargparse wraps around the one line that matters, once for each level of nesting.
 _NOISE = re.compile(

@@ -7,7 +7,7 @@ import warnings
 from functools import cache
 from typing import Any
 
-from safety.redaction import redact
+from llm_lightning_safety.redaction import redact
 
 
 @cache

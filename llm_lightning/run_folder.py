@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from llm_lightning.errors import UserError
 from llm_lightning.loggers.redact import redact
 from llm_lightning.resumed_settings import changes
-from safety.files import read_text, write_text
+from llm_lightning_safety.files import read_text, write_text
 
 NAME = "config.yaml"
 

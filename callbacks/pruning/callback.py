@@ -24,7 +24,7 @@ from callbacks.pruning.structures import Structure, layer_of
 from callbacks.pruning.units import Structured
 from callbacks.pruning.weights import Weight, base_network, find_weights, local
 from callbacks.summary import RunSummary
-from safety.files import write_text
+from llm_lightning_safety.files import write_text
 
 
 class Pruning(Callback):

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 
 from callbacks.measurement import Quality, measure_quality, measure_speed, text_table, validation_batches
 from callbacks.pruning.weights import base_network, reduce_sum
-from safety.files import atomic_file
+from llm_lightning_safety.files import atomic_file
 
 PROMPT_TOKENS = 256
 INK, LINE, LIMIT, GRID = "#333333", "#d1495b", "#7aa6d6", "#e6e6e6"

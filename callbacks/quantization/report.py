@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from callbacks.measurement import text_table
 from callbacks.quantization.choice import Measured
-from safety.files import atomic_file, write_text
+from llm_lightning_safety.files import atomic_file, write_text
 
 HEADER = (
     "", "perplexity", "change", "KL", "same top token", "MB on disk", "MB in memory", "prefill tokens/s",

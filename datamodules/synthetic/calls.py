@@ -11,7 +11,7 @@ from typing import Any
 from datamodules.cache import key_of
 from datamodules.synthetic.candidate import Message
 from datamodules.synthetic.engine import Engine, Reply, Request
-from safety.files import open_unlinked
+from llm_lightning_safety.files import open_unlinked
 
 
 class CallLog:

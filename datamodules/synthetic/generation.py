@@ -29,7 +29,7 @@ from datamodules.synthetic.generators.base import RecordGenerator
 from datamodules.synthetic.identity import settings_of
 from datamodules.synthetic.making import Made, Making
 from datamodules.synthetic.seeds import Seeds
-from safety.files import atomic_file, open_unlinked
+from llm_lightning_safety.files import atomic_file, open_unlinked
 
 VERSION = 1  # of how candidates are made of replies
 BLOCK_SIZE = 256

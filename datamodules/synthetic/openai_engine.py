@@ -23,7 +23,7 @@ from datamodules.surrogates import encodable
 from datamodules.synthetic.bounded_http import BoundedClient, CallError, HttpReply, parsed
 from datamodules.synthetic.candidate import Message
 from datamodules.synthetic.engine import Engine, Reply, Request
-from safety.redaction import redact, remember
+from llm_lightning_safety.redaction import redact, remember
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds before the first retry, doubled for each further one, and at most."""

@@ -11,8 +11,8 @@ import numpy as np
 
 from datamodules.synthetic.candidate import Candidate
 from datamodules.synthetic.funnel import Funnel, Stage
-from safety.files import atomic_file
-from safety.redaction import redact
+from llm_lightning_safety.files import atomic_file
+from llm_lightning_safety.redaction import redact
 
 TEMPLATE = "report.html.jinja"
 NUM_BINS = 36

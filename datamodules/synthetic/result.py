@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from datamodules.synthetic.candidate import Candidate
-from safety.files import atomic_file
-from safety.redaction import redact
+from llm_lightning_safety.files import atomic_file
+from llm_lightning_safety.redaction import redact
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 PROVENANCE = pa.struct(

@@ -12,7 +12,7 @@ from llm_lightning.launch.script import Job, batch_script
 from llm_lightning.loggers.redact import redact_arguments
 from llm_lightning.messages import readable
 from llm_lightning.redacted_output import print_traceback
-from safety.files import make_folder, write_text
+from llm_lightning_safety.files import make_folder, write_text
 
 COMMANDS = ("fit", "validate", "test", "predict")
 

@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from llm_lightning.loggers.redact import redact
-from safety.files import is_plain_name, make_folder, read_text, write_text
+from llm_lightning_safety.files import is_plain_name, make_folder, read_text, write_text
 
 NOTE = Path("wandb") / "model.json"
 """In the run folder: what the run's model artifact says, for the stage that goes on from that model."""

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
-from safety.files import open_unlinked, write_text
+from llm_lightning_safety.files import open_unlinked, write_text
 
 Row = dict[str, str]
 

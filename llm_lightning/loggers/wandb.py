@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from llm_lightning.loggers.lineage import data_artifact, input_model_artifact, output_model_artifact
 from llm_lightning.loggers.redact import redact, redact_arguments
-from safety.files import is_plain_name, make_folder, read_text, write_text
+from llm_lightning_safety.files import is_plain_name, make_folder, read_text, write_text
 
 BY_STEP = ("rollout", "pruning")
 """Groups of metrics whose x-axis is the step; all others' is the tokens."""

@@ -23,7 +23,7 @@ from llm_lightning.checkpointing import AtomicCheckpointIO
 from llm_lightning.errors import UserError
 from llm_lightning.models.sharding import Sharding
 from llm_lightning.strategies.parts import PartsReader, load_parts
-from safety.files import remove
+from llm_lightning_safety.files import remove
 
 
 class FSDP2Strategy(ModelParallelStrategy):

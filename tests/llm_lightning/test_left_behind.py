@@ -4,7 +4,7 @@ import pytest
 
 from llm_lightning.errors import UserError
 from llm_lightning.left_behind import refuse_links, remove_leftovers
-from safety.files import make_folder, write_text
+from llm_lightning_safety.files import make_folder, write_text
 
 LEFT = [
     "checkpoints/.step=9.ckpt.tmp-4711", "checkpoints/.step=12.ckpt.unfinished/__0_0.distcp", ".config.yaml.ab12.tmp",

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from safety.files import (
+from llm_lightning_safety.files import (
     atomic_file,
     is_plain_name,
     link_out_of,

@@ -202,7 +202,9 @@ def hide_known(text: str) -> str:
 
 
 def _of_environment() -> set[str]:
-    return {value for name, value in os.environ.items() if len(value) >= SHORTEST_REMEMBERED and is_secret_name(name)}
+    """What stands under secret names; a place is none (PWD is the working directory, SSH_AUTH_SOCK a socket)."""
+    found = {value for name, value in os.environ.items() if len(value) >= SHORTEST_REMEMBERED and is_secret_name(name)}
+    return {value for value in found if not os.path.exists(value)}  # noqa: PTH110 (which takes no overlong value)
 
 
 def _hide_pairs(text: str) -> str:

@@ -4,8 +4,8 @@ import shlex
 
 import pytest
 
-from safety import redaction
-from safety.redaction import redact, redact_arguments, remember, remember_arguments
+from llm_lightning_safety import redaction
+from llm_lightning_safety.redaction import redact, redact_arguments, remember, remember_arguments
 
 S = "S3cr3t-Value.9"
 FORMS = [
@@ -113,3 +113,11 @@ def test_what_the_environment_holds_is_hidden(monkeypatch):
 def test_long_and_odd_texts_take_no_time():
     for text in ("a" * 50_000, "{" * 50_000, "--" * 20_000, "api_key: {" * 5_000, "x=" * 20_000, "://" + ":" * 20_000):
         redact(text)
+
+
+def test_places_in_the_environment_are_no_secrets(monkeypatch, tmp_path):
+    """PWD is where the shell is, and an agent's socket is called SSH_AUTH_SOCK."""
+    monkeypatch.setenv("PWD", str(tmp_path))
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path))
+    monkeypatch.setenv("MY_PASSWORD", S)
+    assert redact(f"Data (cache: {tmp_path}/cache), {S}") == f"Data (cache: {tmp_path}/cache), ***"
