@@ -92,8 +92,8 @@ class LanguageModule(LightningModule):
         """Find a user's mistakes before any long work starts; raises `UserError`."""
         self.schedule.check()
         check_adapter(self)
-        check_generation(self)
         whole = self.backbone.read_config()
+        check_generation(self)
         check_behaviour(self, whole)
         config = whole.get_text_config(decoder=True)
         longest = getattr(config, "max_position_embeddings", None)
