@@ -19,7 +19,7 @@ from llm_lightning.models.behaviour import Behaviour
 from llm_lightning.models.examination import examine
 from llm_lightning.models.generation import FILE as GENERATION
 from llm_lightning.models.generation import mended, read_generation_config
-from llm_lightning.models.gguf import converted
+from llm_lightning.models.gguf import converted, gguf_config
 from llm_lightning.models.merging import base_of, check_mergeable, is_adapter, merge, task_of
 from llm_lightning.models.new_tokens import NEW_IDS, add_rows, new_ids, own_tokenizer
 from llm_lightning.models.sharding import Sharding, fill, initialize
@@ -90,7 +90,10 @@ class Backbone:
         else:
             source, options = self._source()
             try:
-                config = AutoConfig.from_pretrained(source, trust_remote_code=self.trust_remote_code, **options)
+                if "gguf_file" in options:
+                    config = gguf_config(Path(source) / options["gguf_file"])
+                else:
+                    config = AutoConfig.from_pretrained(source, trust_remote_code=self.trust_remote_code)
             except (OSError, ValueError, StrictDataclassError) as error:
                 raise UserError(f"model.backbone.path={self.path!r} cannot be read as a model: {error}") from error
         if self.dropout is not None:
@@ -137,7 +140,16 @@ class Backbone:
         dtype = torch.get_default_dtype() if self.dtype is None else getattr(torch, self.dtype)
         generation = self.generation_config()[0] if task.head is None else None
         plan = replace(self, attention=behaviour.attention)
-        model = plan._empty(config, dtype, task) if empty else plan._network(config, dtype, task)
+        if empty and self.path is None and behaviour.unruled:
+            raise UserError(
+                f"A network of the architecture {config.model_type} cannot start from scratch in parts: transformers "
+                f"says what {behaviour.unruled} starts as only for a whole one. Take --config configs/trainer/ddp.yaml."
+            )
+        if self.path is None and behaviour.unruled:
+            model = plan._untrained(config, dtype, task)
+            task.start_head(model)
+        else:
+            model = plan._empty(config, dtype, task) if empty else plan._network(config, dtype, task)
         if self.new_tokens:
             assert self.path is not None
             ids = new_ids(self.new_tokens, tokenizer, self.path)

@@ -16,12 +16,15 @@ class Behaviour:
         own_logits: logits come from the network's own forward pass, of all tokens at once; False: from its hidden
             states and its head, chunk by chunk.
         reason: why not the fast way, in words; None where it is.
+        unruled: a weight of which the architecture's rules for a start from scratch say nothing, so that only its
+            constructor does; None: they name all, and the network can be built empty and filled in parts.
     """
 
     attention: str
     packs: bool = True
     own_logits: bool = False
     reason: str | None = None
+    unruled: str | None = None
 
     def attach(self, network: Any) -> None:
         """Remember it at a network and at the decoder inside, which a critic takes out."""

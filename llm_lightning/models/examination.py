@@ -22,6 +22,7 @@ from llm_lightning.models.balance import check_balance, is_balanced
 from llm_lightning.models.behaviour import Behaviour
 from llm_lightning.models.heads import head_scaling, hidden_states, language_loss, output_head, prepare_batch
 from llm_lightning.models.miniature import SPECIAL_FROM, VOCABULARY, miniature, parts_of, randomize
+from llm_lightning.models.sharding import initialize
 from llm_lightning.models.tasks import Task
 
 LENGTHS = (7, 9, 20)
@@ -103,7 +104,8 @@ class Examination:
         self.kind = config.model_type
         self.task = task
         self.options = {"trust_remote_code": trust_remote_code}
-        self.texts = [torch.randint(10, SPECIAL_FROM, (1, length)) for length in LENGTHS]
+        # No token twice: it would score alike, and which of equal ones a network that picks the best takes is chance.
+        self.texts = [torch.randperm(SPECIAL_FROM - 10)[None, :length] + 10 for length in LENGTHS]
         self.config, self.reference, self.alone = self._reference(config)
 
     def result(self, attention: str) -> Behaviour:
@@ -113,10 +115,11 @@ class Examination:
             check_balance(self.reference)
             self._check_loss()
         reasons: list[str] = []
+        unruled = self._unruled()
         for own_logits in (False, True) if self.task.head is None else (False,):
             for packs in (True, False):
                 for name in _attentions(attention):
-                    way = Behaviour(name, packs, own_logits, reason=reasons[0] if reasons else None)
+                    way = Behaviour(name, packs, own_logits, reason=reasons[0] if reasons else None, unruled=unruled)
                     if (reason := self._why_not(way)) is None:
                         return way
                     reasons.append(reason)
@@ -131,7 +134,13 @@ class Examination:
     def _reference(self, config: PreTrainedConfig) -> tuple[PreTrainedConfig, Any, list[Tensor]]:
         """A network that runs, as transformers runs it, and its logits of each text."""
         problem: Exception | None = None
-        for make in (lambda: miniature(config), lambda: miniature(config, 4), lambda: self._itself(config)):
+        ways = (
+            lambda: miniature(config),
+            lambda: miniature(config, num_heads=4),
+            lambda: miniature(config, of_each_kind=2),
+            lambda: self._itself(config),
+        )
+        for make in ways:
             try:
                 small = _quiet(make())
                 network = self._build(small)
@@ -166,6 +175,17 @@ class Examination:
         network.load_state_dict(self.reference.state_dict())
         way.attach(network)
         return network
+
+    def _unruled(self) -> str | None:
+        """A weight that stays as it was where the network is built empty and starts by its rules."""
+        with torch.device("meta"):
+            network = self.task.from_config(self.config, dtype=torch.float32, **self.options)
+        network.to_empty(device="cpu")
+        tensors = [x for x in (*network.named_parameters(), *network.named_buffers()) if x[1].is_floating_point()]
+        for _, tensor in tensors:
+            tensor.fill_(torch.nan)
+        initialize(network)
+        return next((name for name, tensor in tensors if tensor.isnan().any()), None)
 
     def _check_causal(self) -> None:
         if self.task.head is not None:

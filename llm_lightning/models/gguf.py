@@ -1,12 +1,15 @@
 """Networks in .gguf files: decoded once into a folder of the cache, and kept with the adapters trained on them."""
 
+import copy
 import hashlib
 import os
 import shutil
+from functools import cache
 from pathlib import Path
 
 import torch
 from filelock import FileLock
+from transformers import AutoConfig, PreTrainedConfig
 
 from llm_lightning.models.export import follow_umask
 from llm_lightning.models.tasks import LANGUAGE
@@ -14,6 +17,17 @@ from llm_lightning.models.tasks import LANGUAGE
 
 def _cache() -> Path:
     return Path(os.environ.get("LLM_LIGHTNING_CACHE", Path.home() / ".cache" / "llm-lightning")) / "gguf"
+
+
+def gguf_config(path: Path) -> PreTrainedConfig:
+    """The architecture in a .gguf file; transformers takes seconds to read it, so it is done once for each content."""
+    state = path.stat()
+    return copy.deepcopy(_config(path.resolve(), state.st_mtime_ns, state.st_size))
+
+
+@cache
+def _config(path: Path, changed: int, size: int) -> PreTrainedConfig:
+    return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
 
 
 def converted(path: Path) -> Path:

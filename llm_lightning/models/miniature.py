@@ -21,6 +21,8 @@ SPECIAL_FROM = 84
 """Tokens from here on may mean something special, and stand in no text that a miniature is tried on."""
 
 MOST_LAYERS = 12
+"""Where it is numbers that differ from layer to layer; a named kind of layer is kept wherever it comes first."""
+
 WINDOW = 4
 NARROW = 64
 
@@ -40,7 +42,8 @@ CAPS = {
     r".*(experts_per_tok|experts_per_token|moe_topk|moe_k|moe_top_k|top_k_experts)": 2,
     r"n_group|topk_group|num_expert_group|n_groups|mamba_n?_?groups": 1,
     r".*(sliding_window|window_size|attention_chunk_size|local_attention|sliding_window_size|window_len)": WINDOW,
-    r"index_topk": WINDOW,
+    r"index_topk|indexer_budget": WINDOW,
+    r"indexer_compress_ratio": 2,
     r"index_n_heads": 16,  # fewer would score many tokens equally, and which of equal ones is taken is chance
     r"num_kv_shared_layers|first_k_dense_replace|num_dense_layers|moe_layer_start_index": 1,
     r"num_nextn_predict_layers|num_codebooks": 1,
@@ -56,17 +59,19 @@ PERIOD = r".*(period|interval|every_n_layers|window_pattern|layer_group_size|per
 LAYER_NUMBERS = r".*(ids|idxs|indices|layers)"
 
 
-def miniature(config: PreTrainedConfig, num_heads: int = 2) -> PreTrainedConfig:
+def miniature(config: PreTrainedConfig, num_heads: int = 2, of_each_kind: int = 1) -> PreTrainedConfig:
     """The config of a tiny network of the same class; the one that is given stays as it is.
 
     Args:
         num_heads: some architectures' code works for certain numbers of heads alone.
+        of_each_kind: layers; two where one lends its weights to the others.
     """
     small = copy.deepcopy(config)
     if hasattr(small, "quantization_config"):
         del small.quantization_config
+    outer = _Scale.of(vars(small), num_heads)
     for part in parts_of(small):
-        _shrink(part, num_heads)
+        _shrink(part, _Scale.of(vars(part), num_heads, outer), of_each_kind)
     return small
 
 
@@ -76,10 +81,9 @@ def parts_of(config: PreTrainedConfig) -> list[PreTrainedConfig]:
     return [config, *(part for value in inner for part in parts_of(value))]
 
 
-def _shrink(config: PreTrainedConfig, num_heads: int) -> None:
+def _shrink(config: PreTrainedConfig, scale: "_Scale", of_each_kind: int) -> None:
     layers = _layer_overrides(config)
-    num_layers = _cut_layers(config)
-    scale = _Scale.of(vars(config), num_heads)
+    num_layers = _cut_layers(config, of_each_kind)
     for name, value in list(vars(config).items()):
         if name.startswith("_") or not isinstance(value, int | list | tuple):
             continue
@@ -104,9 +108,12 @@ class _Scale:
     width: int
 
     @classmethod
-    def of(cls, values: dict[str, Any], num_heads: int) -> "_Scale":
+    def of(cls, values: dict[str, Any], num_heads: int, outer: "_Scale | None" = None) -> "_Scale":
+        """Of a config; a part of one without heads of its own is of the layers of the whole."""
         heads = next((values[name] for name in NUMBERS_OF_HEADS if _is_count(values.get(name)) and values[name]), None)
         former = next((values[name] for name in WIDTHS if _is_count(values.get(name))), 0)
+        if outer is not None and not heads and former in (0, outer.former):
+            return outer
         if heads:
             ratio = Fraction(min(num_heads, heads), heads)
         else:
@@ -150,14 +157,14 @@ def _layer_overrides(config: Any) -> dict[int, dict[str, Any]]:
     return {} if spec is None else copy.deepcopy(dict(spec.per_layer_overrides))
 
 
-def _cut_layers(config: PreTrainedConfig) -> int:
-    """Keep the first layers, as many as hold one of each kind; returns their number."""
+def _cut_layers(config: PreTrainedConfig, of_each_kind: int) -> int:
+    """Keep the first layers, as many as hold so many of each kind; returns their number."""
     kept = 0
     for depth in DEPTHS:
         num_layers = vars(config).get(depth)
         if not _is_count(num_layers) or not num_layers:
             continue
-        kept = min(num_layers, MOST_LAYERS, _needed(config, num_layers))
+        kept = min(num_layers, _needed(config, num_layers, of_each_kind))
         if _layer_overrides(config):
             config.per_layer_config = {}
         for name, value in list(vars(config).items()):
@@ -171,14 +178,16 @@ def _cut_layers(config: PreTrainedConfig) -> int:
     return kept
 
 
-def _needed(config: PreTrainedConfig, num_layers: int) -> int:
-    """How many layers from the first on hold one of each kind."""
+def _needed(config: PreTrainedConfig, num_layers: int, of_each_kind: int) -> int:
+    """How many layers from the first on hold so many of each kind."""
     values = {name: value for name, value in vars(config).items() if not name.startswith("_")}
     values |= {name: getattr(config, name, None) for name in ("layers_block_type", "layer_types")}
     needed = [2, *(max(numbers, default=0) + 1 for numbers in [_first_overrides(config)])]
     for name, value in values.items():
         if isinstance(value, list | tuple) and len(value) == num_layers:
-            needed += [value.index(kind) + 1 for kind in value]
+            places = [[i for i, each in enumerate(value) if each == kind] for kind in value]
+            last = max((found[of_each_kind - 1 : of_each_kind] or found[-1:])[0] + 1 for found in places)
+            needed.append(last if isinstance(value[0], str) else min(last, MOST_LAYERS))
         elif isinstance(value, list | tuple) and value and _are_layer_numbers(name, value):
             needed.append(min(value) + 1)
         elif _is_count(value) and re.fullmatch(PERIOD, name) and value <= MOST_LAYERS:

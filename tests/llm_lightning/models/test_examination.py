@@ -156,8 +156,41 @@ def test_trying_out_leaves_random_numbers_and_the_config_alone():
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("ApertusConfig", USUAL),  # its activation has weights
+        ("OpenAIGPTConfig", GPT),
+        ("ReformerConfig", {"vocab_size": VOCAB, "is_decoder": True, "axial_pos_embds": False}),
+    ],
+)
+def test_weights_that_only_a_constructor_starts_are_those_of_transformers(name, settings):
+    """Built empty, they would be whatever lay in memory."""
+    backbone = Backbone(config=getattr(transformers, name)(**settings))
+    assert backbone.behaviour().unruled
+    torch.manual_seed(0)
+    ours = backbone.build()
+    torch.manual_seed(0)
+    theirs = AutoModelForCausalLM.from_config(backbone.read_config())
+    for (where, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, msg=where)
+    with pytest.raises(UserError, match="cannot start from scratch in parts"):
+        backbone.build(empty=True)
+
+
+def test_rules_for_all_weights_let_a_network_be_built_empty():
+    assert Backbone(config=transformers.LlamaConfig(**USUAL)).behaviour().unruled is None
+
+
 def test_a_miniature_keeps_what_decides():
     small = miniature(transformers.Gemma3TextConfig(sliding_window=512, final_logit_softcapping=30.0))
     assert set(small.layer_types) == {"sliding_attention", "full_attention"}
     assert small.final_logit_softcapping == 30.0 and small.sliding_window < 10
     assert miniature(transformers.JambaConfig()).layers_block_type.count("attention") >= 1
+    late = miniature(transformers.Qwen2Config(use_sliding_window=True, max_window_layers=20, num_hidden_layers=24))
+    assert set(late.layer_types) == {"sliding_attention", "full_attention"}
+    assert miniature(transformers.ZambaConfig(), of_each_kind=2).layers_block_type.count("hybrid") == 2
+    dbrx = miniature(
+        transformers.DbrxConfig(n_heads=48, d_model=6144, attn_config={"kv_n_heads": 8, "rope_theta": 5e5})
+    )
+    assert (dbrx.n_heads, dbrx.attn_config.kv_n_heads) == (2, 1) and dbrx.ffn_config.hidden_size == dbrx.d_model

@@ -1,11 +1,13 @@
 """An adapter on a network that was read from a .gguf file can be taken to another machine."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGUFWriter
 from peft import AutoPeftModelForCausalLM
 
 from llm_lightning.models import gguf
@@ -34,6 +36,33 @@ def saved(cached, config, *places):
     for place in places:
         save_model_folder(adapter.model, None, place, adapter=adapter)
     return adapter.model.eval()(IDS).logits.detach()
+
+
+def write_gguf(path, num_layers):
+    """A .gguf file that describes a Llama, without its weights."""
+    writer = GGUFWriter(path, "llama")
+    writer.add_block_count(num_layers)
+    writer.add_embedding_length(32)
+    writer.add_head_count(4)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_the_config_is_read_once_until_the_file_changes(tmp_path):
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, 3)
+    before = gguf._config.cache_info()
+    config = Backbone(path=str(path)).read_config()
+    assert (config.model_type, config.num_hidden_layers, config.hidden_size) == ("llama", 3, 32)
+    config.num_hidden_layers = 77
+    assert Backbone(path=str(path), dtype="bfloat16").read_config().num_hidden_layers == 3
+    write_gguf(path, 5)
+    os.utime(path, ns=(1, 1))
+    assert Backbone(path=str(path)).read_config().num_hidden_layers == 5
+    after = gguf._config.cache_info()
+    assert (after.misses - before.misses, after.hits - before.hits) == (2, 1)
 
 
 @pytest.mark.parametrize("config", [METHODS["lora"](), METHODS["ia3"]()], ids=["lora", "ia3"])
