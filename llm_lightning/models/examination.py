@@ -70,14 +70,18 @@ def examine(config: PreTrainedConfig, attention: str, task: Task, *, trust_remot
 
 @contextmanager
 def on_the_side() -> Iterator[None]:
-    """Neither the caller's device, precision and gradients nor its random numbers have to do with it."""
+    """Neither the caller's device, precision and gradients nor its random numbers have to do with it.
+
+    One thread: others would only wait for each other, over sums so small that it takes twenty times as long.
+    """
     from transformers.utils import logging
 
     register_attention()
-    verbosity, dtype = logging.get_verbosity(), torch.get_default_dtype()
+    verbosity, dtype, threads = logging.get_verbosity(), torch.get_default_dtype(), torch.get_num_threads()
     logging.set_verbosity(logging.CRITICAL)
     try:
         torch.set_default_dtype(torch.float32)
+        torch.set_num_threads(1)
         with (
             torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.inference_mode(False), torch.no_grad(),
             torch.autocast("cpu", enabled=False), torch.compiler.set_stance("force_eager"),
@@ -86,6 +90,7 @@ def on_the_side() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
         logging.set_verbosity(verbosity)
 
 
@@ -181,10 +186,11 @@ class Examination:
         with torch.device("meta"):
             network = self.task.from_config(self.config, dtype=torch.float32, **self.options)
         network.to_empty(device="cpu")
-        tensors = [x for x in (*network.named_parameters(), *network.named_buffers()) if x[1].is_floating_point()]
-        for _, tensor in tensors:
-            tensor.fill_(torch.nan)
+        for tensor in (*network.parameters(), *network.buffers()):
+            if tensor.is_floating_point():
+                tensor.fill_(torch.nan)
         initialize(network)
+        tensors = (*network.named_parameters(), *network.named_buffers())  # without those that it has tied
         return next((name for name, tensor in tensors if tensor.isnan().any()), None)
 
     def _check_causal(self) -> None:

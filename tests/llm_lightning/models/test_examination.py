@@ -11,6 +11,7 @@ from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.behaviour import behaviour_of
 from llm_lightning.models.heads import language_loss, prepare_batch
 from llm_lightning.models.miniature import miniature, randomize
+from llm_lightning.models.tasks import LANGUAGE, REWARD
 from tests.llm_lightning.conftest import VOCAB, pack, random_documents, stack
 
 LENGTHS = [7, 20, 3, 11]
@@ -149,11 +150,11 @@ def test_another_attention_is_tried_as_it_was_asked_for():
 
 def test_trying_out_leaves_random_numbers_and_the_config_alone():
     config = transformers.LlamaConfig(**USUAL | {"max_position_embeddings": 77})
-    before, state = config.to_dict(), torch.random.get_rng_state()
+    before, state, threads = config.to_dict(), torch.random.get_rng_state(), torch.get_num_threads()
     with torch.inference_mode():
         Backbone(config=config).behaviour()
     assert config.to_dict() == before
-    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(torch.random.get_rng_state(), state) and torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize(
@@ -178,8 +179,11 @@ def test_weights_that_only_a_constructor_starts_are_those_of_transformers(name, 
         backbone.build(empty=True)
 
 
-def test_rules_for_all_weights_let_a_network_be_built_empty():
-    assert Backbone(config=transformers.LlamaConfig(**USUAL)).behaviour().unruled is None
+@pytest.mark.parametrize("task", [LANGUAGE, REWARD])
+@pytest.mark.parametrize("tied", [True, False])
+def test_rules_for_all_weights_let_a_network_be_built_empty(tied, task):
+    config = transformers.LlamaConfig(**USUAL | {"tie_word_embeddings": tied})
+    assert Backbone(config=config).behaviour(task).unruled is None
 
 
 def test_a_miniature_keeps_what_decides():
