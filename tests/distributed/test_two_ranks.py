@@ -8,7 +8,7 @@ import torch
 from tests.ppo_runs import metrics
 
 FIT = ("fit", "--config", "tiny.yaml", "--model.backbone.dropout=0", "--trainer.max_steps=8",
-       "--trainer.val_check_interval=8")  # fmt: skip
+       "--trainer.val_check_interval=4")  # fmt: skip
 
 
 def column(folder, name):
