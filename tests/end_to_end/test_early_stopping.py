@@ -11,7 +11,7 @@ from tests.end_to_end.test_resume import losses, steps_done
 
 STOPPING = """
 trainer:
-  val_check_interval: 6
+  val_check_interval: 3
   callbacks+:
     class_path: EarlyStopping
     init_args:
