@@ -42,7 +42,7 @@ def test_another_base_or_adapter_is_refused(base, tmp_path):
     fit(module(base, METHODS["lora"]()), epochs=1, callbacks=[SaveAfterEpoch(path)])
     torch.manual_seed(7)
     save_model_folder(Backbone(config=tiny_config()).build(), None, tmp_path / "other")
-    with pytest.raises(UserError, match="trained on other weights"):
+    with pytest.raises(UserError, match="holds another network than the checkpoint"):
         fit(module(tmp_path / "other", METHODS["lora"]()), ckpt_path=path)
     with pytest.raises(UserError, match=r"of another model: .*lora_A"):
         fit(module(base, peft.LoraConfig(r=8, target_modules="all-linear")), ckpt_path=path)
