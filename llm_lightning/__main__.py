@@ -76,12 +76,12 @@ def main(argv: list[str] | None = None) -> int:
     remember_arguments(words)
     redact_output()
     quiet_libraries()
-    if argv is None and words[0] not in OTHERS:
+    if words[0] in OTHERS:
+        return int(import_module(OTHERS[words[0]]).run(words[1:], debug=len(words) < len(args)))
+    if argv is None:
         from llm_lightning.waiting import choose_waiting_policy
 
         choose_waiting_policy()
-    if words[0] in OTHERS:
-        return int(import_module(OTHERS[words[0]]).run(words[1:], debug=len(words) < len(args)))
     from llm_lightning.cli import run
 
     return run(words, debug=len(words) < len(args))
