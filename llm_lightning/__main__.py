@@ -62,7 +62,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     words = [arg for arg in args if arg != "--debug"]
     if not words or words[0] not in COMMANDS:
-        given = words[0] if words else ""
+        from llm_lightning_safety.redaction import redact
+
+        given = redact(words[0]) if words else ""
         print(f"llm-lightning: there is no command {given!r}; there are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     if argv is None and words[0] == "fit":  # a process of its own
@@ -74,8 +76,8 @@ def main(argv: list[str] | None = None) -> int:
 
     keep_freed_memory()
     remember_arguments(words)
-    redact_output()
     quiet_libraries()
+    redact_output()
     if words[0] in OTHERS:
         return int(import_module(OTHERS[words[0]]).run(words[1:], debug=len(words) < len(args)))
     if argv is None:

@@ -1,6 +1,5 @@
 """`llm-lightning ablate`: does the synthetic data help? The same budget with it and without it, over several seeds."""
 
-import argparse
 import csv
 import math
 import statistics
@@ -12,7 +11,8 @@ from pathlib import Path
 import yaml
 
 from llm_lightning.errors import UserError
-from llm_lightning.messages import readable
+from llm_lightning.flags import FlagParser
+from llm_lightning.redacted_output import report
 
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Student's t for 95 % and 1, 2, ... degrees of freedom."""
@@ -33,21 +33,18 @@ def run(args: list[str], *, debug: bool = False) -> int:
 
     Args:
         args: those of `fit`, and `--seeds`.
-        debug: raise instead.
+        debug: show the traceback of an error.
     """
     if not args or "--help" in args:
         print(USAGE, end="")
         return 0
-    parser = argparse.ArgumentParser("llm-lightning ablate", add_help=False, allow_abbrev=False)
+    parser = FlagParser("llm-lightning ablate", add_help=False, allow_abbrev=False)
     parser.add_argument("--seeds", type=int, default=3)
-    known, fit_args = parser.parse_known_args(args)
     try:
+        known, fit_args = parser.parse_known_args(args)
         losses = ablate(fit_args, known.seeds)
     except UserError as error:
-        if debug:
-            raise
-        print(f"\nllm-lightning: error: {readable(error)}", file=sys.stderr)
-        return 2
+        return report(error, debug)
     print(table(losses))
     return 0
 

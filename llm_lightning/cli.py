@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ from llm_lightning.messages import readable
 from llm_lightning.modules import PPO, CausalPretraining, RewardModeling, SupervisedFinetuning
 from llm_lightning.modules.base import LanguageModule
 from llm_lightning.precision import default_precision, use_fast_float32
-from llm_lightning.redacted_output import print_traceback
+from llm_lightning.redacted_output import print_traceback, report
 from llm_lightning.rollouts import LocalEngine
 from llm_lightning.run_folder import RunConfig, as_written, move_aside, saved_precision
 from llm_lightning.run_lock import RunLock
@@ -381,13 +380,12 @@ def run(args: list[str], *, debug: bool = False) -> int:
 
 
 def _report(error: BaseException, debug: bool) -> int:
-    if debug:
-        print_traceback(error)
     if isinstance(error, LaunchError) and not is_first_rank():
+        if debug:
+            print_traceback(error)
         return 2
     field = "data." if isinstance(error, DataError) and re.match(r"[a-z_]+(:| and )", str(error)) else ""
-    print(f"\nllm-lightning: error: {field}{readable(error)}", file=sys.stderr)
-    return 2
+    return report(error, debug, field)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -1,6 +1,5 @@
 """`llm-lightning merge ADAPTER OUTPUT`: the network with its adapter in it, as a folder that needs no peft."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from llm_lightning.errors import UserError
-from llm_lightning.messages import readable
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
 from llm_lightning.models.merging import base_of, check_mergeable, is_adapter, task_of
-from llm_lightning.redacted_output import print_traceback
+from llm_lightning.redacted_output import report
 
 USAGE = """\
 usage: llm-lightning merge ADAPTER_FOLDER OUTPUT_FOLDER
@@ -38,10 +36,7 @@ def run(args: list[str], *, debug: bool = False) -> int:
             raise UserError(f"merge takes two folders, the adapter's and the output's; {len(args)} are given.")
         merge_folder(Path(args[0]), Path(args[1]))
     except (UserError, OSError, SafetensorError) as error:
-        if debug:
-            print_traceback(error)
-        print(f"\nllm-lightning: error: {readable(error)}", file=sys.stderr)
-        return 2
+        return report(error, debug)
     print(f"{args[1]} holds the network with the adapter in it.")
     return 0
 

@@ -39,9 +39,10 @@ def readable(error: BaseException) -> str:
     """The message of an error without the nesting that libraries wrap around it, and without secrets."""
     if isinstance(error, OSError) and error.filename:
         return redact(f"{error.filename}: {error.strerror}")
+    text = redact(str(error))  # as long as its lines are indented, which says where a secret ends
     if isinstance(error, ArgumentError) or str(error).startswith("Does not validate against"):
-        return redact(_flatten(str(error)))
-    return redact(str(error))
+        return _flatten(text)
+    return text
 
 
 def _flatten(text: str) -> str:

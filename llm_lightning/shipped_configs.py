@@ -1,13 +1,13 @@
 """The configurations that come with the package, by name, and `llm-lightning configs` to list and copy them."""
 
-import argparse
 import difflib
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from llm_lightning.errors import UserError
+from llm_lightning.flags import FlagParser
+from llm_lightning.redacted_output import report
 
 FOLDER = Path(__file__).parent / "configs"
 
@@ -69,19 +69,16 @@ def run(args: list[str], *, debug: bool = False) -> int:
 
     Args:
         args: what follows `configs`.
-        debug: raise instead.
+        debug: show the traceback of an error.
     """
     if "--help" in args or "-h" in args:
         print(USAGE, end="")
         return 0
-    parser = argparse.ArgumentParser("llm-lightning configs", add_help=False, allow_abbrev=False)
+    parser = FlagParser("llm-lightning configs", add_help=False, allow_abbrev=False)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--copy", type=Path, metavar="FOLDER")
     try:
         known = parser.parse_args(args)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    try:
         chosen = [_known(name) for name in known.names] or names()
         if known.copy is not None:
             lines = list(_copy(chosen, known.copy))
@@ -90,10 +87,7 @@ def run(args: list[str], *, debug: bool = False) -> int:
         else:
             lines = [f"{name:<32}{_first_comment(FOLDER / f'{name}.yaml')}" for name in chosen]
     except (UserError, OSError) as error:
-        if debug:
-            raise
-        print(f"\nllm-lightning: error: {error}", file=sys.stderr)
-        return 2
+        return report(error, debug)
     print("\n".join(lines))
     return 0
 

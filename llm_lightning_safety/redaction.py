@@ -8,57 +8,17 @@ in a URL; or because it was seen under such a name before (`remember`), wherever
 import os
 import re
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import Any
 
-HIDDEN = "***"
+from llm_lightning_safety.secret_names import is_secret_name
+from llm_lightning_safety.secret_texts import HIDDEN, PLAIN, decoded, hide_secrets, in_urls
+
+__all__ = ["HIDDEN", "hide_known", "redact", "redact_arguments", "remember", "remember_arguments"]
+
 SHORTEST_REMEMBERED = 8  # characters; shorter values would be found in ordinary words
 
-_WORDS = {
-    "password", "passwd", "passphrase", "passcode", "pwd", "pass", "secret", "secrets", "credential", "credentials",
-    "apikey", "authtoken", "accesskey", "secretkey", "auth", "authorization", "bearer", "cookie", "cookies", "jwt",
-    "signature", "sig", "headers", "netrc", "dsn",
-}  # fmt: skip
-_KEYS = re.compile(
-    r"(^|_)(api|access|private|secret|encryption|signing|account|ssh|master|shared|client|license|admin|service"
-    r"|subscription|auth|storage|sas|hf|hub|huggingface|wandb|openai|anthropic|azure|aws|gcp|google|mistral|groq|cohere"
-    r"|together|openrouter|replicate|deepseek|fireworks)_keys?(_id)?($|_)"
-)
-_TOKEN = re.compile(r"(^|_)token$")
-_TOKEN_OF_A_MODEL = re.compile(
-    r"(^|_)(pad|eos|bos|unk|mask|cls|sep|special|stop|start|end|begin|image|video|audio|boi|eoi|new|next|first|last|per|each"
-    r"|num|max|min|think|tool|turn|end_of_text|by|of|in|a|the|one|every|this|that|no)_token$"
-)
-# Names of where a secret is, not of what it is.
-_PLACE = re.compile(r"_(variable|env|env_var|envvar|file|path|folder|dir|name|type|method|mode|class|schema)$")
-
-_LOOKS = re.compile(
-    r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
-    r"|(AKIA|ASIA)[0-9A-Z]{16}|xox[abprs]-[\w-]{10,}|AIza[\w-]{35}|wandb_v1_\w{20,}|(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])"
-    r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*"
-)
-# A W&B key looks like a commit, which is worth keeping.
 _COMMIT_NAMES = re.compile(r"revision|commit|sha|hash|digest")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-# Up to the last @ before the path; a password with a slash is known by not being a port.
-_URL_USER = re.compile(r"(?<=://)(?:[^/\s?#\"']+|[^/\s:@\"']*:(?!\d+(?:/|$))[^\s\"']+)(?=@)")
-_URL_QUERY = re.compile(
-    r"(?i)([?&;#](?:[\w.%\[\]-]{0,60}(?:token|key|secret|passw|pwd|signature|sig|auth|credential|code|jwt)[\w.%\[\]-]{0,60}))=[^&;#\s\"']+"
-)
-_SCHEME = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}")
-_VALUE = re.compile(
-    r"\\+(?P<quote>[\"']).*?\\+(?P=quote)|\"(?:\\.|[^\"\\])*\"|'(?:''|\\.|[^'\\])*'"
-    r"|[|>][+-]?\n(?:[ \t]+[^\n]*\n?)+|(?:-[ ]+[^\n]+\n?[ \t]*)+"
-    r"|(?i:bearer|basic|token)\s+[^\s,;}\])\"']+|(?:[^\s,;}\])&\"'\\]|,(?=[^\s\"']))+"
-)
-# Possessive, from the beginning of a word on: a long text without names must cost no more than its length.
-_NAME = re.compile(r"(?<![\w.-])(?:[A-Za-z_][\w.-]*+\\*+[\"']?+\s*+[:=]\s*+|--?+[A-Za-z][\w.-]*+(?:=|\s++(?!-)))")
-# Small numbers ("pass: 3"), what a shell puts in, and the fragment behind a URL's query that was seen to before.
-_NO_SECRET = re.compile(r"[\d.,e+-]{1,5}$|\$\(|\$\{|\$[A-Z_]+$|\*\*\*#")
-_CLOSING = {"{": "}", "[": "]"}
-_LOGIN = re.compile(r"((?:wandb|hf|huggingface-cli)\s+(?:auth\s+)?login(?:\s+--?[\w-]+)*\s+)(?!-)\S{8,}")
-_PLAIN = {"", "none", "null", "true", "false", HIDDEN}
 
 _remembered: set[str] = set()
 
@@ -111,22 +71,6 @@ def remember_arguments(arguments: list[str]) -> None:
         name = "" if equals else option
 
 
-def is_secret_name(name: str) -> bool:
-    """Whether what stands under this name is to be hidden: `apiKey`, `API-KEY` and `data.api_key` read as `api_key`."""
-    return _is_secret_name(name) if len(name) < 200 else False
-
-
-@cache
-def _is_secret_name(name: str) -> bool:
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
-    words = re.sub(r"[^A-Za-z0-9]+", "_", words).lower().strip("_")
-    if _PLACE.search(words):
-        return False
-    if _WORDS & set(words.split("_")) or _KEYS.search(words):
-        return True
-    return bool(_TOKEN.search(words)) and not _TOKEN_OF_A_MODEL.search(words)
-
-
 def _redact_named(name: str, value: Any) -> Any:
     if is_secret_name(name) and not isinstance(value, bool | None):
         return _hide_all(value)
@@ -137,7 +81,7 @@ def _redact_named(name: str, value: Any) -> Any:
 
 def _redact_value(name: str, value: str) -> Any:
     """Of an argument; the text of a dictionary keeps its form."""
-    if is_secret_name(name) and value.lower() not in _PLAIN:
+    if is_secret_name(name) and value.lower() not in PLAIN:
         return HIDDEN
     if isinstance(structure := _structure(value), dict | list):
         for secret in sorted(set(_secrets_in(structure)), key=len, reverse=True):
@@ -165,11 +109,10 @@ def _secrets_in(config: Any, hidden: bool = False) -> Iterator[str]:
     elif isinstance(config, list | tuple):
         for value in config:
             yield from _secrets_in(value, hidden)
-    elif hidden and str(config).lower() not in _PLAIN:
+    elif hidden and str(config).lower() not in PLAIN:
         yield str(config)
-    elif isinstance(config, str) and "://" in config:
-        yield from (match[0].rpartition(":")[2] for match in _URL_USER.finditer(config))
-        yield from (match[0].partition("=")[2] for match in _URL_QUERY.finditer(config))
+    elif isinstance(config, str):
+        yield from in_urls(config)
 
 
 def _from_environment(name: str, value: Any) -> Iterator[str]:
@@ -187,10 +130,14 @@ def _hide_all(value: Any) -> Any:
 
 
 def _redact_text(text: str) -> str:
-    text = hide_known(text)
-    text = _URL_QUERY.sub(rf"\1={HIDDEN}", _URL_USER.sub(HIDDEN, _LOOKS.sub(HIDDEN, text)))
-    text = _LOGIN.sub(rf"\1{HIDDEN}", _SCHEME.sub(rf"\1 {HIDDEN}", text))
-    return _hide_pairs(text)
+    for encoded, plain in decoded(text):
+        if (clean := _redact_plain(plain)) != plain:
+            text = text.replace(encoded, clean)
+    return _redact_plain(text)
+
+
+def _redact_plain(text: str) -> str:
+    return hide_secrets(hide_known(text))
 
 
 def hide_known(text: str) -> str:
@@ -205,32 +152,3 @@ def _of_environment() -> set[str]:
     """What stands under secret names; a place is none (PWD is the working directory, SSH_AUTH_SOCK a socket)."""
     found = {value for name, value in os.environ.items() if len(value) >= SHORTEST_REMEMBERED and is_secret_name(name)}
     return {value for value in found if not os.path.exists(value)}  # noqa: PTH110 (which takes no overlong value)
-
-
-def _hide_pairs(text: str) -> str:
-    """`NAME: VALUE`, `NAME=VALUE` and `--NAME VALUE`, where the name is that of a secret."""
-    parts, done = [], 0
-    for match in _NAME.finditer(text):
-        if match.start() < done or not is_secret_name(re.split(r"[\s:=\\\"']", match[0], maxsplit=1)[0]):
-            continue
-        start = match.end()
-        value = text[start : _end_of_value(text, start)]
-        bare = value.strip("\\\"'")
-        if bare.lower() in _PLAIN or _NO_SECRET.match(bare):
-            continue
-        quote = value[0] if value[0] in "\"'" else ""
-        parts += [text[done:start], f"{quote}{HIDDEN}{quote}"]
-        done = start + len(value)
-    return "".join([*parts, text[done:]])
-
-
-def _end_of_value(text: str, start: int) -> int:
-    opening = text[start : start + 1]
-    if opening not in _CLOSING:
-        return match.end() if (match := _VALUE.match(text, start)) else start
-    depth = 0
-    for place in range(start, len(text)):
-        depth += (text[place] == opening) - (text[place] == _CLOSING[opening])
-        if depth == 0:
-            return place + 1
-    return len(text)

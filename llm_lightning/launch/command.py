@@ -3,15 +3,13 @@
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 from llm_lightning.errors import UserError
 from llm_lightning.launch.options import JobOptions, parse_options
 from llm_lightning.launch.script import Job, batch_script
 from llm_lightning.loggers.redact import redact_arguments
-from llm_lightning.messages import readable
-from llm_lightning.redacted_output import print_traceback
+from llm_lightning.redacted_output import report
 from llm_lightning_safety.files import make_folder, write_text
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -53,10 +51,7 @@ def run(args: list[str], *, debug: bool = False) -> int:
     try:
         _run(args)
     except (UserError, OSError) as error:
-        if debug:
-            print_traceback(error)
-        print(f"\nllm-lightning: error: {readable(error)}", file=sys.stderr)
-        return 2
+        return report(error, debug)
     return 0
 
 

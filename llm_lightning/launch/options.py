@@ -1,12 +1,11 @@
 """The flags of `llm-lightning slurm`: what the cluster is asked for; all others are the run's own settings."""
 
-import argparse
 import re
 import sys
 from dataclasses import dataclass, field
-from typing import NoReturn
 
 from llm_lightning.errors import UserError
+from llm_lightning.flags import FlagParser
 
 # As sbatch takes it: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S.
 _TIME = re.compile(r"(?:(?P<days>\d+)-(?P<rest>\d+(?::\d+){0,2})|(?P<short>\d+(?::\d+){0,2}))")
@@ -64,19 +63,13 @@ class JobOptions:
         return self.gpus_per_node or self.tasks_per_node
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of exiting."""
-        raise UserError(message)
-
-
 def parse_options(args: list[str]) -> tuple[JobOptions, list[str]]:
     """Split a command line into the job's flags, checked, and the run's own arguments, in their order.
 
     Raises:
         UserError: a flag's value cannot work, or a setting is given that the job's flags decide.
     """
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = FlagParser(add_help=False, allow_abbrev=False)
     for name in ("nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task", "stop_before", "max_failures"):
         parser.add_argument(_flag(name), type=int)
     for name in ("time", "partition", "account", "qos", "constraint", "job_name", "python"):

@@ -1,14 +1,13 @@
 """`llm-lightning workspace STAGE`: a W&B workspace that shows what matters of a stage, made by code."""
 
-import argparse
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llm_lightning.errors import UserError
+from llm_lightning.flags import FlagParser
 from llm_lightning.loggers.wandb import BY_STEP
-from llm_lightning.messages import readable
+from llm_lightning.redacted_output import report
 
 # Sections by name; a panel draws the metrics of one list.
 Sections = Mapping[str, Sequence[Sequence[str]]]
@@ -59,26 +58,23 @@ def run(args: list[str], *, debug: bool = False) -> int:
 
     Args:
         args: stage and options.
-        debug: raise instead.
+        debug: show the traceback of an error.
     """
-    parser = argparse.ArgumentParser(prog="llm-lightning workspace", description=__doc__)
+    parser = FlagParser(prog="llm-lightning workspace", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument(
         "--entity", default=os.environ.get("WANDB_ENTITY"), help="user or team; WANDB_ENTITY by default"
     )
     parser.add_argument("--project", default=os.environ.get("WANDB_PROJECT", "llm-lightning"))
-    given = parser.parse_args(args)
     try:
+        given = parser.parse_args(args)
         if not given.entity:
             raise UserError("workspace: name the user or team by --entity, or set WANDB_ENTITY.")
         workspace = build(given.stage, given.entity, given.project)
         _check_login()
         workspace.save()
     except Exception as error:  # what wandb raises has no base in common
-        if debug:
-            raise
-        print(f"\nllm-lightning: error: {readable(error)}", file=sys.stderr)
-        return 2
+        return report(error, debug)
     return 0
 
 

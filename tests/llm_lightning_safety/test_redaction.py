@@ -1,52 +1,21 @@
 """Every form in which secrets come into settings and texts is hidden, and what only looks like one stays."""
 
+import json
 import shlex
 
 import pytest
 
 from llm_lightning_safety import redaction
 from llm_lightning_safety.redaction import redact, redact_arguments, remember, remember_arguments
-
-S = "S3cr3t-Value.9"
-FORMS = [
-    f"{{api_key: {S}}}",
-    f"{{top_k: 5, api_key: '{S}', n: 1}}",
-    f"extra={{'api_key': '{S}', 'a': 2}}",
-    f'{{"extra": {{"headers": {{"X-Custom": "{S}"}}}}}}',
-    f'{{"Authorization": "Bearer {S}"}}',
-    f'{{\\"api_key\\": \\"{S}\\"}}',
-    f"credentials: {{user: {{name: a, pass: {S}}}, other: {S}}}",
-    f"api_keys: [{S}, {S}]",
-    f"http://user:{S}@host:8000/v1",
-    f"https://user:p@{S}@host/v1",
-    f"https://user:a/{S}@host/v1",
-    f"https://{S}@host/v1",
-    f"https://host/v1?api-version=2&api_key={S}",
-    f"https://host/v1?X-Amz-Signature={S}&part=1",
-    f"https://host/v1#access_token={S}",
-    f"https://host/v1?code={S}",
-    f"export OPENAI_API_KEY={S}",
-    f"export DB_PASSWORD='{S} {S}'",
-    f"curl -H 'Authorization: Bearer {S}' http://host",
-    f"curl -H 'X-Api-Key: {S}' http://host",
-    f"huggingface-cli login --token {S}",
-    f"mytool --password={S} --x",
-    f"Namespace(url='http://host', api_key='{S}', a=1)",
-    f"together_token: {S}",
-    f"Incorrect API key provided, authorization=Basic {S}",
-    f"cookie: session={S}",
-    f"api_key: |\n  {S}\n  {S}\nother: 3",
-    f"api_keys:\n- {S}\n- {S}\nother: 3",
-    f"api_keys:\n  - {S}\n  - {S}\nother: 3",
-    f"wandb login --relogin {S}",
-    f"hf auth login {S}",
-    f"DefaultEndpointsProtocol=https;AccountKey={S};EndpointSuffix=core",
-]
+from tests.secret_forms import FORMS, LOOKS, ORDINARY, S
 
 
 @pytest.mark.parametrize("text", FORMS)
 def test_forms_in_texts(text):
-    assert S not in redact(text)
+    assert not any(
+        S in redact(each)
+        for each in (text, json.dumps(text), f"--time={text!r} is no.", repr(f"a\n{text}\nb"), repr(f"a\"\n{text}\n'b"))
+    )
     assert S not in str(redact({"note": text, "notes": [text, (text,)]}))
     assert S not in " ".join(redact_arguments(["fit", f"--data.x={text}", "--data.y", text]))
 
@@ -65,21 +34,26 @@ def test_forms_in_arguments(arguments):
     assert S not in shlex.join(redact_arguments(arguments))
 
 
+def test_all_forms_in_one_text():
+    """Each with a secret of its own: where one ends, the next one begins."""
+    secrets = [f"S3cr3t-{number:02d}-Value.9" for number in range(len(FORMS))]
+    notes = "\n\n".join(form.replace(S, secret) for form, secret in zip(FORMS, secrets, strict=True))
+    for text in (notes, json.dumps(notes), repr(notes), f"{{'notes': {notes!r}}}"):
+        assert [secret for secret in secrets if secret in redact(text)] == []
+
+
 def test_a_dictionary_keeps_its_form():
     text = "{class_path: OpenAIEngine, init_args: {url: 'http://h', extra: {api_key: abcdefgh, top_k: 5}}}"
     assert redact_arguments(["--data.engine", text]) == ["--data.engine", text.replace("abcdefgh", "***")]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "api_key_variable=OPENAI_API_KEY", "--data.engine.init_args.api_key_variable OPENAI_API_KEY",
-        "http://localhost:8000/a@b?x=1", "train/loss: 3.25, tokens: 5, token: 7", "pad_token='<pad>' eos_token: </s>",
-        "max_new_tokens: 64", "num_key_value_heads=2", "state_key: step", "export HF_TOKEN=$(cat ~/.token)",
-        "export HF_TOKEN=$MY_HF", "author: me", "--tokenizer gpt2", "sort_key=length", "password_file: /run/pass.txt",
-        "use the first pass, then --resume false", "token: null, auth: true", "",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("key", LOOKS)
+@pytest.mark.parametrize("text", ["{}", "use {} here", "('{}',)", "x\\n{}\\n", "path=s3://bucket/{}/file", "a%20{}"])
+def test_keys_that_are_known_by_their_look(key, text):
+    assert key not in redact(text.format(key))
+
+
+@pytest.mark.parametrize("text", ORDINARY)
 def test_what_is_no_secret_stays(text):
     assert redact(text) == text
 
@@ -111,7 +85,22 @@ def test_what_the_environment_holds_is_hidden(monkeypatch):
 
 
 def test_long_and_odd_texts_take_no_time():
-    for text in ("a" * 50_000, "{" * 50_000, "--" * 20_000, "api_key: {" * 5_000, "x=" * 20_000, "://" + ":" * 20_000):
+    for text in (
+        "a" * 50_000,
+        "{" * 50_000,
+        "--" * 20_000,
+        "api_key: {" * 5_000,
+        "x=" * 20_000,
+        "://" + ":" * 20_000,
+        "%" * 50_000,
+        "a%2" * 20_000,
+        "%20" * 20_000,
+        "sha" * 20_000,
+        "password " * 10_000,
+        "a:b@" * 10_000,
+        "https:/" * 8_000,
+        "a.b.c+" * 10_000,
+    ):
         redact(text)
 
 

@@ -1,0 +1,125 @@
+"""Secrets in every form are given to each command, and looked for in every byte that it prints or leaves."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from llm_lightning.__main__ import main
+from llm_lightning_safety import redaction
+from tests.end_to_end.test_secrets import assert_nowhere
+from tests.end_to_end.test_synthetic import TEMPLATE
+from tests.secret_forms import FORMS, LOOKS, S
+
+# One secret for each form, since one that was seen once is known wherever it is repeated.
+SECRETS = [f"S3cr3t-{number:02d}-Value.9" for number in range(len(FORMS))]
+TEXTS = [form.replace(S, secret) for form, secret in zip(FORMS, SECRETS, strict=True)]
+ALL = [*SECRETS, *LOOKS]
+NOTES = "\n\n".join([*TEXTS, *LOOKS])
+
+
+@pytest.fixture(autouse=True)
+def forgetful(monkeypatch):
+    monkeypatch.setattr(redaction, "_remembered", set())
+
+
+@pytest.fixture
+def chat(folder, network, monkeypatch):
+    """A chat model, conversations that spell secrets themselves, and a home of its own."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    (folder / "home").mkdir()
+    shutil.copytree(network, folder / "network")
+    shutil.copy(TEMPLATE, folder / "network" / "chat_template.jinja")
+    pairs = [{"question": f"What is password: Data-{i}-9?", "answer": f"It is {2 * i}."} for i in range(80)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (folder / "sft.yaml").write_text(SFT)
+    return folder
+
+
+SFT = """
+model:
+  class_path: SupervisedFinetuning
+  init_args: {backbone: {path: network}, generation: {max_new_tokens: 4}}
+data:
+  class_path: InstructionDataModule
+  init_args: {path: pairs.jsonl, seq_len: 128, batch_size: 2, val_share: 0.1}
+trainer: {accelerator: cpu, devices: 1, precision: 32-true, default_root_dir: run, max_steps: 2, val_check_interval: 2,
+          limit_predict_batches: 2}
+"""
+
+
+@pytest.mark.parametrize("command", ["fit", "test", "predict"])
+def test_settings_that_are_refused(chat, capfd, command):
+    for text in ([NOTES], [f"--data.path={NOTES}", "--debug"], [f"--nothing={each}" for each in (*TEXTS, *LOOKS)]):
+        assert main([command, "--config=sft.yaml", *text]) == 2
+        output = "".join(capfd.readouterr())
+        assert "llm-lightning: error" in output
+        assert_nowhere(chat, output, ALL)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("configs", "{}"), ("configs", "--copy=out", "{}"), ("configs", "--nothing={}"),
+        ("merge", "{}", "out"), ("merge", "{}"), ("workspace", "{}"), ("workspace", "sft", "--nothing={}"),
+        ("workspace", "sft", "--entity", "{}", "more {}"), ("ablate", "--seeds={}"), ("slurm", "{}", "--time=60"),
+        ("slurm", "fit", "--config=tiny.yaml", "--time={}"), ("slurm", "fit", "--config={}", "--time=60"),
+        ("slurm", "fit", "--config=tiny.yaml", "--time=60", "--dry-run", "--setup", "{}"),
+        ("slurm", "fit", "--config=tiny.yaml", "--time=60", "--dry-run", "--sbatch=--comment={}"),
+        ("slurm", "fit", "--config=tiny.yaml", "--time=60", "--dry-run", "--sweep=data.path=a,{}"),
+        ("slurm", "chain", "{}", "--time=60", "--dry-run"), ("{}",),
+    ],
+)  # fmt: skip
+def test_a_mistake_of_a_command_with_flags_of_its_own(chat, capfd, args):
+    for text in (*TEXTS, *LOOKS):
+        assert main([arg.replace("{}", text) for arg in args]) == 2
+        output = "".join(capfd.readouterr())
+        assert "llm-lightning" in output and "usage:" not in output
+        assert_nowhere(chat, output, ALL)
+
+
+def test_a_script_for_slurm_has_none_of_its_yaml_and_its_environment(chat, capfd, monkeypatch):
+    monkeypatch.setenv("LLM_LIGHTNING__TRAINER__LOGGER__INIT_ARGS__GROUP", TEXTS[11])
+    monkeypatch.setenv("HF_TOKEN", LOOKS[0])
+    logger = {"class_path": "llm_lightning.loggers.WandbRun", "init_args": {"notes": NOTES}}
+    (chat / "secret.yaml").write_text(json.dumps({"trainer": {"logger": logger}}))
+    args = ("--config=tiny.yaml", "--config=secret.yaml", "--sweep=model.optimizer.lr=1e-3,3e-3", "--time=60")
+    assert main(["slurm", "fit", *args, "--setup=module load cuda", "--dry-run"]) == 0
+    output = "".join(capfd.readouterr())
+    assert "#SBATCH --array=0-1" in output and "--config=secret.yaml" in output
+    assert_nowhere(chat, output, ALL, but=("secret.yaml",))
+
+
+def test_copied_configurations_hold_what_the_package_holds(chat, capfd):
+    assert main(["configs", "--copy=out"]) == 0
+    assert_nowhere(chat, "".join(capfd.readouterr()), ALL)
+    assert "***" not in (chat / "out" / "sft.yaml").read_text()
+
+
+OUTPUT = """
+import logging, sys, threading, warnings
+from llm_lightning.__main__ import main
+main(["configs"])
+secret = sys.argv[1]
+warnings.warn(secret)
+logging.error("%s", secret)
+def fail():
+    raise ValueError(secret)
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+try:
+    fail()
+except ValueError:
+    logging.exception("it failed")
+fail()
+"""
+
+
+def test_warnings_log_lines_and_tracebacks_of_all_threads(chat):
+    done = subprocess.run([sys.executable, "-c", OUTPUT, NOTES], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.count("ValueError") == 3 and "Warning: " in done.stderr, done.stderr
+    assert_nowhere(chat, done.stdout + done.stderr, ALL)
