@@ -17,7 +17,7 @@ class LeftOut(NamedTuple):
 
 
 class BadRecords:
-    """Notes the bad records of a unit, and those that are left out.
+    """Notes the bad records of a unit, those that are left out, and what is not read of the others.
 
     Args:
         on_bad_record: `stop` raises at the first one, `skip` counts them.
@@ -26,6 +26,7 @@ class BadRecords:
         count: how many there were so far.
         first: where the first one is, and what is wrong with it.
         left_out: how many records were left out, by the reason.
+        unread: how many records have a key in their turns of which the chat template writes nothing, by the key.
     """
 
     def __init__(self, unit: Unit, on_bad_record: OnBadRecord = "stop") -> None:
@@ -34,6 +35,7 @@ class BadRecords:
         self.count = 0
         self.first = ""
         self.left_out: Counter[str] = Counter()
+        self.unread: Counter[str] = Counter()
 
     def note(self, place: Place, bad: Bad) -> None:
         """Count one.

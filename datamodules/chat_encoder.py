@@ -69,6 +69,7 @@ class ChatEncoder:
                 bad.note(place, rendered)
                 continue
             assert isinstance(conversation, Conversation)
+            bad.unread.update(self.template.unread(conversation.messages, conversation.tools))
             split_hash = _split_hash(conversation)
             yield from (Written(document, split_hash) for document in rendered)
 

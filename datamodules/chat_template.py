@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from datamodules.control_tokens import ControlTokens, is_mark, where
 from datamodules.errors import DataError
+from datamodules.own_keys import OwnKey, own_keys, unwritten, without
 from datamodules.records import Conversation, Reasoning
 from datamodules.skeleton import Skeleton, skeleton_of
 from datamodules.template_choice import NAMES, TOOL_USE
@@ -98,6 +99,11 @@ class ChatTemplate:
         written = self._checked(Conversation(messages, [False] * len(messages), tools), Aim("reply"))
         return written if isinstance(written, Bad) else written[0].text
 
+    def unread(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> set[str]:
+        """The keys of a conversation's turns and calls of which the template writes nothing, once it was written."""
+        with bounded():
+            return set(map(str, self._unread(Conversation(messages, [False] * len(messages), tools))))
+
     def end_of_turn(self) -> str:
         """The special token that ends a reply, with `turns` other than `all`.
 
@@ -121,6 +127,13 @@ class ChatTemplate:
     def _checked(self, conversation: Conversation, aim: Aim) -> list[Rendered] | Bad:
         try:
             with bounded():
+                unread = self._unread(conversation)
+                if mistaken := next((key for key in unread if key.meant), None):
+                    return Bad(
+                        f"the chat template writes nothing of {str(mistaken)!r} in a turn of the {mistaken.role};"
+                        f" call it {mistaken.meant}, or take it out"
+                    )
+                conversation = replace(conversation, messages=without(conversation.messages, unread))
                 skeleton = skeleton_of(conversation)
                 if forged := self._forged(conversation, skeleton):
                     return forged
@@ -135,6 +148,27 @@ class ChatTemplate:
             return Bad(f"the chat template costs too much: {error}")
         except RecursionError:
             return Bad("JSON nested too deeply")
+
+    def _unread(self, conversation: Conversation) -> list[OwnKey]:
+        """Found for all conversations of one form at once."""
+        if not own_keys(conversation.messages):
+            return []
+        form = skeleton_of(conversation, keep_names=True).conversation
+        key = json.dumps([form.messages, form.tools])
+        if key not in self._keys:
+            if len(self._keys) >= MOST_PROBES:
+                self._keys.clear()
+            try:
+                self._keys[key] = self._unwritten(form)
+            except UnwritableError:
+                self._keys[key] = self._unwritten(conversation)
+        return self._keys[key]
+
+    def _unwritten(self, conversation: Conversation) -> list[OwnKey]:
+        def write(messages: list[dict[str, Any]]) -> str:
+            return self._text(replace(conversation, messages=messages), len(messages))
+
+        return unwritten(conversation.messages, write)
 
     def _write(self, conversation: Conversation, aim: Aim) -> list[Rendered] | Bad:
         if aim.what == "learn":
@@ -243,6 +277,10 @@ class ChatTemplate:
 
     @cached_property
     def _probes(self) -> dict[Any, Probe]:
+        return {}
+
+    @cached_property
+    def _keys(self) -> dict[str, list[OwnKey]]:
         return {}
 
     @cached_property

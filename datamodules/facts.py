@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from datamodules.errors import DataError
+from datamodules.own_keys import unread_in_words
 from datamodules.rows import RowIndex
 from datamodules.shards import Shard
 from datamodules.sources import Source
@@ -34,6 +35,15 @@ def left_out(shards: Iterable[Shard]) -> Counter[str]:
 def left_out_in_words(shards: Iterable[Shard]) -> Iterator[str]:
     """A line for each reason."""
     return (f"left out: {count:,} {reason}" for reason, count in sorted(left_out(shards).items()))
+
+
+def notes_in_words(shards: Sequence[Shard]) -> Iterator[str]:
+    """A line for each reason for which records were left out, and one for what was not read of the others."""
+    yield from left_out_in_words(shards)
+    unread: Counter[str] = Counter()
+    for shard in {shard.path: shard for shard in shards}.values():
+        unread.update(shard.facts["unread"])
+    yield from unread_in_words(unread)
 
 
 def check_any(name: str, sources: Sequence[Source], shards: Sequence[Sequence[Shard]]) -> None:

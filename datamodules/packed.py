@@ -14,7 +14,7 @@ from datamodules.cache import cache_root, key_of
 from datamodules.collate import PackedCollator, PromptCollator
 from datamodules.dataset import Documents, PackedRows, Prompts
 from datamodules.errors import DataError
-from datamodules.facts import check_any, facts_of, left_out_in_words, skipped_in_words
+from datamodules.facts import check_any, facts_of, notes_in_words, skipped_in_words
 from datamodules.held_out import unlike_share
 from datamodules.loader import EvaluationLoader, ResumableLoader
 from datamodules.order import SequentialOrder, ShuffledOrder
@@ -272,7 +272,7 @@ class PackedDataModule(LightningDataModule):
         for name, facts in self.statistics.items():
             rank_zero_info(f"  {name}: {self.in_words(facts)}")
         shards = [shard for part in parts.values() for _, shards in part for shard in shards]
-        for line in left_out_in_words(shards):
+        for line in notes_in_words(shards):
             rank_zero_info(f"  {line}")
         if skipped := skipped_in_words(shards):
             rank_zero_warn(skipped)

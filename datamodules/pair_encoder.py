@@ -117,6 +117,7 @@ class PairEncoder:
                 if isinstance(written, LeftOut):
                     bad.left_out[written.reason] += 1
                 else:
+                    bad.unread.update(self._unread(written.preference))
                     yield written
 
     def read(self, unit: Unit) -> Iterator[ChatRecord]:
@@ -142,6 +143,9 @@ class PairEncoder:
         texts = [self.template.write(messages, preference.tools) for messages in _answers(preference)]
         bad = next((text for text in texts if isinstance(text, Bad)), None)
         return bad or Written(preference, *(str(text) for text in texts))
+
+    def _unread(self, preference: Preference) -> set[str]:
+        return set().union(*(self.template.unread(messages, preference.tools) for messages in _answers(preference)))
 
     def _document(self, one: Written, chosen: np.ndarray, rejected: np.ndarray) -> Document | LeftOut:
         if np.array_equal(chosen, rejected):

@@ -94,6 +94,8 @@ class PromptEncoder:
                 deep = isinstance(unfit, RecursionError)
                 bad.note(place, Bad("JSON nested too deeply" if deep else str(unfit)))
                 continue
+            if self.chat and self.template is not None:
+                bad.unread.update(self.template.unread(asked.messages, asked.tools))
             yield asked, text
 
     def _text(self, asked: Asked) -> str:
@@ -211,7 +213,8 @@ def write_prompts(path: Path, unit: Unit, encoder: PromptEncoder, on_bad: OnBadR
     """A unit's prompts into an Arrow file that is read by memory mapping.
 
     Returns:
-        `num_bad`, how many records were left out, and `first_bad`, what is wrong with the first of them.
+        `num_bad`, how many records were left out, `first_bad`, what is wrong with the first of them, and `unread`, how
+        many records have a key in their turns of which the chat template writes nothing, by the key.
     """
     bad = BadRecords(unit, on_bad)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
@@ -222,7 +225,7 @@ def write_prompts(path: Path, unit: Unit, encoder: PromptEncoder, on_bad: OnBadR
             hashes = [text_hash(json.dumps(prompt.said).encode()) for prompt in batch]
             columns = [[prompt.ids for prompt in batch], texts, np.array(hashes, np.uint64)]
             writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
-    return {"num_bad": bad.count, "first_bad": bad.first}
+    return {"num_bad": bad.count, "first_bad": bad.first, "unread": dict(bad.unread)}
 
 
 def merged(columns: list[Mapping[str, Any]]) -> dict[str, list[Any]]:

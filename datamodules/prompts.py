@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from datamodules.grouped_order import GroupedOrder
 from datamodules.held_out import unlike_share
 from datamodules.loader import EvaluationLoader, ResumableLoader
 from datamodules.order import SequentialOrder, ShuffledOrder
+from datamodules.own_keys import unread_in_words
 from datamodules.prompt_records import PromptEncoder, write_prompts
 from datamodules.prompt_set import PromptBatchCollator, Prompts, split_prompts
 from datamodules.record_shapes import PROMPT_SHAPES
@@ -35,7 +36,7 @@ from datamodules.units import Unit
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-VERSION = 4  # of what is kept in the cache
+VERSION = 5  # of what is kept in the cache
 PEEKED = 16
 
 
@@ -169,6 +170,8 @@ class PromptDataModule(LightningDataModule):
                 rank_zero_warn(words)
         self._position, self._train_loader = 0, None  # a checkpoint's state comes after this
         rank_zero_info(f"Prompts: {len(self._train):,} to learn from, {len(self._val):,} to validate on")
+        for line in _unread([*self._train.files, *self._val.files]):
+            rank_zero_info(line)
         if skipped := _skipped([*self._train.files, *self._val.files]):
             rank_zero_warn(skipped)
         dropped = self._train.num_too_long + self._val.num_too_long
@@ -331,10 +334,21 @@ class PromptDataModule(LightningDataModule):
         self._position, self._train_loader = int(state["position"]), None
 
 
+def _facts(files: Sequence[Path]) -> list[dict[str, Any]]:
+    return [json.loads(file.with_name("facts.json").read_text()) for file in dict.fromkeys(files)]
+
+
+def _unread(files: Sequence[Path]) -> Iterator[str]:
+    """A line about what was not read; none where there was nothing."""
+    counts: Counter[str] = Counter()
+    for each in _facts(files):
+        counts.update(each["unread"])
+    return unread_in_words(counts)
+
+
 def _skipped(files: Sequence[Path]) -> str | None:
     """How many bad records were skipped, and the first of them; None where there were none."""
-    facts = [json.loads(file.with_name("facts.json").read_text()) for file in dict.fromkeys(files)]
-    bad = [each for each in facts if each["num_bad"]]
+    bad = [each for each in _facts(files) if each["num_bad"]]
     if not bad:
         return None
     return f"{sum(each['num_bad'] for each in bad):,} bad records were skipped; the first: {bad[0]['first_bad']}"

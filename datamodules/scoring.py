@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.bad_records import BadRecords, OnBadRecord
 from datamodules.cache import key_of
@@ -77,6 +78,7 @@ class Conversations:
         self.on_bad_record = on_bad_record
         self.root = root
         self.rank, self.num_ranks = rank, num_ranks
+        self._told: set[str] = set()
 
     def check(self) -> None:
         """Looks at the first records; raises `DataError` where there are none of a known shape."""
@@ -120,11 +122,17 @@ class Conversations:
         if isinstance(record, Bad):
             return record
         conversation = conversation_of(record, unit.shape, unit.columns, "train")
-        return (
-            conversation
-            if isinstance(conversation, Bad)
-            else self.template.write(conversation.messages, conversation.tools)
-        )
+        if isinstance(conversation, Bad):
+            return conversation
+        written = self.template.write(conversation.messages, conversation.tools)
+        if isinstance(written, str):
+            self._tell(self.template.unread(conversation.messages, conversation.tools))
+        return written
+
+    def _tell(self, unread: set[str]) -> None:
+        for key in sorted(unread - self._told):
+            rank_zero_info(f"not read: the chat template writes nothing of the key {key} of turns")
+        self._told |= unread
 
     def _fitting(self, index: int, record: Record, ids: np.ndarray) -> _Talk | _Unfit:
         if len(ids) <= self.seq_len:

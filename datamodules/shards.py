@@ -22,7 +22,7 @@ from datamodules.units import Unit
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-VERSION = 5  # of what is written here and of how units are read; a change makes all shards anew
+VERSION = 6  # of what is written here and of how units are read; a change makes all shards anew
 DOCUMENTS_AT_ONCE = 1024  # their records are written together
 
 # A document: where its tokens end in the shard, how many of them are learned, how many stand before its last reply, its
@@ -108,7 +108,8 @@ class Shard:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """`num_documents`, `num_tokens`, `num_bytes` (UTF-8), `num_bad` and `first_bad` (records), `left_out` (records,
-        by the reason), `dtype`, `sizes` (bytes of each file).
+        by the reason), `unread` (records, by the key of their turns that is not written), `dtype`, `sizes` (bytes of
+        each file).
         """
         return json.loads(Path(f"{self.path}.json").read_text())
 
@@ -162,7 +163,7 @@ def write_shard(unit: Unit, shard: Shard, encoder: Encoder, on_bad_record: OnBad
             files.flush()
             names = list(files.opened)
         facts = files.facts | {"num_bad": bad.count, "first_bad": bad.first, "dtype": encoder.dtype.str}
-        facts["left_out"] = dict(bad.left_out)
+        facts |= {"left_out": dict(bad.left_out), "unread": dict(bad.unread)}
         facts["sizes"] = {name: Path(f"{shard.path}.{name}").stat().st_size for name in names}
         with atomic_file(Path(f"{shard.path}.json")) as path:
             path.write_text(json.dumps(facts))

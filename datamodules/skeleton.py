@@ -7,8 +7,10 @@ and which control tokens it writes itself.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+from datamodules.own_keys import CALL_KEYS, MESSAGE_KEYS
 from datamodules.records import Conversation
 
 Kind = Literal["content", "reasoning", "call", "name", "tools", "detail"]
@@ -73,7 +75,19 @@ class _Marker:
             # A result that names the function that was called says nothing new.
             is_known = message["role"] == "tool" and message["name"] in called
             marked["name"] = self.text(turn, "detail" if is_known else "name", message["name"])
-        return marked
+        return marked | self.others(turn, message, MESSAGE_KEYS)
+
+    def others(self, turn: int, one: dict[str, Any], known: Sequence[str]) -> dict[str, Any]:
+        """What a message or a call has under keys of the set's own."""
+        return {key: self.other(turn, value) for key, value in one.items() if key not in known}
+
+    def other(self, turn: int, value: Any) -> Any:
+        """Only a template that looks for them knows the names within it: they stay."""
+        if isinstance(value, dict):
+            return {key: self.other(turn, inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self.other(turn, inner) for inner in value]
+        return self.value(turn, "detail", value)
 
     def content(self, turn: int, message: dict[str, Any]) -> str:
         """Thinking tags stay, since templates look for them."""
@@ -94,7 +108,7 @@ class _Marker:
         function = call["function"]
         name = self.name(turn, "call", function["name"])
         arguments = self.value(turn, "call", function["arguments"])
-        marked = {**call, "function": {"name": name, "arguments": arguments}}
+        marked = {**call, "function": {"name": name, "arguments": arguments}} | self.others(turn, call, CALL_KEYS)
         return marked | {"id": self.id(turn, call["id"])} if "id" in call else marked
 
     def tool(self, tool: Any) -> Any:

@@ -5,6 +5,8 @@ import math
 from decimal import Decimal
 from typing import Any, Literal
 
+from datamodules.json_values import json_default
+from datamodules.own_keys import CALL_KEYS, additions
 from datamodules.surrogates import encodable
 from datamodules.units import is_empty
 
@@ -19,6 +21,9 @@ ROLES = {
 }  # fmt: skip
 ROLES_OF_CALLS = ("function_call", "tool_call")  # their text is the call, as JSON
 REASONING_KEYS = ("reasoning", "reasoning_content", "thinking")
+READ_KEYS = ("role", "from", "name", "tool_call_id", "weight", "train")
+ARGUMENT_KEYS = ("arguments", "parameters")
+MEDIA = ("image", "audio", "video", "input_image", "input_audio")  # what keys that hold some begin with
 THINK, END_THINK = "<think>", "</think>"
 JSON_KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
 
@@ -31,20 +36,25 @@ def message_of(turn: Any, reasoning: Reasoning) -> tuple[dict[str, Any], bool]:
     """A turn as a message, and whether the record lets it be learned.
 
     Args:
-        turn: an object with `role` and `content`, or `from` and `value`. Null counts as absent.
+        turn: an object with `role` and `content`, or `from` and `value`. Null counts as absent. What else it holds
+            stays in the message, for a template that writes it.
         reasoning: `drop` leaves the assistant's reasoning out; else it stands before the answer, in <think> tags.
 
     Raises:
         UnfitError: it is no such object, its role is unknown, its content is missing, of a wrong type or, where the
-            assistant speaks, empty.
+            assistant speaks, empty; or it holds an image, a sound or a video.
     """
     if not isinstance(turn, dict):
         raise UnfitError(f"{kind_of(turn)} where an object is expected")
     turn = {key: value for key, value in turn.items() if value is not None}
     said_role, role = _role(turn)
     content = turn.get("content", turn.get("value"))
-    calls = turn.get("tool_calls") or turn.get("function_call")  # the latter is OpenAI's older form
+    call_key = "tool_calls" if turn.get("tool_calls") else "function_call"  # the latter is OpenAI's older form
+    calls = turn.get(call_key)
+    others = _others(turn, role, call_key)
     if said_role in ROLES_OF_CALLS:
+        if not is_empty(calls):
+            raise UnfitError(f"its role is {said_role}, so that its content is a call, and it has {call_key} too")
         content, calls = "", content
     calls = [] if is_empty(calls) else _tool_calls(calls)
     if content is None and not calls:
@@ -59,7 +69,7 @@ def message_of(turn: Any, reasoning: Reasoning) -> tuple[dict[str, Any], bool]:
     for key in ("name", "tool_call_id"):
         if not is_empty(turn.get(key)):
             message[key] = text_of(turn[key], key)
-    return message, role == "assistant" and _is_learned(turn)
+    return message | others, role == "assistant" and _is_learned(turn)
 
 
 def tools_of(value: Any) -> list[dict[str, Any]] | None:
@@ -187,6 +197,20 @@ def _content(value: Any, numbers: bool) -> str:
     return "".join(texts)
 
 
+def _others(turn: dict[str, Any], role: str, call_key: str) -> dict[str, Any]:
+    """What the turn holds under other keys than those that are read here, as JSON has it."""
+    text_keys = [key for key in ("content", "value") if turn.get(key) == turn.get("content", turn.get("value"))]
+    others = additions(turn, [*READ_KEYS, *text_keys, call_key, *(REASONING_KEYS if role == "assistant" else ())])
+    if media := next((key for key, value in others.items() if key.lower().startswith(MEDIA) and value), None):
+        raise UnfitError(f"it holds {media}; only text can be learned")
+    return _plain(others)
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON has it: columnar data know more types."""
+    return _clean(json.loads(json.dumps(value, default=json_default)))
+
+
 def _with_reasoning(text: str, thoughts: list[str], reasoning: Reasoning, may_be_empty: bool) -> str:
     inline, answer = _split(text)
     if not answer.strip() and not may_be_empty:
@@ -229,12 +253,13 @@ def _tool_call(call: Any) -> dict[str, Any]:
     name = inner.get("name")
     if not isinstance(name, str) or not name:
         raise UnfitError("tool_calls holds a call without the name of a function")
-    given = inner.get("arguments") if inner.get("arguments") is not None else inner.get("parameters")
+    given = next((inner[key] for key in ARGUMENT_KEYS if inner.get(key) is not None), None)
     arguments = {} if is_empty(given) else parsed(given, f"arguments of {name}")
     if not isinstance(arguments, dict):
         raise UnfitError(f"arguments of {name} hold {kind_of(arguments)}, not an object")
-    function = {"type": "function", "function": {"name": name, "arguments": arguments}}
-    return {"id": text_of(call["id"], "id"), **function} if not is_empty(call.get("id")) else function
+    own_id = {} if is_empty(call.get("id")) else {"id": text_of(call["id"], "id")}
+    others = additions(call | inner, [*CALL_KEYS, "name", *ARGUMENT_KEYS])
+    return own_id | {"type": "function", "function": {"name": name, "arguments": arguments}} | _plain(others)
 
 
 def _tool(tool: Any) -> dict[str, Any]:

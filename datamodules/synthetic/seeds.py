@@ -16,6 +16,7 @@ from datamodules.chat import ChatDataModule
 from datamodules.errors import DataError
 from datamodules.formats import records
 from datamodules.json_values import json_default
+from datamodules.own_keys import own_keys, without
 from datamodules.prompt_records import prompt_of
 from datamodules.record_shapes import PROMPT_SHAPES
 from datamodules.record_source import RecordSource, record_units
@@ -129,6 +130,7 @@ def prompt_seeds(path: str, folder: Path, cache: Path) -> Seeds:
 
 
 def _seed(messages: list[Message], record: dict[str, Any], rejected: str | None = None) -> Seed:
+    messages = without(messages, own_keys(messages))
     id = record.get("id")
     return Seed(
         encodable(str(id)) if isinstance(id, str | int) else key_of(messages, rejected)[:16], messages, rejected, record
