@@ -59,7 +59,7 @@ class PreferenceDataModule(ChatDataModule):
         labels: what the values of a `label` mean that are not 1, 2 or `tie`, such as `{"0": first, "1": second}`.
         score_margins: take the difference of the answers' scores as the margin.
         predict_path: conversations to score, for `predict`; `path` is then not needed. The shapes are those of
-            `InstructionDataModule`.
+            `InstructionDataModule`; the columns that `predict` adds (`scoring.ADDED`) must not be among them.
         args, kwargs: see `ChatDataModule`.
     """
 

@@ -15,20 +15,24 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from datamodules.bad_records import BadRecords, OnBadRecord
 from datamodules.cache import key_of
 from datamodules.chat import template_of
-from datamodules.formats import records
+from datamodules.errors import DataError
+from datamodules.formats import FORMATS, records
 from datamodules.packing import best_fit
 from datamodules.pairs import Layout
-from datamodules.record_source import RecordSource, record_units
+from datamodules.record_source import RECORDS_PEEKED, RecordSource, record_units
 from datamodules.records import conversation_of
-from datamodules.sources import first_units
+from datamodules.sources import FILES_PEEKED, first_units
 from datamodules.tokenizer import backend_state, bare
-from datamodules.units import Bad, Record, Unit
+from datamodules.units import Bad, Place, Record, Unit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 WINDOW = 4096
 """Records that are sorted by length at once; more would wait longer for the first line and hold more in memory."""
+
+ADDED = ("reward", "normalized_reward", "error")
+"""The columns that are added to a record that was scored; a record's own of the same name would be lost."""
 
 
 class _Talk(NamedTuple):
@@ -53,7 +57,8 @@ class Conversations:
         tokenizer: with its chat template.
         seq_len: T, tokens of a row.
         batch_size: rows of a batch.
-        on_bad_record: `stop`, or `skip`: a record that cannot be scored gets no reward and says why.
+        on_bad_record: `stop`, or `skip`: a record that cannot be scored gets no reward and says why. One that has a
+            column of `ADDED` stops in any case, as there is no row to write for it.
         root: the cache's folder.
         rank, num_ranks: this process's place among those that score different windows.
     """
@@ -81,9 +86,15 @@ class Conversations:
         self._told: set[str] = set()
 
     def check(self) -> None:
-        """Looks at the first records; raises `DataError` where there are none of a known shape."""
+        """Looks at the first records.
+
+        Raises:
+            DataError: there are none of a known shape, or they have a column that scoring adds.
+        """
         first_units(self.source, self.root)
-        record_units(self.source, self.root, look_again=False)
+        for unit in self._units()[:FILES_PEEKED]:
+            for place, record in islice(records(replace(unit, column="")), RECORDS_PEEKED):
+                _check_columns(record, unit, place)
 
     @property
     def key(self) -> str:
@@ -108,6 +119,7 @@ class Conversations:
         for unit in self._units():
             bad = BadRecords(unit, self.on_bad_record)
             for place, record in records(replace(unit, column="")):
+                _check_columns(record, unit, place)
                 text = self._text(record, unit)
                 if isinstance(text, Bad):
                     bad.note(place, text)
@@ -158,3 +170,12 @@ class Conversations:
         talks = [talk for row in rows for talk in row]
         own = {"records": [talk.record for talk in talks], "indices": [talk.number for talk in talks]}
         return layout.batch() | {"ends": torch.tensor(ends)} | own
+
+
+def _check_columns(record: Record | Bad, unit: Unit, place: Place) -> None:
+    taken = [] if isinstance(record, Bad) else [name for name in ADDED if name in record]
+    if taken:
+        raise DataError(
+            f"predict_path: {FORMATS[unit.format].locate(unit, place)}: the column {taken[0]!r} is one that predict"
+            f" writes itself ({', '.join(ADDED)}); rename it in the file, as {taken[0]}_before, say"
+        )

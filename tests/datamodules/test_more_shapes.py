@@ -274,6 +274,19 @@ def test_what_is_scored_may_have_columns_of_its_own(make, tmp_path):
     assert batch["records"] == [{"prompt": "a?", "completion": "b"}]
 
 
+@pytest.mark.parametrize("name", ["reward", "normalized_reward", "error"])
+def test_a_column_that_scoring_adds_is_never_overwritten(name, make, tmp_path):
+    talks = [{"prompt": f"{n}?", "completion": "b"} for n in range(40)]
+    record = {"prompt": "a?", "chosen": "b", "rejected": "c"}
+    for row in (2, 40):  # what lies deep in the file is found when it is read, with records that are skipped too
+        told = [talk | {name: 0.5} if number == row else talk for number, talk in enumerate(talks, 1)]
+        (tmp_path / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in told))
+        data = make(PreferenceDataModule, [record], on_bad_record="skip")
+        data.predict_path = str(tmp_path / "talks.jsonl")
+        with pytest.raises(DataError, match=rf"^predict_path: .*talks\.jsonl:{row}: the column '{name}' is one that"):
+            data.check() if row == 2 else list(data.predict_dataloader())
+
+
 def test_multiple_choice_through_the_modules(make):
     records = [CHOICES["list and letter"] | {"question": f"Which {i}?"} for i in range(3)]
     tuned = make(InstructionDataModule, records)
