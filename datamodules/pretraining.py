@@ -11,7 +11,7 @@ from datamodules.errors import DataError
 from datamodules.packed import Packed, PackedDataModule
 from datamodules.shards import Encoder
 from datamodules.text_encoder import TextEncoder
-from datamodules.text_source import TextSource, peek_texts, text_units
+from datamodules.text_source import OtherTextSource, TextSource, peek_texts, text_units
 from datamodules.tokenizer import SMALLEST_VOCAB, framing, load_tokenizer, trained_tokenizer
 from datamodules.units import Unit
 
@@ -35,6 +35,7 @@ class TextDataModule(PackedDataModule):
         vocab_size: where no tokenizer is named, a byte-level BPE with so many tokens is trained from the text. 8,192
             by default: a small model's embeddings stay small. A small corpus may yield fewer. Excludes `tokenizer`.
         prompt_len: tokens of a document's beginning that `predict` goes on from.
+        val_text_column: as `text_column`, for `val_path`. None: `text_column` where it has that, else as without one.
         kwargs: see `PackedDataModule`.
     """
 
@@ -45,6 +46,7 @@ class TextDataModule(PackedDataModule):
         text_column: str | None = None,
         vocab_size: int | None = None,
         prompt_len: int = 32,
+        val_text_column: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(path, **kwargs)
@@ -52,12 +54,15 @@ class TextDataModule(PackedDataModule):
         self.text_column = text_column
         self.vocab_size = vocab_size
         self.prompt_len = prompt_len
+        self.val_text_column = val_text_column
 
     def check_settings(self) -> None:
         """As every DataModule over packed rows, and what only texts have."""
         super().check_settings()
         if self.sources is not None and self.text_column is not None:
             raise DataError("text_column: with sources, name it in the source that it belongs to")
+        if self.val_text_column is not None and self.val_path is None:
+            raise DataError("val_text_column: it is that of val_path, which is not given")
         if self.tokenizer_name is not None and self.vocab_size is not None:
             raise DataError("tokenizer and vocab_size: a named tokenizer has its vocabulary; leave out vocab_size")
 
@@ -71,6 +76,11 @@ class TextDataModule(PackedDataModule):
     def source_of(self, path: str) -> TextSource:
         """A path, read at `text_column`."""
         return TextSource(path, text_column=self.text_column)
+
+    def val_source_of(self, path: str) -> TextSource:
+        """A path to validate on, read at `val_text_column`."""
+        own = self.val_text_column
+        return OtherTextSource(path, text_column=self.text_column) if own is None else TextSource(path, text_column=own)
 
     def peek(self, source: TextSource, root: Path) -> None:
         """Reads the first records."""

@@ -27,6 +27,11 @@ class TextSource(Source):
     text_column: str | None = None
 
 
+@dataclass(frozen=True)
+class OtherTextSource(TextSource):
+    """A text that `text_column` was written for another one of: it counts where there is such a column."""
+
+
 def text_units(source: TextSource, root: Path, look_again: bool = True) -> list[Unit]:
     """As `resolve`, each unit told which column to read.
 
@@ -72,12 +77,15 @@ def _text_column(first: list[Record], source: TextSource, path: str) -> str:
     if source.text_column is not None:
         if source.text_column in names:
             return source.text_column
-        raise DataError(f"text_column: {source.path!r} has no column {source.text_column!r}; it has: {found}{inner}")
+        if not isinstance(source, OtherTextSource):
+            raise DataError(
+                f"text_column: {source.path!r} has no column {source.text_column!r}; it has: {found}{inner}"
+            )
     texts = {name: sum(isinstance(record.get(name), str) for record in first) for name in ["text", *names]}
     usual = [name for name, count in texts.items() if 2 * count >= max(1, *texts.values())]
     if "text" in usual or len(usual) == 1:
         return "text" if "text" in usual else usual[0]
+    setting = "val_text_column" if isinstance(source, OtherTextSource) else "text_column"
     raise DataError(
-        f"text_column: {source.path!r} has no column `text`; it has: {found}. Name the one to read with text_column"
-        f"{inner}"
+        f"{setting}: {source.path!r} has no column `text`; it has: {found}. Name the one to read with {setting}{inner}"
     )

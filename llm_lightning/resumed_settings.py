@@ -29,7 +29,7 @@ TABLE: Mapping[On, tuple[str, ...]] = {
         "model.critic.clip_range", "model.critic.head_lr", "model.kl.*", "model.gamma", "model.lam", "model.epochs",
         "model.num_minibatches", "model.clip_range", "model.max_update_kl", "model.entropy_coef",
         "model.missing_eos_penalty", "model.scale_rewards", "model.guards.*", "model.seed",
-        "data.batch_size", "data.val_path", "data.val_columns", "data.val_columns.*",
+        "data.batch_size", "data.val_path", "data.val_columns", "data.val_columns.*", "data.val_text_column",
         "trainer.precision", "trainer.max_epochs", "trainer.min_epochs", "trainer.max_steps", "trainer.min_steps",
         "trainer.max_time", "trainer.limit_val_batches", "trainer.val_check_interval",
         "trainer.check_val_every_n_epoch", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val",

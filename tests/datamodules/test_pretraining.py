@@ -73,6 +73,27 @@ def test_validation_path_weights_and_prompts(module, write_jsonl, texts):
     assert data.test_dataloader().order.num_rows == data.statistics["val"]["num_rows"]
 
 
+def test_what_validates_may_have_a_text_column_of_its_own(module, write_jsonl, texts):
+    english = write_jsonl(texts[:40], "train.jsonl", column="body")
+    for column, own in (("body", None), ("text", None), ("inhalt", None), ("text", "text")):
+        data = ready(
+            module(path=english, text_column="body", val_text_column=own,
+                   val_path=write_jsonl(texts[200:220], f"{column}.jsonl", column=column))
+        )  # fmt: skip
+        assert data.statistics["val"]["num_documents"] == 20
+        prompt = next(iter(data.predict_dataloader()))["prompt_ids"][0]
+        assert data.tokenizer.decode(prompt).removeprefix("<|endoftext|>")[:20] == texts[200][:20]
+    with pytest.raises(DataError, match=r"text_column: .*inhalt\.jsonl' has no column 'body'; it has: inhalt, id"):
+        module(
+            path=english, text_column="body", val_path=f"{english[:-11]}inhalt.jsonl", val_text_column="body"
+        ).check()
+    (Path(english).parent / "two.jsonl").write_text('{"titel": "a", "inhalt": "b"}\n')
+    with pytest.raises(DataError, match=r"Name the one to read with val_text_column"):
+        module(path=english, text_column="body", val_path=f"{english[:-11]}two.jsonl").check()
+    with pytest.raises(DataError, match="val_text_column: it is that of val_path, which is not given"):
+        module(path=english, text_column="body", val_text_column="text").check()
+
+
 def test_without_validation_there_is_no_loader(module):
     data = ready(module(val_share=0.0))
     assert data.val_dataloader() == [] and data.predict_dataloader() == []
