@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import DataError
+from datamodules.table_rows import rows_of
 from datamodules.text_files import unit_bytes
-from datamodules.units import Format, Place, Record, Row, Unit
+from datamodules.units import Bad, Format, Place, Record, Unit
 
 ROWS_AT_ONCE = 256  # long documents come in batches of this many: tens of MB at the most
 
@@ -36,15 +37,15 @@ def _split_parquet(path: str) -> list[tuple[int, int, int]]:
     return [(unit[0], unit[-1] + 1, sum(sizes[i] for i in unit)) for unit in units]
 
 
-def _read_parquet(unit: Unit) -> Iterator[tuple[Place, Record]]:
+def _read_parquet(unit: Unit) -> Iterator[tuple[Place, Record | Bad]]:
     with _parquet(unit.path) as file:
         stop = file.metadata.num_row_groups if unit.stop < 0 else unit.stop
         place = sum(file.metadata.row_group(i).num_rows for i in range(unit.start))
         columns = [unit.column] if unit.column in file.schema_arrow.names else None
         groups = list(range(unit.start, stop))
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, row_groups=groups, columns=columns):
-            for record in batch.to_pylist():
-                yield place, Row(record)
+            for record in rows_of(batch):
+                yield place, record
                 place += 1
 
 
@@ -52,7 +53,7 @@ def _whole(path: str) -> list[tuple[int, int, int]]:
     return [(0, -1, Path(path).stat().st_size)]
 
 
-def _read_arrow(unit: Unit) -> Iterator[tuple[Place, Record]]:
+def _read_arrow(unit: Unit) -> Iterator[tuple[Place, Record | Bad]]:
     """An arrow file, or an arrow stream as `datasets` saves it."""
     import pyarrow as pa
 
@@ -71,8 +72,8 @@ def _read_arrow(unit: Unit) -> Iterator[tuple[Place, Record]]:
             if unit.column in batch.schema.names:
                 batch = batch.select([unit.column])
             for begin in range(0, batch.num_rows, ROWS_AT_ONCE):
-                for record in batch.slice(begin, ROWS_AT_ONCE).to_pylist():
-                    yield place, Row(record)
+                for record in rows_of(batch.slice(begin, ROWS_AT_ONCE)):
+                    yield place, record
                     place += 1
 
 
@@ -97,11 +98,11 @@ def _hub_revision(unit: Unit) -> str | None:
     return unit.digest.partition("@")[2] or None
 
 
-def _read_hub(unit: Unit) -> Iterator[tuple[Place, Record]]:
+def _read_hub(unit: Unit) -> Iterator[tuple[Place, Record | Bad]]:
     stream = hub_stream(unit.path, unit.name, unit.split, _hub_revision(unit))
     if stream.num_shards > 1:
         stream = stream.shard(num_shards=stream.num_shards, index=unit.start)
-    yield from enumerate(map(Row, stream))
+    yield from enumerate(record for row in stream.with_format("arrow") for record in rows_of(row))
 
 
 def _locate_hub(unit: Unit, place: Place) -> str:

@@ -17,7 +17,7 @@ from datamodules import DataError, InstructionDataModule, PreferenceDataModule, 
 from datamodules.facts import left_out
 
 from .good_records import INSTRUCTION, PREFERENCE, PROMPT, TEXT, Shape
-from .mutations import as_json, broken_row, csv_row, damaged, mutated
+from .mutations import DAMAGED, as_json, broken_row, columnar, csv_row, damaged, mutated
 
 SEQ_LEN = 256
 NUM_GOOD = 6
@@ -133,6 +133,8 @@ class Case:
         # A quote that is left open may take the next row with it where fields hold line breaks.
         if rng.random() < 0.2 and all(isinstance(value, str | int) and "\n" not in str(value) for value in values):
             return cls._table(rng, kind, shape, make)
+        if rng.random() < 0.1:
+            return cls._columnar(rng, kind, shape, make)
         lines = [as_json(make(*marked(number)), rng) for number in range(NUM_GOOD)]
         bad: set[int] = set()
         for number in range(rng.choice([1, 1, 2, 3])):
@@ -156,6 +158,15 @@ class Case:
         end = begin + rows[at].count(b"\n")
         return cls(kind, shape, lines, set(range(begin, end + 1)), "csv", rng.choice(["stop", "skip"]))
 
+    @classmethod
+    def _columnar(cls, rng: random.Random, kind: str, shape: str, make: Shape) -> "Case":
+        """Columns, with bytes that are no UTF-8 in one row."""
+        records = [make(*marked(number)) for number in range(NUM_GOOD)]
+        at = rng.randrange(len(records) + 1)
+        records.insert(at, make(f"Odd {DAMAGED}?", f"Odd {DAMAGED}."))
+        lines = [json.dumps(record).encode() for record in records]
+        return cls(kind, shape, lines, {at + 1}, rng.choice(["parquet", "arrow"]), rng.choice(["stop", "skip"]))
+
     def __str__(self) -> str:
         return f"{self.kind}, {self.shape}, {self.form}, {self.on_bad_record}"
 
@@ -173,9 +184,12 @@ class Case:
                 content = content.replace(b"\n", b"\r\n")
             case "bom":
                 content = b"\xef\xbb\xbf" + content
+            case "parquet" | "arrow":
+                content = columnar([json.loads(line) for line in self.lines], self.form)
             case "no newline at the end":
                 content = content[:-1]
-        path = folder / f"data.{self.form if self.form.startswith(('json', 'csv')) else 'jsonl'}"
+        has_suffix = self.form.startswith(("json", "csv", "parquet", "arrow"))
+        path = folder / f"data.{self.form if has_suffix else 'jsonl'}"
         path.write_bytes(content)
         return path
 
@@ -221,7 +235,7 @@ def _check_message(message: str, case: Case, path: Path) -> None:
     if not (path.name in message or re.match(r"[a-z_]+( and [a-z_]+)?:", message)):
         raise BrokenError(f"neither file nor field is named: {message!r}")
     if "on_bad_record=skip" in message and case.form != "json":
-        place = re.search(re.escape(path.name) + r":(\d+)", message)
+        place = re.search(re.escape(path.name) + r"(?::|, row )(\d+)", message)
         if not place or int(place[1]) not in case.bad:
             raise BrokenError(f"the line is wrong, bad are {sorted(case.bad)}: {message!r}")
 

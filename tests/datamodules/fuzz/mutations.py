@@ -1,15 +1,21 @@
 """What real files do to records: other types, nulls, nesting, sizes, encodings, cut lines."""
 
 import copy
+import io
 import json
 import random
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from ..conftest import EMOJI
 
 Path = tuple[Any, ...]
 LONG = 40_000
+DAMAGED = "qxqxqx"  # stands for bytes that are no UTF-8, in columnar files
+NO_UTF8 = b"\xed\xa0\x80\xff\xc3("
 
 
 class Raw(str):
@@ -153,3 +159,14 @@ def broken_row(values: list[Any], rng: random.Random) -> bytes:
         case 5:
             return csv_row([rng.choice(["", " ", "\n", '"', "x" * LONG, "a\nb", "\u2028"]), *values[1:]], rng)
     return csv_row(values, rng) + b',"x" y'
+
+
+def columnar(records: list[dict[str, Any]], form: str) -> bytes:
+    """A parquet or arrow file, damaged where a text says so: nothing in either makes sure that text is UTF-8."""
+    table, file = pa.Table.from_pylist(records), io.BytesIO()
+    if form == "parquet":
+        pq.write_table(table, file, compression="none")
+    else:
+        with pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+    return file.getvalue().replace(DAMAGED.encode(), NO_UTF8)

@@ -1,0 +1,69 @@
+"""Columnar files: text that is not UTF-8."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datamodules import DataError, InstructionDataModule, PreferenceDataModule, PromptDataModule, TextDataModule
+from datamodules.formats import records
+from datamodules.units import Bad, Unit
+
+from .chat_tokenizers import chat_tokenizer
+from .test_template_probe import WITH_TOOLS
+
+DAMAGE = {b"@@@@": b"\xed\xa0\x80\xff", b"####": b"caf\xe9"}
+
+
+@pytest.fixture
+def settings(tmp_path):
+    chat_tokenizer("smollm2", WITH_TOOLS).save_pretrained(tmp_path / "tokenizer")
+    return {"tokenizer": str(tmp_path / "tokenizer"), "cache_dir": str(tmp_path / "cache"), "val_share": 0.0}
+
+
+def write(path: Path, table: pa.Table) -> str:
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, compression="none")
+    else:
+        with pa.ipc.new_file(path, table.schema) as file:
+            file.write_table(table)
+    content = path.read_bytes()
+    for marks, damage in DAMAGE.items():
+        content = content.replace(marks, damage)
+    path.write_bytes(content)
+    return str(path)
+
+
+def said(n: object) -> list[dict]:
+    return [{"role": "user", "content": f"Is it {n}?"}, {"role": "assistant", "content": f"It is {n}."}]
+
+
+KINDS = {
+    "text": (TextDataModule, lambda n: {"text": f"It is {n}."}),
+    "instruction": (InstructionDataModule, lambda n: {"messages": said(n), "tag": "x"}),
+    "preference": (PreferenceDataModule, lambda n: {"prompt": f"Is it {n}?", "chosen": f"{n}.", "rejected": "No."}),
+    "prompt": (PromptDataModule, lambda n: {"question": f"Is it {n}?", "answer": "1"}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_bytes_that_are_no_utf8_are_named_by_row_or_skipped(form, kind, settings, tmp_path):
+    build, make = KINDS[kind]
+    path = write(tmp_path / f"a.{form}", pa.Table.from_pylist([make(n) for n in (0, 1, "@@@@", 3, "####", 5)]))
+    with pytest.raises(DataError, match=rf"a\.{form}, row 3: column '\w+': its byte 0xed is not UTF-8.*=skip"):
+        build(path=path, **settings).check()
+    data = build(path=path, on_bad_record="skip", **settings)
+    data.prepare_data()
+    data.setup("fit")
+    assert (len(data._train) if kind == "prompt" else data.statistics["train"]["num_documents"]) == 4
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
+def test_bytes_that_are_no_utf8_in_every_type_of_text(kind, tmp_path):
+    texts = pa.array(["one", "####" * 9, "two", None]).cast(kind)
+    write(tmp_path / "a.arrow", pa.table({"n": [0, 1, 2, 3], "text": texts}))
+    read = [record for _, record in records(Unit(str(tmp_path / "a.arrow"), "arrow", "", column=""))]
+    assert read[::2] == [{"n": 0, "text": "one"}, {"n": 2, "text": "two"}] and read[3]["text"] is None
+    assert isinstance(read[1], Bad) and read[1].reason.startswith("column 'text': its byte 0xe9 is not UTF-8")
