@@ -11,6 +11,7 @@ import pytest
 
 def _main(args: list[str], folder: str, output: str, environment: dict[str, str]) -> None:
     os.chdir(folder)
+    sys.path.insert(0, folder)  # as `python -m` does: rewards may be of the user's own
     os.environ.update(environment)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)

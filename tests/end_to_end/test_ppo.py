@@ -118,8 +118,8 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("args", "message"), MISTAKES)
-def test_a_mistake_is_one_message(in_process, args, message):
-    code, output = in_process(*FIT, *args)
+def test_a_mistake_is_one_message(quick, ppo_folder, args, message):
+    code, output = quick(*FIT, *args)
     assert code == 2, output
     assert message in output.splitlines()[-1] or message in output, output
     assert "Traceback" not in output
@@ -144,39 +144,22 @@ def test_a_broken_reward_is_one_message(run, ppo_folder, name):
     assert "Traceback" not in output
 
 
-def test_a_record_without_an_answer_is_named_before_any_network_is_built(in_process, ppo_folder):
+def test_a_record_without_an_answer_is_named_before_any_network_is_built(quick, ppo_folder):
     final = ("--model.rewards.vowels.function=llm_lightning.rewards.FinalAnswer",)
     with (ppo_folder / "prompts.jsonl").open("a") as file:
         file.write('{"prompt": "How many?", "answer": "several"}\n')
-    code, output = in_process(*FIT, *final)
+    code, output = quick(*FIT, *final)
     assert code == 2
     assert "prompts.jsonl:61: FinalAnswer: column 'answer' holds no number" in output
     assert "Traceback" not in output and not (ppo_folder / "runs/ppo/checkpoints").exists()
-    code, output = in_process(*FIT, *final, "--model.rewards.vowels.function.init_args.column=solution")
+    code, output = quick(*FIT, *final, "--model.rewards.vowels.function.init_args.column=solution")
     assert code == 2
     assert "prompts.jsonl:1: FinalAnswer.column='solution': the record has the columns" in output
 
 
-def test_an_empty_prompt_is_named(in_process, ppo_folder):
+def test_an_empty_prompt_is_named(quick, ppo_folder):
     with (ppo_folder / "prompts.jsonl").open("a") as file:
         file.write('{"prompt": "", "answer": 1}\n')
-    code, output = in_process(*FIT)
+    code, output = quick(*FIT)
     assert code == 2
     assert "prompts.jsonl:61: no prompt" in output
-
-
-@pytest.fixture
-def in_process(ppo_folder, cache, monkeypatch, capsys):
-    """The same as `run`, without the seconds that a process takes to import everything."""
-    from llm_lightning.cli import run as run_command
-
-    monkeypatch.chdir(ppo_folder)
-    monkeypatch.syspath_prepend(str(ppo_folder))
-    monkeypatch.setenv("LLM_LIGHTNING_CACHE", str(cache))
-
-    def finish(*args):
-        code = run_command(list(args))
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
-
-    return finish
