@@ -1,6 +1,7 @@
 """Reading columnar data as streams: parquet by row groups, arrow files, hub data sets by shards."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,31 @@ def _row(unit: Unit, place: Place) -> str:
     return f"{unit.path}, row {place + 1}"
 
 
+def _no_name(path: str) -> DataError:
+    return DataError(f"{path}: the name of a column is not UTF-8; write the file anew")
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """What shows in the block that the file is damaged becomes an error that names it; raises `DataError`."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise _no_name(path) from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is damaged ({' '.join(str(error).split())}); fetch it again") from error
+
+
 def _parquet(path: str) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         return pq.ParquetFile(path)
+    except UnicodeDecodeError as error:
+        raise _no_name(path) from error
     except pa.ArrowInvalid as error:
         raise DataError(f"{path} is not a readable parquet file ({error})") from error
 
@@ -38,7 +58,7 @@ def _split_parquet(path: str) -> list[tuple[int, int, int]]:
 
 
 def _read_parquet(unit: Unit) -> Iterator[tuple[Place, Record | Bad]]:
-    with _parquet(unit.path) as file:
+    with _parquet(unit.path) as file, _naming(unit.path):
         stop = file.metadata.num_row_groups if unit.stop < 0 else unit.stop
         place = sum(file.metadata.row_group(i).num_rows for i in range(unit.start))
         columns = [unit.column] if unit.column in file.schema_arrow.names else None
@@ -57,7 +77,7 @@ def _read_arrow(unit: Unit) -> Iterator[tuple[Place, Record | Bad]]:
     """An arrow file, or an arrow stream as `datasets` saves it."""
     import pyarrow as pa
 
-    with pa.memory_map(unit.path) as source:
+    with pa.memory_map(unit.path) as source, _naming(unit.path):
         try:
             file = pa.ipc.open_file(source)
             batches = (file.get_batch(i) for i in range(file.num_record_batches))

@@ -1,4 +1,4 @@
-"""Columnar files: text that is not UTF-8."""
+"""Columnar files: text that is not UTF-8, and other damage."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def settings(tmp_path):
 
 def write(path: Path, table: pa.Table) -> str:
     if path.suffix == ".parquet":
-        pq.write_table(table, path, compression="none")
+        pq.write_table(table, path, compression="none", store_schema=False)
     else:
         with pa.ipc.new_file(path, table.schema) as file:
             file.write_table(table)
@@ -67,3 +67,23 @@ def test_bytes_that_are_no_utf8_in_every_type_of_text(kind, tmp_path):
     read = [record for _, record in records(Unit(str(tmp_path / "a.arrow"), "arrow", "", column=""))]
     assert read[::2] == [{"n": 0, "text": "one"}, {"n": 2, "text": "two"}] and read[3]["text"] is None
     assert isinstance(read[1], Bad) and read[1].reason.startswith("column 'text': its byte 0xe9 is not UTF-8")
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_a_damaged_file_is_named(form, settings, tmp_path):
+    table = pa.Table.from_pylist([{"text": f"It is {n}." * 50, "@@@@": n} for n in range(2000)])
+    path = write(tmp_path / f"a.{form}", table)
+    with pytest.raises(DataError, match=rf"a\.{form}: the name of a column is not UTF-8"):
+        TextDataModule(path=path, **settings).check()
+    sound = pa.table({"text": table["text"]})
+    if form == "parquet":
+        pq.write_table(sound, path, compression="zstd")
+    else:
+        with pa.ipc.new_file(path, sound.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as file:
+            file.write_table(sound)
+    content = bytearray(Path(path).read_bytes())
+    middle = len(content) // 3
+    content[middle : middle + 200] = b"U" * 200
+    Path(path).write_bytes(content)
+    with pytest.raises(DataError, match=rf"a\.{form} is damaged \(.*\); fetch it again"):
+        TextDataModule(path=path, **settings).prepare_data()
