@@ -8,7 +8,7 @@ from typing import Any, Literal
 from datamodules.json_values import json_default
 from datamodules.own_keys import CALL_KEYS, additions
 from datamodules.surrogates import encodable
-from datamodules.units import is_empty
+from datamodules.units import Whole, is_empty
 
 Reasoning = Literal["train", "mask", "drop"]
 
@@ -124,7 +124,9 @@ def parsed(value: Any, what: str) -> Any:
 
 
 def without_nulls(value: Any) -> Any:
-    """The value without the keys whose value is null, in whatever depth."""
+    """The value without the keys whose value is null, in whatever depth, but for what was stored as JSON."""
+    if isinstance(value, Whole):
+        return value
     if isinstance(value, list):
         return [without_nulls(inner) for inner in value]
     if isinstance(value, dict):
@@ -158,7 +160,8 @@ def is_blank(turn: Any) -> bool:
 
 def kind_of(value: Any) -> str:
     """What a value is, in the words of JSON."""
-    return "null" if value is None else JSON_KINDS.get(type(value), type(value).__name__)
+    kind = dict if isinstance(value, dict) else type(value)
+    return "null" if value is None else JSON_KINDS.get(kind, kind.__name__)
 
 
 def _clean(value: Any) -> Any:

@@ -48,6 +48,10 @@ class Row(dict[str, Any]):
     """A record of columnar data, which gives every object the keys of all: null stands for a key that it lacks."""
 
 
+class Whole(dict[str, Any]):
+    """An object in a `Row` that was stored as JSON, and so has its own keys alone: null is what it says."""
+
+
 @dataclass(frozen=True)
 class Format:
     """How files of one kind are cut, read, and pointed into."""
