@@ -26,7 +26,10 @@ def bounded() -> Iterator[None]:
     """Ends what takes too much time or memory, by an error.
 
     Time is the process's own, so that a busy machine ends nothing; it is watched in the main thread alone, where Python
-    handles signals. Memory is watched on Linux alone.
+    handles signals. Records are written down nowhere else: by the process that prepares the data, by those that
+    tokenize for it, each in its main thread, and by the loop of `predict`; loaders' workers and threads get token ids.
+    A program that prepares data in a thread of its own has the limits of memory and length alone. Memory is watched on
+    Linux alone.
 
     Raises:
         CostError: it takes longer than `SECONDS`, or more than `MEMORY`.

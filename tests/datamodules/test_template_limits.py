@@ -1,5 +1,6 @@
 """Templates that loop, make gigabytes or fail: one sentence, in bounded time and memory."""
 
+import json
 import resource
 import signal
 import threading
@@ -7,9 +8,17 @@ import time
 
 import pytest
 
-from datamodules import DataError, template_limits
+from datamodules import (
+    DataError,
+    InstructionDataModule,
+    PreferenceDataModule,
+    PromptDataModule,
+    chat_template,
+    template_limits,
+)
 from datamodules.template_limits import CostError, bounded
 
+from .chat_tokenizers import chat_tokenizer
 from .test_template_probe import ASSISTANT, USER, chatml, outcome, template
 
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = a %}{% endfor %}{% endfor %}"
@@ -104,3 +113,27 @@ def test_limits_leave_nothing_behind(quick):
     thread.start()
     thread.join()
     assert found == ["Yes.<|im_end|>"]
+
+
+@pytest.mark.parametrize("kind", [InstructionDataModule, PreferenceDataModule, PromptDataModule])
+def test_templates_are_rendered_in_the_main_thread_alone(kind, tmp_path, monkeypatch):
+    """Where time is watched; loaders' workers have token ids to read."""
+    seen = []
+
+    def noted():
+        seen.append(threading.current_thread())
+        return bounded()
+
+    monkeypatch.setattr(chat_template, "bounded", noted)
+    chat_tokenizer("smollm2").save_pretrained(tmp_path / "tokenizer")
+    pairs = [{"prompt": f"{n}?", "chosen": "Yes.", "rejected": "No.", "completion": "Yes."} for n in range(40)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    settings = {"tokenizer": str(tmp_path / "tokenizer"), "cache_dir": str(tmp_path / "cache"), "num_workers": 2}
+    data = kind(path=str(tmp_path / "data.jsonl"), template="chatml", batch_size=2, **settings)
+    data.prepare_data()
+    data.setup("fit")
+    num_rendered = len(seen)
+    for _, batch in zip(range(4), data.train_dataloader(), strict=False):
+        assert batch
+    assert num_rendered >= 40 and len(seen) == num_rendered
+    assert set(seen) == {threading.main_thread()}
