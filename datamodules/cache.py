@@ -9,13 +9,13 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from datamodules.errors import DataError
-from llm_lightning_safety.files import atomic_file
+from llm_lightning_safety.seals import is_whole, read_json, seal_folder, write_json
 
 SECONDS_BEFORE_WAITING_IS_ANNOUNCED = 2
 SECONDS_UNTIL_A_FILE_RESTS = 2
@@ -44,15 +44,14 @@ def content_digest(path: Path, root: Path) -> str:
     stat = path.stat()
     seen = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
     memo = root / "digests" / f"{key_of(str(path))}.json"
-    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-        known = json.loads(memo.read_text())
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        known = read_json(memo)
         if known["seen"] == seen:
             return known["digest"]
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     if time.time() - stat.st_ctime > SECONDS_UNTIL_A_FILE_RESTS:
-        with atomic_file(memo) as temporary:
-            temporary.write_text(json.dumps({"path": str(path), "seen": seen, "digest": digest}))
+        write_json(memo, {"path": str(path), "seen": seen, "digest": digest})
     return digest
 
 
@@ -102,3 +101,34 @@ def build_lock(folder: Path, what: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def made_folder(folder: Path, what: str, make: Callable[[Path], object], closely: bool = True) -> Path:
+    """A folder of the cache; it is made where it is missing, and anew where it is not as it was written, which a line
+    then says.
+
+    Args:
+        folder: where it is; its name stands for its content.
+        what: it holds, in words.
+        make: writes its files into a folder, the same ones each time.
+        closely: compare checksums, and not lengths alone.
+
+    Raises:
+        DataError: the disk is full.
+    """
+    if not is_whole(folder, closely):
+        with build_lock(folder.parent, what), room_on_disk(folder.parent):
+            remove_leftovers(folder.parent)
+            if not is_whole(folder, closely):
+                say_damaged(folder, what)
+                with atomic_folder(folder) as temporary:
+                    make(temporary)
+                    seal_folder(temporary)
+                    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def say_damaged(path: Path, what: str) -> None:
+    """A line that what is there is made anew, where something is."""
+    if path.exists():
+        print(f"{path} ({what}) is not as it was written: it is made anew", file=sys.stderr, flush=True)

@@ -1,13 +1,13 @@
 """Hub data sets as units: one for each shard, at a pinned revision."""
 
 import contextlib
-import json
 from pathlib import Path
 
-from datamodules.cache import atomic_file, key_of
+from datamodules.cache import key_of
 from datamodules.errors import DataError
 from datamodules.table_formats import hub_stream
 from datamodules.units import Unit
+from llm_lightning_safety.seals import read_json, write_json
 
 
 def hub_units(path: str, name: str | None, split: str, root: Path, look_again: bool = True) -> list[Unit]:
@@ -23,14 +23,15 @@ def hub_units(path: str, name: str | None, split: str, root: Path, look_again: b
         DataError: the data set cannot be reached and was never seen, or has no such configuration or split.
     """
     memo = root / "hub" / f"{key_of(path, name, split)}.json"
-    if not look_again and memo.exists():
-        return [Unit(**unit) for unit in json.loads(memo.read_text())]
+    if not look_again:
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return _remembered(memo)
     try:
         revision = _revision(path)
         stream = hub_stream(path, name, split, revision)
     except (DataError, OSError) as error:
-        with contextlib.suppress(FileNotFoundError):
-            return [Unit(**unit) for unit in json.loads(memo.read_text())]
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return _remembered(memo)
         if isinstance(error, DataError):
             raise
         raise DataError(
@@ -38,9 +39,13 @@ def hub_units(path: str, name: str | None, split: str, root: Path, look_again: b
         ) from error
     digest = f"{key_of(path, name, split)}@{revision}"
     units = [Unit(path, "hub", digest, shard, shard + 1, name=name, split=split) for shard in range(stream.num_shards)]
-    with atomic_file(memo) as temporary:
-        temporary.write_text(json.dumps([vars(unit) for unit in units]))
+    write_json(memo, {"units": [vars(unit) for unit in units]})
     return units
+
+
+def _remembered(memo: Path) -> list[Unit]:
+    known = read_json(memo)
+    return [Unit(**unit) for unit in (known["units"] if isinstance(known, dict) else known)]
 
 
 def _revision(path: str) -> str | None:

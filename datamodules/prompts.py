@@ -15,7 +15,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from datamodules.bad_records import BadRecords, OnBadRecord
-from datamodules.cache import atomic_folder, build_lock, cache_root, key_of, remove_leftovers, room_on_disk
+from datamodules.cache import cache_root, key_of, made_folder
 from datamodules.chat import template_of
 from datamodules.errors import DataError
 from datamodules.grouped_order import GroupedOrder
@@ -204,27 +204,25 @@ class PromptDataModule(LightningDataModule):
     def _build(self, sources: list[RecordSource], look_again: bool) -> list[Path]:
         root = cache_root(self.cache_dir)
         units = [unit for source in sources for unit in record_units(source, root, look_again, PROMPT_SHAPES)]
-        return [self._built(unit, root) for unit in units]
+        return [self._built(unit, root, look_again) for unit in units]
 
     @property
     def _columns(self) -> dict[str, str | list[str]] | None:
         return self.columns if self.column is None else {"prompt": self.column}
 
-    def _built(self, unit: Unit, root: Path) -> Path:
+    def _built(self, unit: Unit, root: Path, look_again: bool) -> Path:
         encoder = self._encoder
         template = None if encoder.template is None else asdict(encoder.template)
         parts = [unit.digest, unit.start, unit.stop, encoder.tokenizer.to_str(), encoder.prefix]
         check = None if self.record_check is None else self.record_check.key
         key = key_of(VERSION, *parts, template, encoder.chat, unit.shape, unit.columns, self.on_bad_record, check)
         folder = root / "prompts" / key
-        if not folder.exists():
-            with build_lock(folder.parent, "prompts"), room_on_disk(root):
-                remove_leftovers(folder.parent)
-                if not folder.exists():
-                    with atomic_folder(folder) as temporary:
-                        facts = write_prompts(temporary / "prompts.arrow", unit, encoder, self.on_bad_record)
-                        (temporary / "facts.json").write_text(json.dumps(facts))
-        return folder / "prompts.arrow"
+
+        def make(temporary: Path) -> None:
+            facts = write_prompts(temporary / "prompts.arrow", unit, encoder, self.on_bad_record)
+            (temporary / "facts.json").write_text(json.dumps(facts))
+
+        return made_folder(folder, "prompts", make, look_again) / "prompts.arrow"
 
     @cached_property
     def _chat_tokenizer(self) -> PreTrainedTokenizerFast:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -11,11 +10,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from datamodules.cache import atomic_folder, build_lock, key_of, remove_leftovers, room_on_disk
+from datamodules.cache import atomic_folder, build_lock, key_of, remove_leftovers, room_on_disk, say_damaged
 from datamodules.file_array import FileArray, SummedFile
 from datamodules.held_out import held_out
 from datamodules.packing import WINDOW, best_fit
 from datamodules.shards import Shard
+from llm_lightning_safety.seals import read_json, write_json
 
 VERSION = 4
 
@@ -83,7 +83,7 @@ class RowIndex:
         `num_too_long` (longer than a row), and `num_dropped` (nothing of them is left). Of what lies in the rows:
         `num_rows`, `num_tokens`, and `num_trained` of these.
         """
-        facts = json.loads((self.folder / "facts.json").read_text())
+        facts = read_json(self.folder / "facts.json")
         return {name: facts[name] for name in FACTS}
 
     def rows(self) -> FileArray:
@@ -115,6 +115,7 @@ def pack_rows(
         with build_lock(folder.parent, "the packed rows of this data"):
             remove_leftovers(folder.parent)
             if not _is_intact(folder):
+                say_damaged(folder, "packed rows")
                 shutil.rmtree(folder, ignore_errors=True)
                 with room_on_disk(root), atomic_folder(folder) as temporary:
                     _write(shards, selection, seq_len, too_long, temporary)
@@ -123,7 +124,7 @@ def pack_rows(
 
 def _is_intact(folder: Path) -> bool:
     try:
-        sizes = json.loads((folder / "facts.json").read_text())["sizes"]
+        sizes = read_json(folder / "facts.json")["sizes"]
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError):
         return False
@@ -162,7 +163,7 @@ def _write(shards: Sequence[Shard], selection: Selection, seq_len: int, too_long
         add(*_packed(rests, seq_len))
         rows_file.write(np.array([num_spans], "<i8").tobytes())
     sizes = {path.name: path.stat().st_size for path in paths}
-    (folder / "facts.json").write_text(json.dumps(facts | {"sizes": sizes}))
+    write_json(folder / "facts.json", facts | {"sizes": sizes})
 
 
 def _selected(shards: Sequence[Shard], selection: Selection) -> Iterator[tuple[np.ndarray, np.ndarray, Shard, int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,9 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from datamodules.bad_records import BadRecords, OnBadRecord
-from datamodules.cache import atomic_file, key_of, room_on_disk
+from datamodules.cache import key_of, room_on_disk
 from datamodules.file_array import FileArray, SummedFile
 from datamodules.units import Unit
+from llm_lightning_safety.files import atomic_file
+from llm_lightning_safety.seals import read_json, write_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -100,7 +101,7 @@ class Shard:
     def complete(self) -> bool:
         """Whether it has been written to the end, and its files are as long as they were then."""
         try:
-            sizes = json.loads(Path(f"{self.path}.json").read_text())["sizes"]
+            sizes = read_json(Path(f"{self.path}.json"))["sizes"]
             return all(Path(f"{self.path}.{name}").stat().st_size == size for name, size in sizes.items())
         except (OSError, ValueError, KeyError):
             return False
@@ -111,7 +112,7 @@ class Shard:
         by the reason), `unread` (records, by the key of their turns that is not written), `dtype`, `sizes` (bytes of
         each file).
         """
-        return json.loads(Path(f"{self.path}.json").read_text())
+        return read_json(Path(f"{self.path}.json"))
 
     @cached_property
     def tokens(self) -> FileArray:
@@ -165,8 +166,7 @@ def write_shard(unit: Unit, shard: Shard, encoder: Encoder, on_bad_record: OnBad
         facts = files.facts | {"num_bad": bad.count, "first_bad": bad.first, "dtype": encoder.dtype.str}
         facts |= {"left_out": dict(bad.left_out), "unread": dict(bad.unread)}
         facts["sizes"] = {name: Path(f"{shard.path}.{name}").stat().st_size for name in names}
-        with atomic_file(Path(f"{shard.path}.json")) as path:
-            path.write_text(json.dumps(facts))
+        write_json(Path(f"{shard.path}.json"), facts)
 
 
 class _Files:

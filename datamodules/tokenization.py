@@ -15,11 +15,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from datamodules.bad_records import OnBadRecord, bad_record_error
-from datamodules.cache import atomic_file, build_lock, key_of, remove_leftovers
+from datamodules.cache import build_lock, key_of, remove_leftovers
 from datamodules.errors import DataError
 from datamodules.shards import Encoder, Shard, write_shard
 from datamodules.tokenizer import backend_state
 from datamodules.units import Unit
+from llm_lightning_safety.files import atomic_file
 
 
 def tokenize(units: Sequence[Unit], encoder: Encoder, root: Path, on_bad_record: OnBadRecord = "stop") -> list[Shard]:

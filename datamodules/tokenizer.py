@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datamodules.bad_records import BadRecords, OnBadRecord
-from datamodules.cache import atomic_folder, build_lock, key_of, remove_leftovers
+from datamodules.cache import key_of, made_folder
 from datamodules.errors import DataError
 from datamodules.texts import texts_of
 from datamodules.units import Unit
@@ -116,12 +116,7 @@ def trained_tokenizer(units: list[Unit], vocab_size: int, root: Path, on_bad: On
 
     parts = [[unit.digest, unit.start, unit.stop, unit.column] for unit in units]
     folder = root / "tokenizers" / key_of(parts, vocab_size, SPECIAL_TOKENS, SAMPLE_CHARACTERS)
-    if not folder.exists():
-        with build_lock(folder.parent, "a tokenizer"):
-            remove_leftovers(folder.parent)
-            if not folder.exists():
-                with atomic_folder(folder) as temporary:
-                    train(sample(units, on_bad), vocab_size).save_pretrained(temporary)
+    made_folder(folder, "a tokenizer", lambda new: train(sample(units, on_bad), vocab_size).save_pretrained(new))
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 

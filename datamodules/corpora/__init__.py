@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from datamodules.cache import atomic_file, key_of
+from datamodules.cache import key_of, made_folder
 from datamodules.corpora import python_docs, python_pairs, python_preferences
 
 CORPORA: dict[str, Callable[[], Iterator[dict[str, str]]]] = {
@@ -24,8 +24,10 @@ def corpus_file(name: str, root: Path) -> Path:
     code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
     digest = hashlib.blake2b(code, digest_size=16).hexdigest()
     version = platform.python_version()
-    path = root / "corpora" / f"{name}-{version}-{key_of(python_docs.library_folder(), digest)[:12]}.jsonl"
-    if not path.exists():
-        with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    folder = root / "corpora" / f"{name}-{version}-{key_of(python_docs.library_folder(), digest)[:12]}"
+
+    def make(temporary: Path) -> None:
+        with (temporary / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in CORPORA[name]())
-    return path
+
+    return made_folder(folder, "an embedded corpus", make) / f"{name}.jsonl"

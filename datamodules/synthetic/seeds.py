@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from datamodules.cache import atomic_file, build_lock, key_of, remove_leftovers
+from datamodules.cache import key_of, made_folder
 from datamodules.chat import ChatDataModule
 from datamodules.errors import DataError
 from datamodules.formats import records
@@ -103,7 +103,7 @@ def training_seeds(data: ChatDataModule, folder: Path) -> Seeds:
         for one in data.records("train")
         if all(isinstance(message.get("content"), str) for message in one.messages)
     )
-    return _written(folder / f"{key}.arrow", found, "data: no record of it is trained on, so there are no seeds")
+    return _written(folder / key, found, "data: no record of it is trained on, so there are no seeds")
 
 
 def prompt_seeds(path: str, folder: Path, cache: Path) -> Seeds:
@@ -126,7 +126,7 @@ def prompt_seeds(path: str, folder: Path, cache: Path) -> Seeds:
                     raise DataError(f"generators: {unit.path}, record at {place}: {unfit}") from unfit
                 yield _seed(asked.messages, asked.others)
 
-    return _written(folder / f"{key}.arrow", found(), f"generators: {path!r} holds no prompts")
+    return _written(folder / key, found(), f"generators: {path!r} holds no prompts")
 
 
 def _seed(messages: list[Message], record: dict[str, Any], rejected: str | None = None) -> Seed:
@@ -137,14 +137,9 @@ def _seed(messages: list[Message], record: dict[str, Any], rejected: str | None 
     )
 
 
-def _written(path: Path, seeds: Iterator[Seed], why_none: str) -> Seeds:
-    if not path.exists():
-        with build_lock(path.parent, "the seeds"):
-            remove_leftovers(path.parent)
-            if not path.exists():
-                with atomic_file(path) as temporary:
-                    _write(temporary, seeds)
-    found = Seeds(path)
+def _written(folder: Path, seeds: Iterator[Seed], why_none: str) -> Seeds:
+    name = f"{folder.name}.arrow"
+    found = Seeds(made_folder(folder, "the seeds", lambda temporary: _write(temporary / name, seeds)) / name)
     if not len(found):
         raise DataError(why_none)
     return found

@@ -1,14 +1,17 @@
 """What happens to a cache changes what is trained on in no way that is not said."""
 
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from datamodules import DataError, TextDataModule
+from datamodules import DataError, PromptDataModule, TextDataModule
 from datamodules.cache import content_digest
+from datamodules.corpora import corpus_file
 from datamodules.file_array import BLOCK, FileArray, SummedFile
+from datamodules.tokenizer import train
 
 
 def rows(path: str, cache: Path) -> list:
@@ -101,3 +104,85 @@ def test_nothing_is_remembered_of_a_file_that_has_just_changed(tmp_path):
     assert not (root / "digests").exists()
     file.write_text("two text")
     assert content_digest(file, root) != first
+
+
+def damage(file: Path, how: str) -> None:
+    """Flips a bit of the file at a place, cuts it, empties it, or takes it away."""
+    data = file.read_bytes()
+    file.unlink()
+    if how.startswith("flip"):
+        place = int(float(how.split()[1]) * (len(data) - 1))
+        file.write_bytes(data[:place] + bytes([data[place] ^ 2]) + data[place + 1 :])
+    elif how != "missing":
+        file.write_bytes(data[: len(data) // 2 if how == "cut" else 0])
+
+
+HOW = ["flip 0", "flip 0.1", "flip 0.5", "flip 0.9", "flip 1", "cut", "empty", "missing"]
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("named")
+    train(iter(["what is 1 plus 2? three"] * 9), vocab_size=300).save_pretrained(folder)
+    return str(folder)
+
+
+def prompts(path: str, tokenizer: str, cache: Path) -> list:
+    data = PromptDataModule(path, tokenizer, batch_size=4, val_share=0.1, cache_dir=str(cache))
+    data.prepare_data()
+    data.setup("fit")
+    loaders = (data.train_dataloader(), data.val_dataloader())
+    return [(b["prompt_ids"].tolist(), b["prompts"], b["columns"]) for loader in loaders for b in loader]
+
+
+@pytest.mark.parametrize("name", ["prompts.arrow", "facts.json", "seal.json"])
+@pytest.mark.parametrize("how", HOW)
+def test_prompts_that_a_disk_changed_are_made_anew(name, how, tmp_path, named, cache, capfd):
+    path = str(tmp_path / "prompts.jsonl")
+    lines = [json.dumps({"prompt": f"What is {i}?", "answer": i}) for i in range(60)]
+    Path(path).write_text("\n".join(lines))
+    before = prompts(path, named, cache)
+    assert len(before) > 10 and "anew" not in capfd.readouterr().err
+    assert prompts(path, named, cache) == before and "anew" not in capfd.readouterr().err
+    (file,) = cache.glob(f"prompts/*/{name}")
+    damage(file, how)
+    assert prompts(path, named, cache) == before
+    lines = [
+        line for line in capfd.readouterr().err.splitlines() if "is not as it was written: it is made anew" in line
+    ]
+    assert len(lines) == 1 and "(prompts)" in lines[0] and str(file.parent) in lines[0]
+    assert prompts(path, named, cache) == before and "anew" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "seal.json"])
+@pytest.mark.parametrize("how", HOW)
+def test_a_tokenizer_that_a_disk_changed_is_trained_anew(name, how, path, cache, capfd):
+    before = rows(path, cache)
+    made = {file.name: file.read_bytes() for file in cache.glob("tokenizers/*/*")}
+    (file,) = cache.glob(f"tokenizers/*/{name}")
+    damage(file, how)
+    capfd.readouterr()
+    assert rows(path, cache) == before
+    assert capfd.readouterr().err.count("(a tokenizer) is not as it was written: it is made anew") == 1
+    assert {file.name: file.read_bytes() for file in cache.glob("tokenizers/*/*")} == made
+
+
+@pytest.mark.parametrize("how", ["flip 0.5", "cut"])
+def test_a_corpus_that_a_disk_changed_is_written_anew(how, tmp_path, capfd):
+    file = corpus_file("python_pairs", tmp_path)
+    data = file.read_bytes()
+    damage(file, how)
+    assert corpus_file("python_pairs", tmp_path) == file and file.read_bytes() == data
+    assert "is made anew" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("pattern", ["tokens/*/*.json", "rows/*/facts.json", "digests/*.json"])
+def test_what_is_noted_of_the_cache_is_the_same_after_any_flip(pattern, path, cache, monkeypatch):
+    monkeypatch.setattr("datamodules.cache.SECONDS_UNTIL_A_FILE_RESTS", -1)
+    before = rows(path, cache)
+    files = [file for file in cache.glob(pattern) if file.name != "tokenizer.json"]
+    assert files
+    for place in (0, 0.2, 0.4, 0.6, 0.8, 1):
+        for file in files:
+            damage(file, f"flip {place}")
+        assert rows(path, cache) == before
