@@ -10,8 +10,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from typing_extensions import override
 
+from callbacks.errors import CallbackError
 from callbacks.json_lines import json_line
 from llm_lightning_safety.files import atomic_file, open_unlinked, write_text
+from llm_lightning_safety.seals import sealed_line, unsealed_line
 
 
 class Predictions(BasePredictionWriter):
@@ -22,8 +24,9 @@ class Predictions(BasePredictionWriter):
 
     A LightningModule with a `prediction_key()` can go on where it was stopped: its predictions are
     `{"index": number, "row": dict}`, in any order, and lie in `predictions.jsonl.part` until all are there, under the
-    key that names what they were made of. What an earlier run with the same key made goes to the module's `finished`, a
-    set of indices. At the end the rows are written in the order of their indices.
+    key that names what they were made of, each line with a checksum. What an earlier run with the same key made goes to
+    the module's `finished`, a set of indices; what does not fit its checksum is made again. At the end the rows are
+    written in the order of their indices.
     """
 
     def __init__(self) -> None:
@@ -47,21 +50,24 @@ class Predictions(BasePredictionWriter):
     def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
         if self.part is None:
             return
-        head = (json.dumps({"key": pl_module.prediction_key()}) + "\n").encode()
-        earlier = _earlier(self.part)
-        kept = earlier[: earlier.rfind(b"\n") + 1] if earlier.startswith(head) else head
+        head = sealed_line((json.dumps({"key": pl_module.prediction_key()}) + "\n").encode())
+        first, *lines = _earlier(self.part) or [b""]
+        lines = lines if first == head else []
+        rows = [(line, row) for line in lines if (row := unsealed_line(line)) is not None]
         with atomic_file(self.part) as temporary:
-            temporary.write_bytes(kept)
-        pl_module.finished = {json.loads(line)["index"] for line in kept.splitlines()[1:]}
-        if pl_module.finished:
-            pl_module.print(f"Going on behind {len(pl_module.finished):,} that an earlier run made ({self.part}).")
+            temporary.write_bytes(b"".join([head, *(line for line, _ in rows)]))
+        pl_module.finished = {json.loads(row)["index"] for _, row in rows}
+        if lines:
+            again = f"; {len(lines) - len(rows):,} are damaged and made again" if len(rows) < len(lines) else ""
+            pl_module.print(f"Going on behind {len(rows):,} that an earlier run made ({self.part}){again}.")
 
     @override
     def write_on_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, prediction: list[dict[str, Any]], *_: Any
     ) -> None:
         with open_unlinked(self.part or self.path, "ab") as file:
-            file.writelines(map(json_line, prediction))
+            lines = map(json_line, prediction)
+            file.writelines(lines if self.part is None else map(sealed_line, lines))
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -72,11 +78,12 @@ class Predictions(BasePredictionWriter):
         pl_module.print(f"Predictions: {self.path}")
 
 
-def _earlier(part: Path) -> bytes:
+def _earlier(part: Path) -> list[bytes]:
+    """The lines of the file, without a last one that a killed process left torn."""
     if not os.path.lexists(part):
-        return b""
+        return []
     with open_unlinked(part, "rb") as file:
-        return file.read()
+        return [line for line in file if line.endswith(b"\n")]
 
 
 def _in_order(part: Path) -> Iterator[bytes]:
@@ -88,7 +95,14 @@ def _in_order(part: Path) -> Iterator[bytes]:
             offset = file.tell()
             if not (line := file.readline()):
                 break
-            places.append((json.loads(line)["index"], offset))
+            places.append((_read(line)["index"], offset))
         for _, offset in sorted(places):
             file.seek(offset)
-            yield json_line(json.loads(file.readline())["row"])
+            yield json_line(_read(file.readline())["row"])
+
+
+def _read(line: bytes) -> Any:
+    row = unsealed_line(line)
+    if row is None:
+        raise CallbackError("what was predicted is not as it was written: run the same command again, which mends it")
+    return json.loads(row)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,13 +14,17 @@ from datamodules.cache import key_of
 from datamodules.synthetic.candidate import Message
 from datamodules.synthetic.engine import Engine, Reply, Request
 from llm_lightning_safety.files import open_unlinked
+from llm_lightning_safety.seals import sealed_line, unsealed_line
+
+KEY = re.compile(rb"[0-9a-f]{32} ")  # of `key_of`
 
 
 class CallLog:
     """An append-only file of calls by the key of their content. One process has it open at a time.
 
     A line is written at once and whole; what a killed process left of its last one is cut off when the file is opened
-    again. Held in memory are places, not texts: about 200 bytes a call.
+    again, and what does not fit its checksum is left out, so that it is asked again, which a line then says. Held in
+    memory are places, not texts: about 200 bytes a call.
 
     Args:
         path: the file; it is made where there is none.
@@ -31,12 +37,19 @@ class CallLog:
         self._writing = open_unlinked(path, "ab", buffering=0)
         self._reading = open_unlinked(path, "rb")
         self._end = 0
+        num_damaged = 0
         for line in self._reading:
             if not line.endswith(b"\n"):
                 break
-            self._places[line.partition(b" ")[0].decode()] = self._end
+            if (text := _text_of(line)) is None:
+                num_damaged += 1
+            else:
+                self._places[text.partition(b" ")[0].decode()] = self._end
             self._end += len(line)
         self._writing.truncate(self._end)
+        if num_damaged:
+            words = f"{num_damaged:,} calls in {path} are not as they were written: they are made again"
+            print(words, file=sys.stderr, flush=True)
 
     def __enter__(self) -> CallLog:
         return self
@@ -53,14 +66,21 @@ class CallLog:
         if key not in self._places:
             return None
         self._reading.seek(self._places[key])
-        return json.loads(self._reading.readline().partition(b" ")[2])
+        text = _text_of(self._reading.readline())
+        assert text is not None
+        return json.loads(text.partition(b" ")[2])
 
     def put(self, key: str, value: Any) -> None:
         """Note a value (anything JSON can write) under a key without blanks."""
-        line = f"{key} {json.dumps(value)}\n".encode()
+        line = sealed_line(f"{key} {json.dumps(value)}\n".encode())
         self._writing.write(line)
         self._places[key] = self._end
         self._end += len(line)
+
+
+def _text_of(line: bytes) -> bytes | None:
+    """Key and value of a line; None where it is damaged. Lines of earlier versions begin with the key."""
+    return line if KEY.match(line) else unsealed_line(line)
 
 
 class CachedEngine(Engine):

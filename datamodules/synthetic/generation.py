@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from datamodules.cache import key_of
+from datamodules.cache import key_of, say_damaged
 from datamodules.record_source import Writer
 from datamodules.synthetic.calls import CachedEngine, CallLog
 from datamodules.synthetic.candidate import Candidate, Provenance
@@ -29,9 +29,11 @@ from datamodules.synthetic.generators.base import RecordGenerator
 from datamodules.synthetic.identity import settings_of
 from datamodules.synthetic.making import Made, Making
 from datamodules.synthetic.seeds import Seeds
-from llm_lightning_safety.files import atomic_file, open_unlinked
+from llm_lightning_safety.files import open_unlinked, write_text
+from llm_lightning_safety.seals import checksum, sealed, unsealed
 
 VERSION = 1  # of how candidates are made of replies
+BODY = "candidates_crc32"
 BLOCK_SIZE = 256
 """Records of a block: enough to keep the slots of a local model full, and few enough to be shared out."""
 
@@ -52,7 +54,18 @@ class Block:
     def facts(self) -> dict[str, Any]:
         """What came of its records, in numbers; see `Generation.facts`."""
         with open_unlinked(self.path, "r") as file:
-            return json.loads(file.readline())
+            facts = unsealed(file.readline())
+        facts.pop(BODY, None)
+        return facts
+
+    def is_whole(self) -> bool:
+        """Whether it is as it was written."""
+        try:
+            with open_unlinked(self.path, "rb") as file:
+                facts = unsealed(file.readline())
+                return BODY not in facts or facts[BODY] == checksum(file.read())
+        except ValueError:
+            return False
 
     def candidates(self) -> Iterator[Candidate]:
         """What came of the records."""
@@ -116,8 +129,12 @@ class Generation:
             generator.check_seeds(self.seeds[name])
         start = rank * len(self.blocks) // num_ranks
         waiting = [*self.blocks[start:], *self.blocks[:start]]
-        # Made by an earlier run that had to give up calls: these are made anew, once.
-        stale = {b.path: b.made_at() for b in waiting if b.made_at() is not None and b.facts()["num_failed"]}
+        there = {block: made for block in waiting if (made := block.made_at()) is not None}
+        damaged = [block for block in there if not block.is_whole()]
+        for block in damaged if rank == 0 else ():
+            say_damaged(block.path, "generated records")
+        # Also those of an earlier run that had to give up calls are made anew, once.
+        stale = {b.path: made for b, made in there.items() if b in damaged or b.facts()["num_failed"]}
         total = sum(len(block.numbers) for block in waiting)
         with tqdm(total=total, desc="Generating", unit="record", disable=rank > 0) as bar:
             while waiting:
@@ -178,9 +195,8 @@ def _write(block: Block, made: Made) -> None:
         "num_failed": made.num_failed,
     }
     facts |= {"num_tokens": made.num_tokens, "dropped": made.dropped}
-    with atomic_file(block.path) as temporary, temporary.open("w") as file:
-        for line in (facts, *(asdict(candidate) for candidate in made.candidates)):
-            file.write(f"{json.dumps(line)}\n")
+    body = "".join(f"{json.dumps(asdict(candidate))}\n" for candidate in made.candidates)
+    write_text(block.path, f"{sealed(facts | {BODY: checksum(body.encode())})}\n{body}")
 
 
 def _count_tokens(bar: tqdm, tokens: int) -> None:

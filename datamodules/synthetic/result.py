@@ -11,9 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from datamodules.cache import say_damaged
 from datamodules.synthetic.candidate import Candidate
 from llm_lightning_safety.files import atomic_file
 from llm_lightning_safety.redaction import redact
+from llm_lightning_safety.seals import note_of, read_json, write_json
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 PROVENANCE = pa.struct(
@@ -50,16 +52,24 @@ def write_result(path: Path, candidates: Iterator[Candidate], pairs: bool, key: 
         while rows := [_row(candidate, pairs) for candidate in itertools.islice(candidates, ROWS_AT_ONCE)]:
             writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
             count += len(rows)
+    write_json(_seal_of(path), {"key": key, "file": note_of(path)})
     return count
 
 
 def key_of_result(path: Path) -> str | None:
-    """The key of a result; None where there is none."""
-    import pyarrow.parquet as pq
+    """The key of a result; None where there is none, or none as it was written, which a line then says."""
+    try:
+        seal = read_json(_seal_of(path))
+        if seal["file"] == note_of(path):
+            return seal["key"]
+    except (OSError, ValueError):
+        pass
+    say_damaged(path, "filtered records")
+    return None
 
-    if not path.exists():
-        return None
-    return (pq.read_schema(path).metadata or {}).get(KEY, b"").decode()
+
+def _seal_of(path: Path) -> Path:
+    return path.with_suffix(".seal.json")
 
 
 def _row(candidate: Candidate, pairs: bool) -> dict[str, Any]:

@@ -106,3 +106,15 @@ def test_other_weights_begin_anew(tmp_path):
     module = predict(tmp_path, "b", [[0], [1]])
     assert module.finished == set()
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("place", [3, 12, 30])
+def test_a_prediction_with_a_flipped_bit_is_made_again_and_no_other(tmp_path, place):
+    predict(tmp_path, "a", [[5, 2], [0]], stops=True)
+    part = tmp_path / "predictions.jsonl.part"
+    first, second, *rest = part.read_bytes().splitlines(keepends=True)
+    part.write_bytes(b"".join([first, second[:place] + bytes([second[place] ^ 2]) + second[place + 1 :], *rest]))
+    module = predict(tmp_path, "a", [[5, 2], [0], [3, 1, 4]])
+    assert module.finished == {2, 0} and "; 1 are damaged and made again" in module.said[0]
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert rows == [{"value": f"é{i}"} for i in range(6)] and not part.exists()

@@ -56,3 +56,31 @@ def test_known_calls_are_not_made_again(tmp_path, server):
         assert len(server.calls) == 4 and (again[1], again[2]) == (first[3], first[1])
         other = CachedEngine(OpenAIEngine(server.url, "m2"), log)
         assert len(list(other.write(requests(3)))) == 1 and len(server.calls) == 5  # another model
+
+
+def test_a_call_with_a_flipped_bit_is_asked_again_and_no_other(tmp_path, server, capfd):
+    path = tmp_path / "log"
+    with CallLog(path) as log:
+        first = dict(CachedEngine(OpenAIEngine(server.url, "m"), log).write(requests(1, 2, 3)))
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for place in (2, 20, 60, len(lines[1]) - 3):  # its checksum, its key, its value
+        at = len(lines[0]) + place
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 2]) + whole[at + 1 :])
+        num_calls = len(server.calls)
+        capfd.readouterr()
+        with CallLog(path) as log:
+            assert len(log) == 2
+            assert "1 calls in" in capfd.readouterr().err
+            again = dict(CachedEngine(OpenAIEngine(server.url, "m"), log).write(requests(1, 2, 3)))
+        assert again == first and len(server.calls) == num_calls + 1
+
+
+def test_a_log_from_before_there_were_checksums_is_gone_on_with(tmp_path, server):
+    path = tmp_path / "log"
+    with CallLog(path) as log:
+        first = dict(CachedEngine(OpenAIEngine(server.url, "m"), log).write(requests(1, 2)))
+    path.write_bytes(b"".join(line.partition(b" ")[2] for line in path.read_bytes().splitlines(keepends=True)))
+    with CallLog(path) as log:
+        assert dict(CachedEngine(OpenAIEngine(server.url, "m"), log).write(requests(1, 2))) == first
+    assert len(server.calls) == 2

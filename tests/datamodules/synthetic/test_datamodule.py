@@ -138,3 +138,22 @@ def test_what_failed_is_made_the_next_time(settings, server, tmp_path):
     second = pq.read_table(module.result).column("id").to_pylist()
     assert len(second) == 60 and set(first) < set(second)
     assert len(server.calls) - begun < 2 * (60 - len(first)) + 1  # only what had failed, and what comes after it
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "seal"])
+def test_a_result_that_a_disk_changed_is_made_anew_and_nobody_is_asked_again(how, settings, server, tmp_path, capfd):
+    module = wrapped(
+        InstructionDataModule(str(tmp_path / "rows.jsonl"), **settings),
+        {"new": SelfInstruct(count=9)},
+        server,
+        tmp_path,
+    )
+    data, num_calls = module.result.read_bytes(), len(server.calls)
+    if how == "seal":
+        module.result.with_suffix(".seal.json").unlink()
+    else:
+        half = len(data) // 2
+        module.result.write_bytes(data[:half] + (b"" if how == "cut" else bytes([data[half] ^ 2]) + data[half + 1 :]))
+    module.augment()
+    assert module.result.read_bytes() == data and len(server.calls) == num_calls
+    assert "(filtered records) is not as it was written" in capfd.readouterr().err

@@ -253,3 +253,36 @@ def test_braces_are_left_alone(make, server):
 def test_bad_settings(wrong):
     with pytest.raises(DataError, match=f"Answers.{next(iter(wrong))}"):
         Answers(**wrong)
+
+
+@pytest.mark.parametrize("place", [5, 0.2, 0.6, 0.99, "cut", "empty"])
+def test_generated_records_that_a_disk_changed_are_made_anew_and_nobody_is_asked_again(
+    place, make, server, tmp_path, capfd
+):
+    server.answer = lambda body: f"Reworded {asked(body)[-30:]}"
+    before = make(Answers(), ADDITIONS)
+    num_calls = len(server.calls)
+    assert num_calls and before[0]
+    (file,) = tmp_path.glob("generated/*/*.jsonl")
+    data = file.read_bytes()
+    if isinstance(place, str):
+        file.write_bytes(data[: len(data) // 2] if place == "cut" else b"")
+    else:
+        at = place if isinstance(place, int) else int(place * len(data))
+        file.write_bytes(data[:at] + bytes([data[at] ^ 2]) + data[at + 1 :])
+    assert make(Answers(), ADDITIONS) == before
+    assert len(server.calls) == num_calls and file.read_bytes() == data
+    assert capfd.readouterr().err.count("(generated records) is not as it was written: it is made anew") == 1
+    assert make(Answers(), ADDITIONS) == before and "made anew" not in capfd.readouterr().err
+
+
+def test_seeds_that_a_disk_changed_are_read_anew(tmp_path, capfd):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"What is {i}?"}) + "\n" for i in range(30)))
+    before = list(prompt_seeds(str(path), tmp_path / "seeds", tmp_path))
+    (file,) = tmp_path.glob("seeds/*/*.arrow")
+    data = file.read_bytes()
+    at = data.index(b"What is 7?")
+    file.write_bytes(data[:at] + b"w" + data[at + 1 :])
+    assert list(prompt_seeds(str(path), tmp_path / "seeds", tmp_path)) == before and file.read_bytes() == data
+    assert "(the seeds) is not as it was written" in capfd.readouterr().err
