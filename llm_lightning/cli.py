@@ -36,7 +36,7 @@ from llm_lightning.checkpointing import AtomicCheckpointIO, trained_steps
 from llm_lightning.damage import last_good_checkpoint
 from llm_lightning.environment import with_environment
 from llm_lightning.errors import UserError
-from llm_lightning.finished import check_finished, compare_settings, early_stopping, tell, why_finished
+from llm_lightning.finished import check_finished, compare_settings, tell, trained_weights, why_finished
 from llm_lightning.launch.checks import LaunchError, check_launch, explain, is_first_rank
 from llm_lightning.left_behind import refuse_links, remove_leftovers, report_unwritten
 from llm_lightning.loggers.metrics_file import MetricsFile
@@ -258,7 +258,10 @@ class TrainingCLI(LightningCLI):
                     move_aside(root)
                     lock.acquire()
                 # Another rank may look before the first one has moved the folder.
-                kwargs["ckpt_path"] = last_good_checkpoint(root / "checkpoints", set_aside=True) if resume else None
+                folder, strategy = root / "checkpoints", self.trainer.strategy
+                kwargs["ckpt_path"] = (
+                    last_good_checkpoint(folder, set_aside=True, strategy=strategy) if resume else None
+                )
             self._go_on(kwargs)
 
     def _go_on(self, kwargs: dict[str, Any]) -> None:
@@ -305,7 +308,7 @@ class TrainingCLI(LightningCLI):
         if kwargs.get("ckpt_path") is None:
             root = Path(self.trainer.default_root_dir)
             path = self.model.backbone.path
-            kwargs["ckpt_path"] = self._trained(root / "checkpoints") if self._get(self.config, "resume") else None
+            kwargs["ckpt_path"] = trained_weights(self.trainer) if self._get(self.config, "resume") else None
             if kwargs["ckpt_path"] is None and (path is None or self.model.peft is not None):
                 raise UserError(
                     f"There are no trained weights: {root}/checkpoints is empty, or --resume is false. Name a model "
@@ -314,12 +317,6 @@ class TrainingCLI(LightningCLI):
             ours = f" (--resume false takes {path} as it is)" if path and self.model.peft is None else ""
             rank_zero_info(f"Weights: {kwargs['ckpt_path']}{ours}" if kwargs["ckpt_path"] else f"Weights: {path}")
         return kwargs
-
-    def _trained(self, folder: Path) -> Path | None:
-        """The checkpoint of the weights that a run ends with."""
-        stopping = early_stopping(self.trainer)
-        best = last_good_checkpoint(folder, "best") if stopping is not None and stopping.restore_best else None
-        return best or last_good_checkpoint(folder)
 
 
 def _help(command: str) -> dict[str, str]:

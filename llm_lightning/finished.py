@@ -8,6 +8,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import callbacks
 from llm_lightning.checkpointing import is_before_validation, step_of, training_state
+from llm_lightning.damage import last_good_checkpoint
 from llm_lightning.modules.base import STATE_KEY, LanguageModule
 from llm_lightning.resumed_settings import On, changes, in_words, kind_of, refuse
 from llm_lightning.run_folder import read_config
@@ -78,6 +79,18 @@ def early_stopping(trainer: Trainer) -> callbacks.EarlyStopping | None:
     """The run's `EarlyStopping`, None where it has none."""
     every: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     return next((each for each in every if isinstance(each, callbacks.EarlyStopping)), None)
+
+
+def trained_weights(trainer: Trainer) -> Path | None:
+    """The checkpoint of the weights that a run ends with, None where it has none.
+
+    Raises:
+        UserError: it has some, and none is whole.
+    """
+    folder, stopping = Path(trainer.default_root_dir) / "checkpoints", early_stopping(trainer)
+    names = ["best", "step"] if stopping is not None and stopping.restore_best else ["step"]
+    found = (last_good_checkpoint(folder, name, strategy=trainer.strategy) for name in names)
+    return next(filter(None, found), None)
 
 
 def _epochs(state: dict[str, Any]) -> int:

@@ -22,8 +22,9 @@ from typing_extensions import override
 from llm_lightning.checkpointing import AtomicCheckpointIO
 from llm_lightning.errors import UserError
 from llm_lightning.models.sharding import Sharding
-from llm_lightning.strategies.parts import PartsReader, load_parts
+from llm_lightning.strategies.parts import METADATA_CHECKSUM, PartsReader, load_parts
 from llm_lightning_safety.files import remove
+from llm_lightning_safety.seals import checksum
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -68,6 +69,19 @@ class FSDP2Strategy(ModelParallelStrategy):
             )
         super().setup_environment()
 
+    def meet(self) -> None:
+        """Start the other ranks, if nobody did, and join them; later calls, and Lightning's own, find that done."""
+        if self.launcher is None:
+            self._setup_distributed()
+        else:
+            self.launcher.launch(self._setup_distributed)
+
+    def first_said(self, words: str | None) -> str | None:
+        """What the first of the ranks that have something to say says, on all of them; every rank must call it."""
+        own = self.world_size if words is None else self.global_rank
+        rank = int(self.reduce(torch.tensor(own, device=self.root_device), reduce_op="min"))
+        return None if rank == self.world_size else self.broadcast(words, src=rank)
+
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
         # Neither copied nor moved: the module takes out what is not kept, and the writer moves the rest piece by piece.
@@ -92,6 +106,7 @@ class FSDP2Strategy(ModelParallelStrategy):
                 "whole; make room and run the same command again to go on from there."
             ) from error
         if self.is_global_zero:
+            checkpoint[METADATA_CHECKSUM] = checksum((unfinished / ".metadata").read_bytes())
             AtomicCheckpointIO().save_checkpoint(checkpoint, unfinished / _METADATA_FILENAME)
             remove(path)
             unfinished.replace(path)
@@ -109,7 +124,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     def _load_folder(self, path: Path) -> dict[str, Any]:
         assert self.model is not None
         checkpoint = AtomicCheckpointIO().load_checkpoint(path / _METADATA_FILENAME)
-        reader = PartsReader(path)
+        reader = PartsReader(path, checkpoint.get(METADATA_CHECKSUM))
         there = reader.read_metadata().state_dict_metadata
         saved = {
             name.removeprefix("state_dict."): torch.empty(tensor.size, device="meta")

@@ -1,8 +1,11 @@
 """Reading checkpoints in parts without running code: torch's own reader unpickles whatever they hold."""
 
 import io
+import os
 import pickle
+from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
@@ -26,6 +29,7 @@ from typing_extensions import override
 
 from llm_lightning.checksums import check_stream
 from llm_lightning.errors import UserError
+from llm_lightning_safety.seals import checksum
 
 Kind = TypeVar("Kind")
 
@@ -42,6 +46,8 @@ NAMES = frozenset(
     ]
 )  # fmt: skip
 """What the `.metadata` of a checkpoint names, as torch writes it."""
+METADATA_CHECKSUM = "metadata_checksum"
+"""The key of its checksum, which torch notes for the parts alone, among what is saved beside them."""
 
 
 def load_parts(state: dict[str, Any], reader: "PartsReader") -> None:
@@ -55,9 +61,40 @@ def load_parts(state: dict[str, Any], reader: "PartsReader") -> None:
 
 
 class PartsReader(dcp.FileSystemReader):
-    """Reads `.metadata` into blank records first, checks them, and makes torch's own of them."""
+    """Reads `.metadata` into blank records first, checks them, and makes torch's own of them.
 
-    _metadata: Metadata | None = None
+    Args:
+        path: the checkpoint.
+        metadata_checksum: of `.metadata`; None where it is not known, as for those of earlier versions.
+    """
+
+    def __init__(self, path: Path, metadata_checksum: str | None = None) -> None:
+        super().__init__(path)
+        self.metadata_checksum = metadata_checksum
+        self._metadata: Metadata | None = None
+
+    def check(self, rank: int, num_ranks: int) -> None:
+        """Look at this rank's share of the files, their lengths first: with as many ranks as wrote them, its own.
+
+        Raises:
+            UserError: one is missing, cut or changed.
+        """
+        places: dict[str, list[_StorageInfo]] = defaultdict(list)
+        for place in self.read_metadata().storage_data.values():
+            places[place.relative_path].append(place)
+        share = sorted(places, key=lambda name: (len(name), name))[rank::num_ranks]
+        folder = Path(self.path)
+        for name in share:
+            end = max(place.offset + place.length for place in places[name])
+            there = (folder / name).stat().st_size if (folder / name).exists() else 0
+            if there < end:
+                raise UserError(f"its {name} has {there:,} bytes of {end:,}")
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            list(pool.map(self._check_place, (place for name in share for place in places[name])))
+
+    def _check_place(self, place: _StorageInfo) -> None:
+        with (Path(self.path) / place.relative_path).open("rb") as file:
+            self._slice_file(file, place)
 
     @override
     def _slice_file(self, file: Any, sinfo: _StorageInfo) -> IO[bytes]:
@@ -77,7 +114,10 @@ class PartsReader(dcp.FileSystemReader):
         if self._metadata is None:
             file = Path(self.path) / ".metadata"
             try:
-                self._metadata = _metadata_of(file.read_bytes())
+                data = file.read_bytes()
+                if self.metadata_checksum not in (None, checksum(data)):
+                    raise ValueError("its checksum does not fit")
+                self._metadata = _metadata_of(data)
             except Exception as error:  # of a damaged pickle anything can come
                 raise UserError(f"ckpt_path={str(self.path)!r}: .metadata cannot be read safely: {error}") from error
             self._metadata.storage_meta = StorageMeta(load_id=self.load_id)

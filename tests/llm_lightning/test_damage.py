@@ -13,7 +13,8 @@ from llm_lightning.checkpointing import AtomicCheckpointIO
 from llm_lightning.checksums import check_file
 from llm_lightning.damage import check_checkpoint, last_good_checkpoint
 from llm_lightning.errors import UserError
-from llm_lightning.strategies.parts import PartsReader, load_parts
+from llm_lightning.strategies.parts import METADATA_CHECKSUM, PartsReader, load_parts
+from llm_lightning_safety.seals import checksum
 
 
 def save(path, value=0.0):
@@ -105,22 +106,54 @@ def parts(tmp_path):
     for step in (3, 9):
         path = tmp_path / f"step={step}.ckpt"
         dcp.save({"state_dict": {"w": torch.full((500,), float(step))}}, checkpoint_id=path)
-        save(path / _METADATA_FILENAME)
+        beside = {METADATA_CHECKSUM: checksum((path / ".metadata").read_bytes()), "loops": {"a": 1}}
+        AtomicCheckpointIO().save_checkpoint(beside, path / _METADATA_FILENAME)
     return tmp_path
 
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", _METADATA_FILENAME])
-@pytest.mark.parametrize("how", ["cut", "missing"])
+@pytest.mark.parametrize("how", ["cut", "missing", "empty"])
 def test_parts(parts, name, how):
     check_checkpoint(parts / "step=9.ckpt")
     file = parts / "step=9.ckpt" / name
-    cut(file) if how == "cut" else file.unlink()
+    if how == "empty":
+        file.write_bytes(b"")
+    else:
+        cut(file) if how == "cut" else file.unlink()
     if (how, name) == ("missing", ".metadata"):  # which is written last: it was never whole
         assert last_good_checkpoint(parts, set_aside=True) == parts / "step=3.ckpt"
         return
     with pytest.warns(UserWarning, match="step=9"):
         assert last_good_checkpoint(parts, set_aside=True) == parts / "step=3.ckpt"
     assert (parts / "step=9.ckpt.damaged").is_dir()
+
+
+def test_a_bit_in_a_part_costs_the_checkpoint_alone(parts):
+    """Torch pads between the tensors; all else matters."""
+    file = parts / "step=9.ckpt" / "__0_0.distcp"
+    flip(file, file.read_bytes().index(torch.full((1,), 9.0).numpy().tobytes() * 8) + 41)
+    with pytest.warns(UserWarning, match=r"step=9\.ckpt is damaged: its __0_0\.distcp .*Taken instead .*step=3\.ckpt"):
+        assert last_good_checkpoint(parts, set_aside=True) == parts / "step=3.ckpt"
+    assert (parts / "step=9.ckpt.damaged").is_dir()
+
+
+def test_any_bit_of_the_list_of_parts_is_seen(parts):
+    file = parts / "step=9.ckpt" / ".metadata"
+    whole = file.read_bytes()
+    for place in range(0, len(whole), 7):
+        flip(file, place)
+        with pytest.raises(UserError, match=r"step=9\.ckpt is damaged: .*\.metadata"):
+            check_checkpoint(parts / "step=9.ckpt")
+        file.write_bytes(whole)
+    check_checkpoint(parts / "step=9.ckpt")
+
+
+def test_each_rank_looks_at_a_share_of_the_parts(parts):
+    path = parts / "step=9.ckpt"
+    cut(path / "__0_0.distcp")
+    check_checkpoint(path, rank=1, num_ranks=2)
+    with pytest.raises(UserError, match="damaged"):
+        check_checkpoint(path, rank=0, num_ranks=2)
 
 
 def test_a_bit_in_a_part_is_seen_where_it_is_read(parts):
