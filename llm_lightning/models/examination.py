@@ -6,8 +6,7 @@ are read: documents that share a row against each one alone, by the very functio
 float32. The reference is transformers' own forward pass over one text without anything of ours.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,11 +16,12 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from llm_lightning.errors import UserError
-from llm_lightning.models.attention import ATTENTION, register_attention
+from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.balance import check_balance, is_balanced
 from llm_lightning.models.behaviour import Behaviour
 from llm_lightning.models.heads import head_scaling, hidden_states, language_loss, output_head, prepare_batch
 from llm_lightning.models.miniature import SPECIAL_FROM, VOCABULARY, miniature, parts_of, randomize
+from llm_lightning.models.on_the_side import on_the_side
 from llm_lightning.models.sharding import initialize
 from llm_lightning.models.tasks import Task
 
@@ -66,32 +66,6 @@ def examine(config: PreTrainedConfig, attention: str, task: Task, *, trust_remot
     if isinstance(known, str):
         raise UserError(known)
     return known
-
-
-@contextmanager
-def on_the_side() -> Iterator[None]:
-    """Neither the caller's device, precision and gradients nor its random numbers have to do with it.
-
-    One thread: others would only wait for each other, over sums so small that it takes twenty times as long.
-    """
-    from transformers.utils import logging
-
-    register_attention()
-    verbosity, dtype, threads = logging.get_verbosity(), torch.get_default_dtype(), torch.get_num_threads()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        torch.set_default_dtype(torch.float32)
-        torch.set_num_threads(1)
-        with (
-            torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.inference_mode(False), torch.no_grad(),
-            torch.autocast("cpu", enabled=False), torch.compiler.set_stance("force_eager"),
-        ):  # fmt: skip
-            torch.manual_seed(0)
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
-        torch.set_num_threads(threads)
-        logging.set_verbosity(verbosity)
 
 
 class Examination:

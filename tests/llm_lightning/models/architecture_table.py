@@ -27,9 +27,10 @@ from llm_lightning.errors import UserError
 from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.behaviour import Behaviour, behaviour_of
-from llm_lightning.models.examination import Examination, examine, on_the_side
+from llm_lightning.models.examination import Examination, examine
 from llm_lightning.models.heads import head_scaling, hidden_states, language_loss, output_head, prepare_batch
 from llm_lightning.models.miniature import SPECIAL_FROM, randomize
+from llm_lightning.models.on_the_side import on_the_side
 from llm_lightning.models.tasks import LANGUAGE
 from tests.llm_lightning.conftest import pack, stack
 
