@@ -142,7 +142,12 @@ class Examination:
 
     def _build(self, config: PreTrainedConfig, **options: Any) -> Any:
         network = self.task.from_config(config, dtype=torch.float32, **options, **self.options).eval()
-        head = getattr(network, self.task.head or "", None) or network.get_output_embeddings()
+        if self.task.head is not None and not hasattr(network, self.task.head):
+            raise UserError(
+                f"{self.kind} networks cannot be trained as a {self.task.name}: transformers gives them no linear head "
+                f"named {self.task.head}, which reads a text's last token. Choose another network."
+            )
+        head = network.get_output_embeddings() if self.task.head is None else getattr(network, self.task.head)
         randomize(network)
         if head is not None:
             head.weight.mul_(8)  # so that a cap on the logits shows

@@ -14,28 +14,34 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from torch import Tensor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from datamodules.pairs import Layout
 from llm_lightning.errors import UserError
 from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.behaviour import Behaviour, behaviour_of
 from llm_lightning.models.examination import Examination, examine
 from llm_lightning.models.heads import head_scaling, hidden_states, language_loss, output_head, prepare_batch
-from llm_lightning.models.miniature import SPECIAL_FROM, randomize
+from llm_lightning.models.miniature import SPECIAL_FROM, VOCABULARY, randomize
 from llm_lightning.models.on_the_side import on_the_side
-from llm_lightning.models.tasks import LANGUAGE
+from llm_lightning.models.rewards import prepare_texts, rewards
+from llm_lightning.models.tasks import LANGUAGE, REWARD, Task
 from tests.llm_lightning.conftest import pack, stack
 
 PAGE = Path(__file__).parents[3] / "docs" / "architectures.md"
 BEGIN, END = "<!-- begin of the generated table -->", "<!-- end of the generated table -->"
+
+COLUMNS = {"how it is run": LANGUAGE, "reward": REWARD}
 
 CPU_SECONDS, SECONDS = 60, 600
 """Of one architecture; what takes longer is a row too."""
@@ -43,8 +49,11 @@ CPU_SECONDS, SECONDS = 60, 600
 LENGTHS = (11, 26, 5, 17)
 """Of the texts that are compared; two share a row."""
 
+SHARED = 3
+"""Tokens of a prompt that two texts have in common, which then stands once in their row."""
+
 LOSS_TOLERANCE, LOGITS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-3, 3e-3
-"""In float32: nats a token (relative above 1), parts of the largest logit, parts of the largest gradient.
+"""In float32: nats a token (relative above 1), parts of the largest logit or reward, parts of the largest gradient.
 
 Rounding makes up to 4e-4 in logits (Gemma 3n) and 1e-3 in gradients (Gemma 4); a leak makes 1e-2 and more.
 """
@@ -86,8 +95,10 @@ SETTINGS = {
 REFUSALS = {
     "look at the tokens": "refused: it looks at the tokens that it is to predict",
     "learn something else": "refused: its loss in transformers is not that of the next token",
-    "neither packed nor": "refused: no way gives the logits of a text alone",
+    "neither packed nor": "refused: no way gives what a text alone gives",
     "output_router_logits": "refused: it asks for a loss of its router that it does not have",
+    "transformers has no reward model": "none in transformers",
+    "no linear head": "refused: transformers gives it a head of another kind",
 }
 NOT_TRIED = re.compile(
     r"cannot be tried out before training.*?\((?:\w+: )?(.*)\)\. Choose|take no texts alone.*?\((.*)\)"
@@ -101,10 +112,11 @@ def table() -> str:
     print(f"{len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)} architectures", file=sys.stderr)
     rows = []
     for kind in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-        rows.append(f"| {kind} | {apart(lambda kind=kind: way_of(kind))} |")
+        cells = (apart(lambda kind=kind, task=task: way_of(kind, task)) for task in COLUMNS.values())
+        rows.append(f"| {kind} | {' | '.join(cells)} |")
         print(rows[-1], file=sys.stderr, flush=True)
-    head = [f"transformers {transformers.__version__}:", "", "| architecture | how it is run |", "| --- | --- |"]
-    return "\n".join([*head, *rows])
+    head = [f"| architecture | {' | '.join(COLUMNS)} |", "| --- " * (1 + len(COLUMNS)) + "|"]
+    return "\n".join([f"transformers {transformers.__version__}:", "", *head, *rows])
 
 
 def apart(answer: Callable[[], str]) -> str:
@@ -128,34 +140,50 @@ def apart(answer: Callable[[], str]) -> str:
     return said or f"{WRONG}: its process ended by {signal.Signals(-status).name if status < 0 else status}"
 
 
-def way_of(kind: str) -> str:
-    """How an architecture is run, in a few words."""
+def way_of(kind: str, task: Task) -> str:
+    """How an architecture is run with the head of a task, in a few words."""
     try:
-        config = CONFIG_MAPPING[kind](**SETTINGS.get(kind, {}))
+        config = task.configure(CONFIG_MAPPING[kind](**SETTINGS.get(kind, {})))
     except Exception as error:
         return f"not tried: transformers makes no config of it by default ({_short(error)})"
     try:
-        behaviour = examine(config, ATTENTION, LANGUAGE)
+        behaviour = examine(config, ATTENTION, task)
     except UserError as error:
         return _refusal(str(error))
     with on_the_side():
-        small = Examination(config, LANGUAGE).config
-    wrong = "; ".join(differences(small, behaviour, kind not in ONLY_FORWARD))
+        small = Examination(config, task).config
+    wrong = "; ".join(differences(small, task, behaviour, kind not in ONLY_FORWARD))
     return f"{WRONG}: {wrong}" if wrong else _in_words(behaviour)
 
 
-def differences(config: transformers.PreTrainedConfig, behaviour: Behaviour, gradients: bool) -> Iterator[str]:
+def differences(
+    config: transformers.PreTrainedConfig, task: Task, behaviour: Behaviour, gradients: bool
+) -> Iterator[str]:
     """Between what we make of texts and what transformers' own network makes of each one alone."""
     torch.manual_seed(1)
-    ours = Backbone(config=config).build().eval()
+    ours = Backbone(config=config).build(task=task).eval()
     if (found := behaviour_of(ours)) != behaviour:
         yield f"its miniature is run otherwise ({_in_words(found)})"
     randomize(ours)
-    theirs = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    theirs = task.auto_class.from_config(config, dtype=torch.float32).eval()
     theirs.load_state_dict(ours.state_dict())
     texts = [(torch.randperm(SPECIAL_FROM - 10)[:length] + 10).tolist() for length in LENGTHS]
-    alone = [theirs(input_ids=torch.tensor([text]), labels=torch.tensor([text])) for text in texts]
 
+    own, expected = yield from (_language if task.head is None else _reward)(ours, theirs, texts)
+    if not gradients:
+        return
+    own.backward()
+    expected.backward()
+    pairs = [(a.grad, b.grad) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)]
+    largest = max(float(b.abs().max()) for _, b in pairs if b is not None)
+    apart = max(float((a - b).abs().max()) for a, b in pairs if a is not None and b is not None) / largest
+    if not apart <= GRADIENT_TOLERANCE:
+        yield f"gradients of packed documents differ by {apart:.1e} of the largest"
+
+
+def _language(ours: Any, theirs: Any, texts: list[list[int]]) -> Generator[str, None, tuple[Tensor, Tensor]]:
+    """Losses and logits; returns the summed loss of all texts, ours and transformers'."""
+    alone = [theirs(input_ids=torch.tensor([text]), labels=torch.tensor([text])) for text in texts]
     for text, expected in zip(texts, alone, strict=True):
         loss = language_loss(ours, prepare_batch(pack([text], len(text)))).loss.item() / (len(text) - 1)
         if not abs(loss - expected.loss.item()) <= LOSS_TOLERANCE * max(1.0, expected.loss.item()):
@@ -169,16 +197,23 @@ def differences(config: transformers.PreTrainedConfig, behaviour: Behaviour, gra
         apart = float((logits[row, start : start + length] - there).abs().max() / there.abs().max())
         if not apart <= LOGITS_TOLERANCE:
             yield f"logits of a packed document differ by {apart:.1e} of the largest"
+    total = sum(output.loss * (length - 1) for output, length in zip(alone, LENGTHS, strict=True))
+    return language_loss(ours, packed).loss, total
 
-    if not gradients:
-        return
-    language_loss(ours, packed).loss.backward()
-    sum(output.loss * (length - 1) for output, length in zip(alone, LENGTHS, strict=True)).backward()
-    pairs = [(a.grad, b.grad) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)]
-    largest = max(float(b.abs().max()) for _, b in pairs if b is not None)
-    apart = max(float((a - b).abs().max()) for a, b in pairs if a is not None and b is not None) / largest
-    if not apart <= GRADIENT_TOLERANCE:
-        yield f"gradients of packed documents differ by {apart:.1e} of the largest"
+
+def _reward(ours: Any, theirs: Any, texts: list[list[int]]) -> Generator[str, None, tuple[Tensor, Tensor]]:
+    """Rewards, two of them of answers to one prompt; returns their squares' sum, so that each text weighs otherwise."""
+    first, second, third, fourth = texts
+    fourth = third[:SHARED] + [token for token in fourth if token not in third[:SHARED]]
+    layout = Layout(2, 40, VOCABULARY - 1)
+    ends = [layout.add(row, np.array(text)) for row, text in ((0, first), (0, second), (1, third))]
+    ends.append(layout.add(1, np.array(fourth[SHARED:]), slice(0, SHARED)))
+    found = rewards(ours, prepare_texts(layout.batch() | {"ends": torch.tensor(ends)}))["ends"]
+    alone = torch.cat([theirs(input_ids=torch.tensor([text])).logits[0] for text in (first, second, third, fourth)])
+    apart = float(((found - alone).abs().max() / alone.abs().max()).detach())
+    if not apart <= LOGITS_TOLERANCE:
+        yield f"rewards of packed texts differ by {apart:.1e} of the largest"
+    return found.square().sum(), alone.square().sum()
 
 
 def _in_words(behaviour: Behaviour) -> str:

@@ -141,6 +141,19 @@ def test_what_is_no_causal_language_model_is_refused(name, settings, words):
         Backbone(config=getattr(transformers, name)(**settings)).behaviour()
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("BertConfig", USUAL | {"is_decoder": True}),
+        ("CTRLConfig", {"vocab_size": VOCAB, "n_embd": 32, "dff": 64, "n_layer": 2, "n_head": 4}),
+        ("BartConfig", {"vocab_size": VOCAB, "d_model": 32}),
+    ],
+)
+def test_a_reward_head_of_another_kind_is_refused(name, settings):
+    with pytest.raises(UserError, match=r"cannot be trained as a reward model: .* no linear head named score"):
+        Backbone(config=getattr(transformers, name)(**settings)).behaviour(REWARD)
+
+
 def test_another_attention_is_tried_as_it_was_asked_for():
     config = transformers.LlamaConfig(**USUAL)
     assert Backbone(config=config, attention="eager").behaviour().attention == "eager"
