@@ -9,8 +9,9 @@ import pytest
 
 from llm_lightning.__main__ import main
 from llm_lightning_safety import redaction
+from tests.chat_server import ChatServer, send_json
 from tests.end_to_end.test_secrets import assert_nowhere
-from tests.end_to_end.test_synthetic import TEMPLATE
+from tests.end_to_end.test_synthetic import CONFIG, TEMPLATE
 from tests.secret_forms import FORMS, LOOKS, S
 
 # One secret for each form, since one that was seen once is known wherever it is repeated.
@@ -18,6 +19,11 @@ SECRETS = [f"S3cr3t-{number:02d}-Value.9" for number in range(len(FORMS))]
 TEXTS = [form.replace(S, secret) for form, secret in zip(FORMS, SECRETS, strict=True)]
 ALL = [*SECRETS, *LOOKS]
 NOTES = "\n\n".join([*TEXTS, *LOOKS])
+LORA = "{class_path: peft.LoraConfig, init_args: {r: 2, target_modules: [q_proj, v_proj]}}"
+TRAIN = (
+    "--config=sft.yaml", "--config=logger/wandb", f"--trainer.logger.init_args.notes={NOTES}",
+    f"--trainer.logger.init_args.tags=[{LOOKS[0]}]", f"--trainer.logger.init_args.group={TEXTS[11]}",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +41,7 @@ def chat(folder, network, monkeypatch):
     shutil.copy(TEMPLATE, folder / "network" / "chat_template.jinja")
     pairs = [{"question": f"What is password: Data-{i}-9?", "answer": f"It is {2 * i}."} for i in range(80)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (folder / "synthetic.yaml").write_text(CONFIG)
     (folder / "sft.yaml").write_text(SFT)
     return folder
 
@@ -49,6 +56,35 @@ data:
 trainer: {accelerator: cpu, devices: 1, precision: 32-true, default_root_dir: run, max_steps: 2, val_check_interval: 2,
           limit_predict_batches: 2}
 """
+
+
+@pytest.mark.slow  # each command is a process of its own: W&B writes its files as it ends
+def test_a_run_with_wandb_and_what_is_made_of_it(chat, run):
+    env = {"WANDB_MODE": "offline", "WANDB_API_KEY": LOOKS[3], "HF_TOKEN": LOOKS[0], "MY_PASSWORD": "Key-In-The-Env-1"}
+    args = (*TRAIN, "--model.peft", LORA)
+    for command in ("fit", "test", "predict"):
+        code, output = run(command, *args, env=env)
+        assert code == 0, output
+        assert_nowhere(chat, output, [*ALL, "Key-In-The-Env-1"])
+    assert len(list((chat / "run" / "wandb").glob("offline-run-*/*.wandb"))) >= 2
+    settings = (chat / "run" / "config.yaml").read_text()
+    assert "***" in settings and "max_steps: 2" in settings
+    # What a user trains on is no setting: it comes out as it went in.
+    predictions = [json.loads(line) for line in (chat / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert predictions and all("password: Data-" in json.dumps(each) for each in predictions)
+    code, output = run("merge", "run/model/last", "merged", env=env)
+    assert code == 0 and (chat / "merged" / "model.safetensors").exists(), output
+    assert_nowhere(chat, output, [*ALL, "Key-In-The-Env-1"])
+
+
+@pytest.mark.slow  # five processes, four of which train
+def test_an_ablation(chat, run):
+    args = ("--config=synthetic.yaml", *TRAIN[1:], "--trainer.max_steps=2", "--trainer.val_check_interval=2")
+    args += ("--data.generators.again.init_args.count=8", "--seeds=2")
+    code, output = run("ablate", *args, env={"WANDB_MODE": "offline", "HF_TOKEN": LOOKS[0]})
+    assert code == 0 and "mean difference" in output, output
+    assert len(list((chat / "run" / "ablation").glob("*/config.yaml"))) == 4
+    assert_nowhere(chat, output, ALL)
 
 
 @pytest.mark.parametrize("command", ["fit", "test", "predict"])
@@ -97,6 +133,19 @@ def test_copied_configurations_hold_what_the_package_holds(chat, capfd):
     assert main(["configs", "--copy=out"]) == 0
     assert_nowhere(chat, "".join(capfd.readouterr()), ALL)
     assert "***" not in (chat / "out" / "sft.yaml").read_text()
+
+
+@pytest.mark.slow  # W&B asks its server again for half a minute
+def test_a_server_of_wandb_that_repeats_the_key(chat, run):
+    pytest.importorskip("wandb_workspaces")
+    with ChatServer().running() as server:
+        said = {"errors": [{"message": f"no such key: {LOOKS[3]}, {TEXTS[0]}"}]}
+        server.fault = lambda body, attempt: lambda handler: send_json(handler, json.dumps(said).encode(), 400)
+        address = server.url.removesuffix("/v1")
+        env = {"WANDB_API_KEY": LOOKS[3], "WANDB_BASE_URL": address, "WANDB_MODE": "online"}
+        code, output = run("workspace", "sft", "--entity=me", "--project=them", "--debug", env=env)
+    assert code == 2 and "llm-lightning: error" in output and server.calls, output
+    assert_nowhere(chat, output, [LOOKS[3], SECRETS[0]])
 
 
 OUTPUT = """
