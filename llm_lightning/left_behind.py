@@ -10,10 +10,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from callbacks import ModelFolder
 from llm_lightning.errors import UserError
 from llm_lightning.launch.checks import is_first_rank
-from llm_lightning_safety.files import link_out_of, remove
+from llm_lightning_safety.files import links_out_of, remove
 
 UNFINISHED = re.compile(r"\..+(\.tmp|\.tmp-\d+|\.unfinished)")
 """Names under which files and folders are written before they get their own."""
+WANDB_LOG = re.compile(r"wandb/(offline-)?run-[^/]+/logs/debug-core\.log")
+"""W&B's own link into its cache, one in the folder of each of its runs, which no later run reads or writes."""
 
 
 def refuse_links(root: Path) -> None:
@@ -22,7 +24,11 @@ def refuse_links(root: Path) -> None:
     Raises:
         UserError: with the first one.
     """
-    if is_first_rank() and root.is_dir() and (link := link_out_of(root)):
+    if not (is_first_rank() and root.is_dir()):
+        return
+    for link in links_out_of(root):
+        if WANDB_LOG.fullmatch(link.relative_to(root.resolve()).as_posix()):
+            continue
         raise UserError(
             f"{link} is a link that leads out of the run folder, which could be a stranger's: remove it, or put what "
             "it points to in its place. (The run folder itself may be a link.)"

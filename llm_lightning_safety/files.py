@@ -78,18 +78,17 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def link_out_of(root: Path) -> Path | None:
-    """The first link below a folder that leads out of it; None where there is none. The folder itself may be a link."""
+def links_out_of(root: Path) -> Iterator[Path]:
+    """The links below a folder that lead out of it. The folder itself may be a link."""
     inside = root.resolve()
     waiting = [inside]
     while waiting:
         with os.scandir(waiting.pop()) as entries:
             for entry in entries:
                 if entry.is_symlink() and not _target(Path(entry.path)).is_relative_to(inside):
-                    return Path(entry.path)
+                    yield Path(entry.path)
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(Path(entry.path))
-    return None
 
 
 def _target(link: Path) -> Path:

@@ -33,3 +33,19 @@ def test_links(tmp_path):
     (tmp_path / "run" / "samples" / "b.txt").symlink_to(tmp_path)
     with pytest.raises(UserError, match=r"samples/b\.txt is a link that leads out of the run folder"):
         refuse_links(tmp_path / "run")
+
+
+@pytest.mark.parametrize("run", ["offline-run-20261129_121900-ab12", "run-20261129_121900-ab12"])
+def test_the_log_that_wandb_links_to(tmp_path, run):
+    root, outside = tmp_path / "run", tmp_path / "cache" / "wandb" / "logs" / "core-debug.log"
+    write_text(outside, "")
+    log = root / "wandb" / run / "logs" / "debug-core.log"
+    make_folder(log.parent)
+    log.symlink_to(outside)
+    refuse_links(root)
+    for planted in (log.with_name("debug.log"), root / "wandb" / run / "files" / "debug-core.log"):
+        make_folder(planted.parent)
+        planted.symlink_to(outside)
+        with pytest.raises(UserError, match=planted.name):
+            refuse_links(root)
+        planted.unlink()

@@ -7,7 +7,7 @@ import pytest
 from llm_lightning_safety.files import (
     atomic_file,
     is_plain_name,
-    link_out_of,
+    links_out_of,
     make_folder,
     open_unlinked,
     read_text,
@@ -94,15 +94,15 @@ def test_links_out_of_a_folder_are_found(root, victim, tmp_path):
     write_text(root / "wandb" / "run" / "log", "")
     (root / "wandb" / "latest").symlink_to("run")
     (root / "wandb" / "debug.log").symlink_to("run/log")
-    assert link_out_of(root) is None
+    assert not list(links_out_of(root))
     (tmp_path / "by-link").symlink_to(root)
-    assert link_out_of(tmp_path / "by-link") is None
+    assert not list(links_out_of(tmp_path / "by-link"))
     for place, target in (
         ("model", victim.parent), ("wandb/run/id", victim), ("up", "../outside"), ("circle", "circle"),
         ("wandb/missing", "/no/such/file"),
     ):  # fmt: skip
         (root / place).symlink_to(target)
-        assert link_out_of(root) == (root / place).parent.resolve() / (root / place).name, place
+        assert list(links_out_of(root)) == [(root / place).parent.resolve() / (root / place).name], place
         (root / place).unlink()
 
 
