@@ -6,7 +6,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-from llm_lightning.allocator import keep_freed_memory
+from llm_lightning.process.allocator import keep_freed_memory
 
 keep_freed_memory()
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from llm_lightning.allocator import keep_freed_memory
+from llm_lightning.process.allocator import keep_freed_memory
 
 keep_freed_memory()
 
@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM  # noqa: E402
 from benchmarks.fixed_rows import Rows  # noqa: E402
 from benchmarks.step_clock import StepClock  # noqa: E402
 from benchmarks.workload import Job  # noqa: E402
-from llm_lightning.precision import use_fast_float32  # noqa: E402
+from llm_lightning.run.precision import use_fast_float32  # noqa: E402
 
 
 def fast_attention(

@@ -50,10 +50,10 @@ def write_corpus(path: Path, megabytes: float) -> None:
 
 
 def tokenize_ours(corpus: str, tokenizer_folder: str, cache: str) -> None:
-    from datamodules.text_encoder import TextEncoder
-    from datamodules.text_source import TextSource, text_units
-    from datamodules.tokenization import tokenize
-    from datamodules.tokenizer import load_tokenizer
+    from datamodules.encoding.texts import TextEncoder
+    from datamodules.encoding.tokenization import tokenize
+    from datamodules.encoding.tokenizer import load_tokenizer
+    from datamodules.records.text_source import TextSource, text_units
 
     tokenize(text_units(TextSource(corpus), Path(cache)), TextEncoder.of(load_tokenizer(tokenizer_folder)), Path(cache))
 
@@ -96,11 +96,11 @@ def load_ours(corpus: str, tokenizer_folder: str, cache: str, num_batches: int) 
 
 def pack(corpus: str, tokenizer_folder: str, cache: str) -> dict[str, dict[str, float]]:
     """Share of padded positions; share of the documents that fit into a row and were cut all the same."""
-    from datamodules.rows import Selection, pack_rows
-    from datamodules.text_encoder import TextEncoder
-    from datamodules.text_source import TextSource, text_units
-    from datamodules.tokenization import tokenize
-    from datamodules.tokenizer import load_tokenizer
+    from datamodules.encoding.texts import TextEncoder
+    from datamodules.encoding.tokenization import tokenize
+    from datamodules.encoding.tokenizer import load_tokenizer
+    from datamodules.records.text_source import TextSource, text_units
+    from datamodules.storage.rows import Selection, pack_rows
 
     root = Path(cache)
     shards = tokenize(text_units(TextSource(corpus), root), TextEncoder.of(load_tokenizer(tokenizer_folder)), root)
@@ -189,14 +189,14 @@ def main() -> None:
 
 
 def run_all(arguments: argparse.Namespace, folder: Path) -> list[dict]:
-    from datamodules.tokenizer import sample, train
+    from datamodules.encoding.tokenizer import sample, train
 
     megabytes, repeats = (8, 1) if arguments.quick else (48, 3)
     sizes = (5, 20) if arguments.quick else (100 * arguments.gigabytes, 1000 * arguments.gigabytes)
     results: list[dict] = []
     corpus, tokenizer = folder / "corpus.jsonl", folder / "tokenizer"
     write_corpus(corpus, megabytes)
-    from datamodules.text_source import TextSource, text_units
+    from datamodules.records.text_source import TextSource, text_units
 
     train(sample(text_units(TextSource(str(corpus)), folder), "stop"), VOCAB_SIZE).save_pretrained(tokenizer)
     text_mb = sum(len(json.loads(line)["text"].encode()) for line in corpus.open()) / 1e6

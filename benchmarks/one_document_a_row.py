@@ -23,13 +23,13 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, only its own folder is on the path
 
 from benchmarks.workload import SHAPES
-from llm_lightning.allocator import keep_freed_memory
 from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.backbone import Backbone
-from llm_lightning.models.behaviour import behaviour_of
-from llm_lightning.models.examination import examine
+from llm_lightning.models.examination.behaviour import behaviour_of
+from llm_lightning.models.examination.examination import examine
 from llm_lightning.models.heads import language_loss, prepare_batch
 from llm_lightning.models.tasks import LANGUAGE
+from llm_lightning.process.allocator import keep_freed_memory
 
 TRIED = ("LlamaConfig", "MixtralConfig", "MambaConfig", "Qwen3NextConfig")
 ROWS, ROW = 2, 1024

@@ -27,7 +27,7 @@ import yaml  # noqa: E402
 
 from benchmarks.peers import peer_python  # noqa: E402
 from benchmarks.runner import machine  # noqa: E402
-from callbacks.measurement import measure_speed, text_table  # noqa: E402
+from callbacks.monitoring.measurement import measure_speed, text_table  # noqa: E402
 
 WINDOWS, WINDOW, SEQ_LEN, ROWS, CALIBRATION, RECOVERY = 12, 512, 512, 2, 8, 60
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.quantization import LLM_COMPRESSOR, Job
 from benchmarks.runner import script
-from callbacks.measurement import Speed, measure_quality
+from callbacks.monitoring.measurement import Speed, measure_quality
 from callbacks.quantization import layers
 from callbacks.quantization.choice import Measured
 from callbacks.quantization.request import Request

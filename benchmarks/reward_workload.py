@@ -151,7 +151,7 @@ def _write_model(folder: Path, shape: Shape, pairs: list[Preference]) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
-    from datamodules.tokenizer import train
+    from datamodules.encoding.tokenizer import train
 
     texts = (message["content"] for pair in pairs for name in pair for message in pair[name])
     tokenizer = train(texts, shape.config["vocab_size"])

@@ -68,7 +68,7 @@ def benchmark(model: str, args: argparse.Namespace) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from llm_lightning.models.attention import register_attention
-    from llm_lightning.precision import use_fast_float32
+    from llm_lightning.run.precision import use_fast_float32
 
     use_fast_float32()
     register_attention()

@@ -182,7 +182,7 @@ def _write_model(folder: Path, shape: Shape, pairs: list[Pair]) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from datamodules.tokenizer import train
+    from datamodules.encoding.tokenizer import train
 
     texts = (message["content"] for pair in pairs for message in pair["prompt"] + pair["completion"])
     # A set this small may fill less than a large vocabulary; the network keeps its shape.

@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 
 from benchmarks.runner import machine
 from benchmarks.workload import SHAPES
-from datamodules.pairs import Layout
-from llm_lightning.allocator import keep_freed_memory
+from datamodules.serving.pairs import Layout
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.rewards import prepare_texts, rewards
 from llm_lightning.models.tasks import REWARD
-from llm_lightning.precision import use_fast_float32
+from llm_lightning.process.allocator import keep_freed_memory
+from llm_lightning.run.precision import use_fast_float32
 
 ANSWER, ROW = 64, 2048
 PROMPTS = (4, 8, 16, 32, 64, 128, 256, 512)

@@ -81,8 +81,8 @@ def benchmark(args: argparse.Namespace) -> None:
 
     from datamodules.corpora.python_pairs import records
     from llm_lightning.models.attention import register_attention
-    from llm_lightning.precision import use_fast_float32
     from llm_lightning.rollouts import LocalEngine
+    from llm_lightning.run.precision import use_fast_float32
 
     use_fast_float32()
     register_attention()

@@ -124,7 +124,7 @@ def main() -> int:
         return 0
     # They import torch, which the measured process has no use for.
     from benchmarks.runner import machine
-    from callbacks.measurement import text_table
+    from callbacks.monitoring.measurement import text_table
 
     count, planted = (2000, 40) if args.quick else (args.records, args.planted)
     figures: list[tuple[str, str, float, str]] = []

@@ -1,24 +1,24 @@
 """What happens around training; each callback plugs into any LightningModule that holds its network as `self.model`."""
 
-from callbacks.curves import Curves
-from callbacks.early_stopping import EarlyStopping
+from callbacks.artifacts.model_folder import ModelFolder
+from callbacks.artifacts.predictions import Predictions
+from callbacks.artifacts.random_state import RandomState
+from callbacks.artifacts.run_checkpoint import RunCheckpoint
+from callbacks.artifacts.wandb_run_id import WandbRunId
 from callbacks.errors import CallbackError
-from callbacks.graceful_stop import GracefulStop
-from callbacks.heartbeat import Heartbeat
-from callbacks.model_folder import ModelFolder
-from callbacks.predictions import Predictions
-from callbacks.progress import TrainingProgress
+from callbacks.monitoring.curves import Curves
+from callbacks.monitoring.heartbeat import Heartbeat
+from callbacks.monitoring.progress import TrainingProgress
+from callbacks.monitoring.reliability import Reliability
+from callbacks.monitoring.rollout_table import RolloutTable
+from callbacks.monitoring.samples import Samples
+from callbacks.monitoring.summary import RunSummary
+from callbacks.monitoring.throughput import Throughput
 from callbacks.pruning import Pruning
 from callbacks.quantization import Quantization
-from callbacks.random_state import RandomState
-from callbacks.reliability import Reliability
-from callbacks.rollout_table import RolloutTable
-from callbacks.run_checkpoint import RunCheckpoint
-from callbacks.samples import Samples
-from callbacks.stop_conditions import Budget, Divergence, NoImprovement, NotFinite, StopCondition, Target
-from callbacks.summary import RunSummary
-from callbacks.throughput import Throughput
-from callbacks.wandb_run_id import WandbRunId
+from callbacks.stopping.conditions import Budget, Divergence, NoImprovement, NotFinite, StopCondition, Target
+from callbacks.stopping.early_stopping import EarlyStopping
+from callbacks.stopping.graceful_stop import GracefulStop
 
 __all__ = [
     "Budget",

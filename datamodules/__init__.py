@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from datamodules.preference import PreferenceDataModule as PreferenceDataModule
     from datamodules.pretraining import TextDataModule as TextDataModule
     from datamodules.prompts import PromptDataModule as PromptDataModule
-    from datamodules.record_source import RecordSource as RecordSource
+    from datamodules.records.record_source import RecordSource as RecordSource
+    from datamodules.records.text_source import TextSource as TextSource
     from datamodules.synthetic.datamodule import SyntheticDataModule as SyntheticDataModule
     from datamodules.synthetic.openai_engine import OpenAIEngine as OpenAIEngine
-    from datamodules.text_source import TextSource as TextSource
 
 # Imported when asked for: the processes that tokenize import this package too, and have no use for Lightning.
 _PLACES = {
@@ -21,10 +21,10 @@ _PLACES = {
     "OpenAIEngine": "datamodules.synthetic.openai_engine",
     "PreferenceDataModule": "datamodules.preference",
     "PromptDataModule": "datamodules.prompts",
-    "RecordSource": "datamodules.record_source",
+    "RecordSource": "datamodules.records.record_source",
     "SyntheticDataModule": "datamodules.synthetic.datamodule",
     "TextDataModule": "datamodules.pretraining",
-    "TextSource": "datamodules.text_source",
+    "TextSource": "datamodules.records.text_source",
 }
 __all__ = list(_PLACES)
 

@@ -10,15 +10,23 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from datamodules.chat_template import ChatTemplate
-from datamodules.control_tokens import normalizer_of
+from datamodules.encoding.tokenizer import load_tokenizer
 from datamodules.errors import DataError
 from datamodules.packed import PackedDataModule
-from datamodules.record_shapes import SHAPES
-from datamodules.record_source import ChatRecord, OtherSource, RecordSource, Shapes, Writer, peek_records, record_units
-from datamodules.template_choice import TOOL_USE, find_template, set_template
-from datamodules.tokenizer import load_tokenizer
-from datamodules.units import Unit
+from datamodules.records.record_source import (
+    ChatRecord,
+    OtherSource,
+    RecordSource,
+    Shapes,
+    Writer,
+    peek_records,
+    record_units,
+)
+from datamodules.records.shapes import SHAPES
+from datamodules.sources.units import Unit
+from datamodules.templates.chat_template import ChatTemplate
+from datamodules.templates.choice import TOOL_USE, find_template, set_template
+from datamodules.templates.control_tokens import normalizer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datamodules.chat import ChatDataModule, template_of
-from datamodules.chat_encoder import ChatEncoder
-from datamodules.chat_template import Turns
-from datamodules.collate import Piece
-from datamodules.dataset import Documents, Prompts
+from datamodules.encoding.conversations import ChatEncoder
+from datamodules.encoding.tokenizer import bare
 from datamodules.packed import Packed
-from datamodules.records import Reasoning
-from datamodules.rows import TooLong
-from datamodules.tokenizer import bare
+from datamodules.records.conversations import Reasoning
+from datamodules.serving.collate import Piece
+from datamodules.serving.dataset import Documents, Prompts
+from datamodules.storage.rows import TooLong
+from datamodules.templates.chat_template import Turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
-from datamodules.bad_records import OnBadRecord
 from datamodules.cache import cache_root, key_of
-from datamodules.collate import PackedCollator, PromptCollator
-from datamodules.dataset import Documents, PackedRows, Prompts
+from datamodules.encoding.tokenization import tokenize
 from datamodules.errors import DataError
-from datamodules.facts import check_any, facts_of, notes_in_words, skipped_in_words
-from datamodules.held_out import unlike_share
-from datamodules.loader import EvaluationLoader, ResumableLoader
-from datamodules.order import SequentialOrder, ShuffledOrder
-from datamodules.preview import preview
 from datamodules.resumption import check_same_rows
-from datamodules.rows import RowIndex, Selection, TooLong, hashes_of, pack_rows, split_documents
-from datamodules.shards import Encoder, Shard
-from datamodules.sources import Source, files_in_words, paths_of, sources_to_validate_on
-from datamodules.tokenization import tokenize
-from datamodules.units import Unit
+from datamodules.serving.collate import PackedCollator, PromptCollator
+from datamodules.serving.dataset import Documents, PackedRows, Prompts
+from datamodules.serving.loader import EvaluationLoader, ResumableLoader
+from datamodules.serving.order import SequentialOrder, ShuffledOrder
+from datamodules.serving.preview import preview
+from datamodules.sources.bad_records import OnBadRecord
+from datamodules.sources.discover import Source, files_in_words, paths_of, sources_to_validate_on
+from datamodules.sources.units import Unit
+from datamodules.storage.held_out import unlike_share
+from datamodules.storage.rows import RowIndex, Selection, TooLong, hashes_of, pack_rows, split_documents
+from datamodules.storage.shards import Encoder, Shard
+from datamodules.storage.statistics import check_any, facts_of, notes_in_words, skipped_in_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

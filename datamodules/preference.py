@@ -12,23 +12,23 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.cache import cache_root
 from datamodules.chat import ChatDataModule, template_of
+from datamodules.encoding.pad_token import pad_apart
+from datamodules.encoding.pairs import PAIR, Cut, PairEncoder
+from datamodules.encoding.tokenizer import bare
 from datamodules.errors import DataError
-from datamodules.loader import EvaluationLoader
-from datamodules.near_duplicates import resembling
-from datamodules.order import SequentialOrder
 from datamodules.packed import Packed
-from datamodules.pad_token import pad_apart
-from datamodules.pair_encoder import PAIR, Cut, PairEncoder
-from datamodules.pair_preview import preview_pairs
-from datamodules.pairs import PairCollator, PairRows, Pairs
-from datamodules.preference_records import FIRST, SECOND, TIE
-from datamodules.record_shapes import PREFERENCE_SHAPES
-from datamodules.record_source import OtherSource
-from datamodules.rows import Selection, TooLong, split_documents
-from datamodules.scoring import Conversations
-from datamodules.shards import Shard
-from datamodules.splits import ALL
-from datamodules.tokenizer import bare
+from datamodules.records.preferences import FIRST, SECOND, TIE
+from datamodules.records.record_source import OtherSource
+from datamodules.records.shapes import PREFERENCE_SHAPES
+from datamodules.serving.loader import EvaluationLoader
+from datamodules.serving.order import SequentialOrder
+from datamodules.serving.pair_preview import preview_pairs
+from datamodules.serving.pairs import PairCollator, PairRows, Pairs
+from datamodules.serving.scoring import Conversations
+from datamodules.sources.splits import ALL
+from datamodules.storage.near_duplicates import resembling
+from datamodules.storage.rows import Selection, TooLong, split_documents
+from datamodules.storage.shards import Shard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

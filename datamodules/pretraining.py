@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.collate import Piece
-from datamodules.dataset import Documents, Prompts
+from datamodules.encoding.texts import TextEncoder
+from datamodules.encoding.tokenizer import SMALLEST_VOCAB, framing, load_tokenizer, trained_tokenizer
 from datamodules.errors import DataError
 from datamodules.packed import Packed, PackedDataModule
-from datamodules.shards import Encoder
-from datamodules.text_encoder import TextEncoder
-from datamodules.text_source import OtherTextSource, TextSource, peek_texts, text_units
-from datamodules.tokenizer import SMALLEST_VOCAB, framing, load_tokenizer, trained_tokenizer
-from datamodules.units import Unit
+from datamodules.records.text_source import OtherTextSource, TextSource, peek_texts, text_units
+from datamodules.serving.collate import Piece
+from datamodules.serving.dataset import Documents, Prompts
+from datamodules.sources.units import Unit
+from datamodules.storage.shards import Encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -14,24 +14,24 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from datamodules.bad_records import BadRecords, OnBadRecord
 from datamodules.cache import cache_root, key_of, made_folder
 from datamodules.chat import template_of
+from datamodules.encoding.prompts import PromptEncoder, write_prompts
+from datamodules.encoding.tokenizer import bare, framing, load_tokenizer
 from datamodules.errors import DataError
-from datamodules.grouped_order import GroupedOrder
-from datamodules.held_out import unlike_share
-from datamodules.loader import EvaluationLoader, ResumableLoader
-from datamodules.order import SequentialOrder, ShuffledOrder
-from datamodules.own_keys import unread_in_words
-from datamodules.prompt_records import PromptEncoder, write_prompts
-from datamodules.prompt_set import PromptBatchCollator, Prompts, split_prompts
-from datamodules.record_shapes import PROMPT_SHAPES
-from datamodules.record_source import OtherSource, RecordSource, record_units, with_shape
+from datamodules.records.own_keys import unread_in_words
+from datamodules.records.record_source import OtherSource, RecordSource, record_units, with_shape
+from datamodules.records.shapes import PROMPT_SHAPES
 from datamodules.resumption import check_same_rows
-from datamodules.sources import files_in_words, first_units, paths_of, sources_to_validate_on
-from datamodules.template_choice import set_template
-from datamodules.tokenizer import bare, framing, load_tokenizer
-from datamodules.units import Unit
+from datamodules.serving.grouped_order import GroupedOrder
+from datamodules.serving.loader import EvaluationLoader, ResumableLoader
+from datamodules.serving.order import SequentialOrder, ShuffledOrder
+from datamodules.serving.prompts import PromptBatchCollator, Prompts, split_prompts
+from datamodules.sources.bad_records import BadRecords, OnBadRecord
+from datamodules.sources.discover import files_in_words, first_units, paths_of, sources_to_validate_on
+from datamodules.sources.units import Unit
+from datamodules.storage.held_out import unlike_share
+from datamodules.templates.choice import set_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -4,7 +4,7 @@ import sys
 from importlib import import_module
 
 from llm_lightning import __version__
-from llm_lightning.early_signal import note_early_signal
+from llm_lightning.process.early_signal import note_early_signal
 
 USAGE = """\
 usage: llm-lightning COMMAND [--config FILE ...] [--KEY VALUE ...]
@@ -42,11 +42,11 @@ options:
 
 # Commands with flags of their own, and where their `run` is.
 OTHERS = {
-    "ablate": "llm_lightning.ablation",
-    "configs": "llm_lightning.shipped_configs",
-    "merge": "llm_lightning.merge",
-    "slurm": "llm_lightning.launch.command",
-    "workspace": "llm_lightning.loggers.workspaces",
+    "ablate": "llm_lightning.commands.ablate",
+    "configs": "llm_lightning.settings.shipped",
+    "merge": "llm_lightning.commands.merge",
+    "slurm": "llm_lightning.commands.slurm",
+    "workspace": "llm_lightning.commands.workspace",
 }
 COMMANDS = ("fit", "validate", "test", "predict", "preview", "augment", *OTHERS)
 
@@ -69,9 +69,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if argv is None and words[0] == "fit":  # a process of its own
         note_early_signal()
-    from llm_lightning.allocator import keep_freed_memory
-    from llm_lightning.quiet import quiet_libraries
-    from llm_lightning.redacted_output import redact_output
+    from llm_lightning.process.allocator import keep_freed_memory
+    from llm_lightning.process.quiet import quiet_libraries
+    from llm_lightning.process.redacted_output import redact_output
     from llm_lightning_safety.redaction import remember_arguments
 
     keep_freed_memory()
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     if words[0] in OTHERS:
         return int(import_module(OTHERS[words[0]]).run(words[1:], debug=len(words) < len(args)))
     if argv is None:
-        from llm_lightning.waiting import choose_waiting_policy
+        from llm_lightning.process.waiting import choose_waiting_policy
 
         choose_waiting_policy()
     from llm_lightning.cli import run

@@ -32,26 +32,26 @@ from datamodules import (
     TextDataModule,
 )
 from datamodules.synthetic.engine import Engine
-from llm_lightning.checkpointing import AtomicCheckpointIO, trained_steps
-from llm_lightning.damage import last_good_checkpoint
-from llm_lightning.environment import with_environment
 from llm_lightning.errors import UserError
-from llm_lightning.finished import check_finished, compare_settings, tell, trained_weights, why_finished
 from llm_lightning.launch.checks import LaunchError, check_launch, explain, is_first_rank
-from llm_lightning.left_behind import refuse_links, remove_leftovers, report_unwritten
 from llm_lightning.loggers.metrics_file import MetricsFile
 from llm_lightning.loggers.redact import redact_arguments
 from llm_lightning.messages import readable
 from llm_lightning.modules import PPO, CausalPretraining, RewardModeling, SupervisedFinetuning
 from llm_lightning.modules.base import LanguageModule
-from llm_lightning.precision import default_precision, use_fast_float32
-from llm_lightning.redacted_output import print_traceback, report
+from llm_lightning.process.redacted_output import print_traceback, report
 from llm_lightning.rollouts import LocalEngine
-from llm_lightning.run_folder import RunConfig, as_written, move_aside, saved_precision
-from llm_lightning.run_lock import RunLock
-from llm_lightning.run_trainer import RunTrainer
-from llm_lightning.shipped_configs import with_found_configs
-from llm_lightning.short_names import prefer_in_yaml
+from llm_lightning.run.checkpointing import AtomicCheckpointIO, trained_steps
+from llm_lightning.run.damage import last_good_checkpoint
+from llm_lightning.run.finished import check_finished, compare_settings, tell, trained_weights, why_finished
+from llm_lightning.run.folder import RunConfig, as_written, move_aside, saved_precision
+from llm_lightning.run.left_behind import refuse_links, remove_leftovers, report_unwritten
+from llm_lightning.run.lock import RunLock
+from llm_lightning.run.precision import default_precision, use_fast_float32
+from llm_lightning.run.trainer import RunTrainer
+from llm_lightning.settings.environment import with_environment
+from llm_lightning.settings.shipped import with_found_configs
+from llm_lightning.settings.short_names import prefer_in_yaml
 from llm_lightning.strategies.trust import check_strategy
 from llm_lightning_safety.redaction import remember
 

@@ -10,10 +10,9 @@ from lightning.pytorch.loggers import WandbLogger
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from callbacks.early_stopping import EarlyStopping
+from callbacks.artifacts.model_folder import ModelFolder
 from callbacks.errors import CallbackError
-from callbacks.graceful_stop import GracefulStop
-from callbacks.model_folder import ModelFolder
+from callbacks.monitoring.summary import RunSummary
 from callbacks.phase import is_rehearsal, is_validating_fit
 from callbacks.pruning import report
 from callbacks.pruning.criteria import Criterion, Wanda
@@ -23,7 +22,8 @@ from callbacks.pruning.schedules import Cubic, PruningSchedule
 from callbacks.pruning.structures import Structure, layer_of
 from callbacks.pruning.units import Structured
 from callbacks.pruning.weights import Weight, base_network, find_weights, local
-from callbacks.summary import RunSummary
+from callbacks.stopping.early_stopping import EarlyStopping
+from callbacks.stopping.graceful_stop import GracefulStop
 from llm_lightning_safety.files import write_text
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from callbacks.measurement import Quality, measure_quality, measure_speed, text_table, validation_batches
+from callbacks.monitoring.measurement import Quality, measure_quality, measure_speed, text_table, validation_batches
 from callbacks.pruning.weights import base_network, reduce_sum
 from llm_lightning_safety.files import atomic_file
 

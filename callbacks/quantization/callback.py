@@ -9,17 +9,17 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from callbacks.artifacts.model_folder import swap_in
 from callbacks.errors import CallbackError
-from callbacks.graceful_stop import GracefulStop
-from callbacks.measurement import validation_batches
-from callbacks.model_folder import swap_in
+from callbacks.monitoring.measurement import validation_batches
+from callbacks.monitoring.samples import is_sharded
 from callbacks.phase import is_rehearsal
 from callbacks.quantization import layers, report, schemes
 from callbacks.quantization.calibration import Calibration
 from callbacks.quantization.choice import Budget, Measured
 from callbacks.quantization.request import Request
 from callbacks.quantization.trial import Trial
-from callbacks.samples import is_sharded
+from callbacks.stopping.graceful_stop import GracefulStop
 
 
 class Quantization(Callback):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from callbacks.errors import CallbackError
-from callbacks.measurement import Quality, Speed
+from callbacks.monitoring.measurement import Quality, Speed
 
 
 @dataclass(frozen=True)

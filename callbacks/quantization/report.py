@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from callbacks.measurement import text_table
+from callbacks.monitoring.measurement import text_table
 from callbacks.quantization.choice import Measured
 from llm_lightning_safety.files import atomic_file, write_text
 

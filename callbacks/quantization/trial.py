@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from callbacks.errors import CallbackError
-from callbacks.measurement import Batch, folder_bytes, measure_quality, measure_speed, memory_bytes
+from callbacks.monitoring.measurement import Batch, folder_bytes, measure_quality, measure_speed, memory_bytes
 from callbacks.quantization import layers, report, schemes
 from callbacks.quantization.choice import Measured
 from callbacks.quantization.request import Request, load_network

@@ -15,7 +15,7 @@ from datamodules.cache import build_lock, cache_root, key_of
 from datamodules.chat import ChatDataModule
 from datamodules.errors import DataError
 from datamodules.preference import PreferenceDataModule
-from datamodules.record_source import RecordSource
+from datamodules.records.record_source import RecordSource
 from datamodules.synthetic.calls import CachedEngine, CallLog
 from datamodules.synthetic.candidate import Message
 from datamodules.synthetic.engine import Engine

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from datamodules.cache import key_of, say_damaged
-from datamodules.record_source import Writer
+from datamodules.records.record_source import Writer
 from datamodules.synthetic.calls import CachedEngine, CallLog
 from datamodules.synthetic.candidate import Candidate, Provenance
 from datamodules.synthetic.engine import Engine

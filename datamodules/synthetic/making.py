@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 from datamodules.cache import key_of
-from datamodules.record_source import Writer
+from datamodules.records.record_source import Writer
 from datamodules.synthetic.candidate import Candidate, Provenance
 from datamodules.synthetic.engine import Engine, Reply, Request
 from datamodules.synthetic.generators.base import Draft, Dropped, RecordGenerator, Steps

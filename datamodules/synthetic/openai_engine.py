@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from datamodules.errors import DataError
-from datamodules.surrogates import encodable
+from datamodules.sources.surrogates import encodable
 from datamodules.synthetic.bounded_http import BoundedClient, CallError, HttpReply, parsed
 from datamodules.synthetic.candidate import Message
 from datamodules.synthetic.engine import Engine, Reply, Request

@@ -13,17 +13,17 @@ import pyarrow as pa
 
 from datamodules.cache import key_of, made_folder
 from datamodules.chat import ChatDataModule
+from datamodules.encoding.prompts import prompt_of
 from datamodules.errors import DataError
-from datamodules.formats import records
-from datamodules.json_values import json_default
-from datamodules.own_keys import own_keys, without
-from datamodules.prompt_records import prompt_of
-from datamodules.record_shapes import PROMPT_SHAPES
-from datamodules.record_source import RecordSource, record_units
-from datamodules.surrogates import encodable
+from datamodules.records.json_values import json_default
+from datamodules.records.own_keys import own_keys, without
+from datamodules.records.record_source import RecordSource, record_units
+from datamodules.records.shapes import PROMPT_SHAPES
+from datamodules.records.turns import UnfitError
+from datamodules.sources.formats import records
+from datamodules.sources.surrogates import encodable
+from datamodules.sources.units import Bad
 from datamodules.synthetic.candidate import Message
-from datamodules.turns import UnfitError
-from datamodules.units import Bad
 
 SCHEMA = pa.schema([("seed", pa.string())])
 SEEDS_A_BATCH = 1024

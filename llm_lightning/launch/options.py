@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass, field
 
 from llm_lightning.errors import UserError
-from llm_lightning.flags import FlagParser
+from llm_lightning.settings.flags import FlagParser
 
 # As sbatch takes it: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S.
 _TIME = re.compile(r"(?:(?P<days>\d+)-(?P<rest>\d+(?::\d+){0,2})|(?P<short>\d+(?::\d+){0,2}))")

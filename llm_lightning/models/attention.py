@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from llm_lightning.errors import UserError
 
 if TYPE_CHECKING:
-    from llm_lightning.models.virtual_tokens import Prefix
+    from llm_lightning.models.adapters.virtual_tokens import Prefix
 
 ATTENTION = "llm_lightning_documents"
 

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llm_lightning.errors import UserError
+from llm_lightning.models.adapters.merging import merged_copy
 from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.generation import generation_settings
 from llm_lightning.models.heads import base_model
-from llm_lightning.models.merging import merged_copy
-from llm_lightning.models.sharding import is_sharded, reshard, shape_of, whole
+from llm_lightning.models.loading.sharding import is_sharded, reshard, shape_of, whole
 
 FILE_SIZE = "5GB"
 """Of a sharded network's files: what the first rank has in memory at a time."""

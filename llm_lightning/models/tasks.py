@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from llm_lightning.errors import UserError
-from llm_lightning.models.sharding import gathered_zero3
+from llm_lightning.models.loading.sharding import gathered_zero3
 
 
 @dataclass(frozen=True)

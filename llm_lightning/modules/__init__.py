@@ -1,6 +1,6 @@
 """LightningModules, one objective a file."""
 
-from llm_lightning.modules.ppo import PPO
+from llm_lightning.modules.ppo.ppo import PPO
 from llm_lightning.modules.pretraining import CausalPretraining
 from llm_lightning.modules.reward import RewardModeling
 from llm_lightning.modules.sft import SupervisedFinetuning

@@ -15,16 +15,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from llm_lightning.commands.merge import merge_folder
 from llm_lightning.errors import UserError
-from llm_lightning.merge import merge_folder
-from llm_lightning.models.adapters import Adapter
+from llm_lightning.models.adapters.adapter import Adapter
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.description import describe
 from llm_lightning.models.export import save_model_folder
 from llm_lightning.models.generation import generation_settings
 from llm_lightning.models.heads import base_model, prepare_batch
-from llm_lightning.models.identity import Beginning
-from llm_lightning.models.sharding import Sharding
+from llm_lightning.models.loading.identity import Beginning
+from llm_lightning.models.loading.sharding import Sharding
 from llm_lightning.models.tasks import LANGUAGE, Task
 from llm_lightning.modules.checks import check_adapter, check_behaviour, check_generation
 from llm_lightning.modules.decay import decay_groups
@@ -52,7 +52,7 @@ class LanguageModule(LightningModule):
             a step, with the decay of GPT-3 and Llama.
         schedule: of the learning rate.
         peft: an adapter to train instead of the network, by the `class_path` of any peft config (`peft.LoraConfig`) or
-            `llm_lightning.models.bottleneck.BottleneckConfig`.
+            `llm_lightning.models.adapters.bottleneck.BottleneckConfig`.
         max_skipped_steps: steps in a row whose loss or gradient is not finite before the run is stopped.
     """
 

@@ -7,9 +7,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import PreTrainedConfig
 
 from llm_lightning.errors import UserError
-from llm_lightning.models import new_tokens
-from llm_lightning.models.adapters import check_targets
-from llm_lightning.models.merging import is_adapter
+from llm_lightning.models.adapters.adapter import check_targets
+from llm_lightning.models.adapters.merging import is_adapter
+from llm_lightning.models.loading import new_tokens
 
 
 def check_adapter(module: Any) -> None:

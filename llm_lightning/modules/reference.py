@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from llm_lightning.errors import UserError
-from llm_lightning.models.adapters import fingerprint
+from llm_lightning.models.adapters.adapter import fingerprint
 
 
 class Reference:

@@ -10,8 +10,8 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from llm_lightning.errors import UserError
-from llm_lightning.models.adalora import orthogonality
-from llm_lightning.models.adapters import fingerprint
+from llm_lightning.models.adapters.adalora import orthogonality
+from llm_lightning.models.adapters.adapter import fingerprint
 from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.heads import base_model

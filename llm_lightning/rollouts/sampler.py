@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llm_lightning.models.heads import base_model, head_scaling, output_head
-from llm_lightning.models.sharding import all_gathered, run_gathered
+from llm_lightning.models.loading.sharding import all_gathered, run_gathered
 from llm_lightning.rollouts.engine import Completion, Key
 from llm_lightning.rollouts.sampling import Sampling, draw, uniforms
 from llm_lightning.rollouts.slots import Slots, rollout_mode

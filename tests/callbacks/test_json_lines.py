@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from callbacks.json_lines import json_line
+from callbacks.artifacts.json_lines import json_line
 
 
 def refuse(constant):

@@ -7,7 +7,7 @@ from tiny_llama import TinyData, TinyModule, tiny_network, tiny_trainer
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from callbacks import CallbackError
-from callbacks.measurement import (
+from callbacks.monitoring.measurement import (
     CHUNK_TOKENS,
     as_measured,
     folder_bytes,

@@ -13,7 +13,7 @@ from tiny_run import ever_better_folders, exit_codes, recorded, running, wait_un
 from transformers import AutoModelForCausalLM
 
 from callbacks import CallbackError, GracefulStop, ModelFolder
-from callbacks.model_folder import _recover, swap_in
+from callbacks.artifacts.model_folder import _recover, swap_in
 
 
 def weights(network):

@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from callbacks.curves import draw_curves
-from callbacks.model_folder import ModelFolder
+from callbacks.artifacts.model_folder import ModelFolder
+from callbacks.artifacts.wandb_run_id import WandbRunId
+from callbacks.monitoring.curves import draw_curves
+from callbacks.monitoring.reliability import draw_reliability
+from callbacks.monitoring.samples import Samples
 from callbacks.pruning import report as pruning_report
 from callbacks.quantization.report import write_json
-from callbacks.reliability import draw_reliability
-from callbacks.samples import Samples
-from callbacks.wandb_run_id import WandbRunId
 
 
 @pytest.fixture

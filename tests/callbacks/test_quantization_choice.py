@@ -3,7 +3,7 @@ import math
 import pytest
 
 from callbacks import CallbackError
-from callbacks.measurement import Quality, Speed
+from callbacks.monitoring.measurement import Quality, Speed
 from callbacks.quantization.choice import Budget, Measured
 
 

@@ -11,7 +11,7 @@ from tiny_llama import TinyData, TinyModule, tiny_trainer
 from tiny_run import exit_codes, finish, free_port, recorded, running, wait_until
 
 from callbacks import RandomState
-from callbacks.random_state import generator_states, set_generator_states
+from callbacks.artifacts.random_state import generator_states, set_generator_states
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ from tiny_llama import TinyData, TinyModule, tiny_network, tiny_tokenizer, tiny_
 from tiny_run import finish, free_port, short_samples
 
 from callbacks import CallbackError, Samples
-from callbacks.samples import DEFAULT_GENERATION, generate_texts, is_sharded
+from callbacks.monitoring.samples import DEFAULT_GENERATION, generate_texts, is_sharded
 
 GREEDY = {"do_sample": False}
 

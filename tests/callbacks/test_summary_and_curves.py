@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from tiny_llama import TinyData, TinyModule, tiny_trainer
 
 from callbacks import Curves, GracefulStop, ModelFolder, RunSummary, Throughput
-from callbacks.curves import draw_curves, read_metrics
+from callbacks.monitoring.curves import draw_curves, read_metrics
 from llm_lightning.loggers import MetricsFile
 
 

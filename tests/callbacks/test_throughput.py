@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from callbacks import CallbackError, Throughput
-from callbacks.flops import TokenFlops, measured_flops, peak_flops
+from callbacks.monitoring.flops import TokenFlops, measured_flops, peak_flops
 
 CPU = torch.device("cpu")
 
@@ -145,7 +145,7 @@ def test_it_logs_where_the_trainer_logs_and_looks_back_over_its_window(tmp_path)
 
 
 def test_a_peak_that_was_measured_too_low_is_not_exceeded(tmp_path, monkeypatch):
-    monkeypatch.setattr("callbacks.throughput.peak_flops", lambda device, dtype: 1e3)
+    monkeypatch.setattr("callbacks.monitoring.throughput.peak_flops", lambda device, dtype: 1e3)
     trainer, _ = tokens_per_s(tmp_path, Sleep(), max_steps=4, log_every_n_steps=1, limit_val_batches=0)
     assert 0 < float(trainer.callback_metrics["throughput/mfu"]) <= 1
 

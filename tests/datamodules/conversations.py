@@ -1,7 +1,7 @@
 """What the tests of instruction data share: one conversation, and the way from a record to it."""
 
-from datamodules.records import Conversation, conversation_of, detect_shape
-from datamodules.units import Bad
+from datamodules.records.conversations import Conversation, conversation_of, detect_shape
+from datamodules.sources.units import Bad
 
 from .conftest import EMOJI, SPANISH
 

@@ -10,8 +10,8 @@ import pytest
 from datamodules import DataError, PromptDataModule, TextDataModule
 from datamodules.cache import content_digest
 from datamodules.corpora import corpus_file
-from datamodules.file_array import BLOCK, FileArray, SummedFile
-from datamodules.tokenizer import train
+from datamodules.encoding.tokenizer import train
+from datamodules.storage.file_array import BLOCK, FileArray, SummedFile
 
 
 def rows(path: str, cache: Path) -> list:

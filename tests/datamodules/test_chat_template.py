@@ -4,14 +4,14 @@ from itertools import groupby
 
 import pytest
 
-from datamodules.chat_encoder import ChatEncoder, trained_tokens
-from datamodules.chat_template import ChatTemplate
+from datamodules.encoding.conversations import ChatEncoder, trained_tokens
+from datamodules.encoding.tokenizer import bare
 from datamodules.errors import DataError
 from datamodules.instruction import template_of
-from datamodules.records import Conversation
-from datamodules.template_choice import NAMES, find_template
-from datamodules.tokenizer import bare
-from datamodules.units import Bad
+from datamodules.records.conversations import Conversation
+from datamodules.sources.units import Bad
+from datamodules.templates.chat_template import ChatTemplate
+from datamodules.templates.choice import NAMES, find_template
 
 from .chat_tokenizers import MARKS, SPECIAL, chat_tokenizer
 

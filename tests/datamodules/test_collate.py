@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from datamodules.collate import PackedCollator, Piece, PromptCollator
+from datamodules.serving.collate import PackedCollator, Piece, PromptCollator
 
 ROWS = [[Piece(np.array([5, 6, 7])), Piece(np.array([8, 9]))], [Piece(np.array([1, 2, 3, 4, 5, 6]))], []]
 

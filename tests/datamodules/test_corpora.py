@@ -3,12 +3,12 @@ import re
 
 import pytest
 
-from datamodules.bad_records import BadRecords
 from datamodules.corpora import corpus_file
 from datamodules.corpora.python_pairs import LONGEST_ANSWER, SHORTEST_ANSWER
-from datamodules.records import Conversation, conversation_of, detect_shape
-from datamodules.text_source import TextSource, text_units
-from datamodules.texts import texts_of
+from datamodules.records.conversations import Conversation, conversation_of, detect_shape
+from datamodules.records.text_source import TextSource, text_units
+from datamodules.records.texts import texts_of
+from datamodules.sources.bad_records import BadRecords
 
 
 @pytest.fixture(scope="module")

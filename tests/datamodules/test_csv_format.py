@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from datamodules.errors import DataError
-from datamodules.formats import records
-from datamodules.units import Bad, Unit
+from datamodules.sources.formats import records
+from datamodules.sources.units import Bad, Unit
 
 
 def read(path: Path, text: str | bytes) -> list:
@@ -104,7 +104,7 @@ def test_what_a_csv_writer_writes_is_read_as_it_was(delimiter, tmp_path):
 
 
 def test_a_row_too_long_to_be_held_is_named_and_the_next_ones_are_read(tmp_path, monkeypatch):
-    from datamodules import text_files
+    from datamodules.sources import text_files
 
     monkeypatch.setattr(text_files, "LONGEST_RECORD", 1000)
     text = "q,a\n1,2\n" + "x" * 5000 + ',y\n3,4\n"open,5\n' + "6,7\n" * 300

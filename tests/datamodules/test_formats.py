@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from datamodules import text_files
-from datamodules.bad_records import BadRecords
 from datamodules.errors import DataError
-from datamodules.text_source import TextSource, text_units
-from datamodules.texts import texts_of
+from datamodules.records.text_source import TextSource, text_units
+from datamodules.records.texts import texts_of
+from datamodules.sources import text_files
+from datamodules.sources.bad_records import BadRecords
 
 from .conftest import EMOJI, SPANISH
 
@@ -77,7 +77,7 @@ def test_a_folder_saved_by_datasets_is_read_split_by_split(tmp_path, cache, text
 
 def test_a_hub_data_set_streams_shard_by_shard(tmp_path, texts, monkeypatch):
     """The hub cannot be reached here; `datasets` reads a local repository by the same calls."""
-    from datamodules import hub
+    from datamodules.sources import hub
 
     repository = tmp_path / "repository"
     repository.mkdir()
@@ -125,7 +125,7 @@ def test_json_lines_in_ranges_of_any_size_are_each_read_once(unit_bytes, tmp_pat
 
 
 def test_parquet_row_groups_are_gathered_into_units_and_each_read_once(tmp_path, cache, texts, monkeypatch):
-    from datamodules import table_formats
+    from datamodules.sources import table_formats
 
     write_parquet(tmp_path / "a.parquet", texts)
     monkeypatch.setattr(table_formats, "unit_bytes", lambda _: 40_000)

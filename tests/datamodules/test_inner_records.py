@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from datamodules.errors import DataError
-from datamodules.record_source import RecordSource, record_units
-from datamodules.text_source import TextSource, text_units
+from datamodules.records.record_source import RecordSource, record_units
+from datamodules.records.text_source import TextSource, text_units
 
 PAIR = {"question": "Q?", "answer": "A."}
 OBJECTS = {

@@ -6,8 +6,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from datamodules import DataError, InstructionDataModule, RecordSource, text_files, tokenization
-from datamodules.preview import marked
+from datamodules import DataError, InstructionDataModule, RecordSource
+from datamodules.encoding import tokenization
+from datamodules.serving.preview import marked
+from datamodules.sources import text_files
 
 from .chat_tokenizers import TEMPLATES, chat_tokenizer
 from .conftest import EMOJI, SPANISH

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from datamodules import text_files
 from datamodules.errors import DataError
-from datamodules.formats import FORMATS, records
-from datamodules.units import Bad, Unit
+from datamodules.sources import text_files
+from datamodules.sources.formats import FORMATS, records
+from datamodules.sources.units import Bad, Unit
 
 
 def read(path: Path, text: str | bytes, format: str = "") -> list:
@@ -43,7 +43,7 @@ LAYOUTS = {
 def test_every_layout_holds_the_same_records(layout, suffix, tmp_path, monkeypatch):
     assert read(tmp_path / f"a.{suffix}", LAYOUTS[layout]) == RECORDS
     # Whatever the pieces in which the file is read.
-    from datamodules import json_format
+    from datamodules.sources import json_format
 
     for size in (1, 7, 64):
         monkeypatch.setattr(json_format, "BUFFER_BYTES", size)
@@ -117,7 +117,7 @@ def test_a_line_too_long_to_be_held_is_named_in_every_unit_and_the_next_ones_are
         assert one == {"text": "a"} and other == {"text": "b"}
         assert long.startswith(":2 ") and "this line is longer than" in long
     with pytest.raises(DataError, match=r"line 2: this record is longer"):
-        monkeypatch.setattr("datamodules.json_format.BUFFER_BYTES", 100)
+        monkeypatch.setattr("datamodules.sources.json_format.BUFFER_BYTES", 100)
         read(tmp_path / "a.json", '[{"text": "a"},\n{"text": "' + "x" * 5000 + '"}]')
 
 

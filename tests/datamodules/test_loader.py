@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from datamodules.loader import EvaluationLoader, ResumableLoader
-from datamodules.order import SequentialOrder, ShuffledOrder
+from datamodules.serving.loader import EvaluationLoader, ResumableLoader
+from datamodules.serving.order import SequentialOrder, ShuffledOrder
 
 
 class Numbers(Dataset):

@@ -5,13 +5,13 @@ import json
 import pytest
 
 from datamodules import DataError, InstructionDataModule, PreferenceDataModule, PromptDataModule
-from datamodules.pairs import Pairs
-from datamodules.preference_records import preferences_of
-from datamodules.prompt_records import prompt_of
-from datamodules.record_shapes import ANSWERS, PREFERENCE_SHAPES, PROMPT_SHAPES, SHAPES, detect_shape
-from datamodules.records import Conversation, conversation_of
-from datamodules.turns import UnfitError
-from datamodules.units import Bad
+from datamodules.encoding.prompts import prompt_of
+from datamodules.records.conversations import Conversation, conversation_of
+from datamodules.records.preferences import preferences_of
+from datamodules.records.shapes import ANSWERS, PREFERENCE_SHAPES, PROMPT_SHAPES, SHAPES, detect_shape
+from datamodules.records.turns import UnfitError
+from datamodules.serving.pairs import Pairs
+from datamodules.sources.units import Bad
 
 from .chat_tokenizers import chat_tokenizer
 

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from datamodules.near_duplicates import NUM_BANDS, normalized, resembling, signature
+from datamodules.storage.near_duplicates import NUM_BANDS, normalized, resembling, signature
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in ("st", "rn", "ll", "x")]
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from datamodules.errors import DataError
-from datamodules.order import SequentialOrder, ShuffledOrder, permute
+from datamodules.serving.order import SequentialOrder, ShuffledOrder, permute
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 1000, 4097, 65536])

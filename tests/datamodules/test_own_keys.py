@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from datamodules import DataError, InstructionDataModule, PreferenceDataModule, PromptDataModule
-from datamodules.record_source import RecordSource
-from datamodules.scoring import Conversations
+from datamodules.records.record_source import RecordSource
+from datamodules.serving.scoring import Conversations
 
 from .chat_tokenizers import chat_tokenizer
 from .test_template_probe import ASSISTANT, USER, WITH_TOOLS, call, chatml, outcome, template

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from datamodules.packing import best_fit
+from datamodules.storage.packing import best_fit
 
 
 def rows_filled(lengths, row_of, num_rows):

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules import DataError, PreferenceDataModule, text_files, tokenization
-from datamodules.near_duplicates import signature
-from datamodules.pairs import Pairs
+from datamodules import DataError, PreferenceDataModule
+from datamodules.encoding import tokenization
+from datamodules.serving.pairs import Pairs
+from datamodules.sources import text_files
+from datamodules.storage.near_duplicates import signature
 
 from .chat_tokenizers import chat_tokenizer
 from .conftest import EMOJI, SPANISH

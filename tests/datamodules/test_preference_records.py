@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.bad_records import LeftOut
 from datamodules.errors import DataError
-from datamodules.preference_records import Preference, preference_of
-from datamodules.record_shapes import PREFERENCE_SHAPES, detect_shape
-from datamodules.units import Bad
+from datamodules.records.preferences import Preference, preference_of
+from datamodules.records.shapes import PREFERENCE_SHAPES, detect_shape
+from datamodules.sources.bad_records import LeftOut
+from datamodules.sources.units import Bad
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

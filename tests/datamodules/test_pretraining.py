@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from datamodules import DataError, TextDataModule, TextSource
-from datamodules.facts import left_out
+from datamodules.storage.statistics import left_out
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_blank_text_is_no_text(module, tmp_path):
 
 
 def test_importing_the_package_imports_no_heavy_library():
-    code = "import sys, datamodules, datamodules.worker; print(*sys.modules)"
+    code = "import sys, datamodules, datamodules.encoding.worker; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "lightning", "transformers", "datasets", "pyarrow"} & set(modules)
 

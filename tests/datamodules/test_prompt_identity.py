@@ -5,7 +5,7 @@ import json
 import pytest
 
 from datamodules import DataError, InstructionDataModule, PreferenceDataModule, PromptDataModule
-from datamodules.pairs import Pairs
+from datamodules.serving.pairs import Pairs
 
 from .chat_tokenizers import chat_tokenizer
 

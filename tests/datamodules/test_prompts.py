@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from datamodules import DataError, PromptDataModule
-from datamodules.grouped_order import BATCHES_A_WINDOW, GroupedOrder
-from datamodules.loader import EvaluationLoader, ResumableLoader
-from datamodules.order import SequentialOrder, ShuffledOrder
-from datamodules.tokenizer import train
+from datamodules.encoding.tokenizer import train
+from datamodules.serving.grouped_order import BATCHES_A_WINDOW, GroupedOrder
+from datamodules.serving.loader import EvaluationLoader, ResumableLoader
+from datamodules.serving.order import SequentialOrder, ShuffledOrder
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"  # noqa: E501
 
@@ -25,7 +25,7 @@ def plain(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chat(tmp_path_factory, plain):
-    from datamodules.tokenizer import load_tokenizer
+    from datamodules.encoding.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(plain)
     tokenizer.chat_template = CHATML

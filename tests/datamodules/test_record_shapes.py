@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from datamodules.errors import DataError
-from datamodules.formats import format_of, records
-from datamodules.record_shapes import PREFERENCE_SHAPES, SHAPES, Shape, detect_shape, shape_in_words
-from datamodules.units import Unit
+from datamodules.records.shapes import PREFERENCE_SHAPES, SHAPES, Shape, detect_shape, shape_in_words
+from datamodules.sources.formats import format_of, records
+from datamodules.sources.units import Unit
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 TURNS = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]

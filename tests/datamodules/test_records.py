@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.formats import records
-from datamodules.records import Conversation, conversation_of, detect_shape
-from datamodules.units import Bad, Unit
+from datamodules.records.conversations import Conversation, conversation_of, detect_shape
+from datamodules.sources.formats import records
+from datamodules.sources.units import Bad, Unit
 
 from .conftest import EMOJI, SPANISH
 from .conversations import ASSISTANT, SYSTEM, USER, convert, said

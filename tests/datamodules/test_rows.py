@@ -1,17 +1,17 @@
 import numpy as np
 import pytest
 
-from datamodules import rows as rows_module
-from datamodules.dataset import PackedRows
+from datamodules.encoding.texts import TextEncoder
+from datamodules.encoding.tokenization import tokenize
+from datamodules.encoding.tokenizer import train
 from datamodules.errors import DataError
-from datamodules.held_out import held_out, unlike_share
-from datamodules.rows import Selection, pack_rows, split_documents
-from datamodules.shards import Document, Shard, write_shard
-from datamodules.text_encoder import TextEncoder
-from datamodules.text_source import TextSource, text_units
-from datamodules.tokenization import tokenize
-from datamodules.tokenizer import train
-from datamodules.units import Unit
+from datamodules.records.text_source import TextSource, text_units
+from datamodules.serving.dataset import PackedRows
+from datamodules.sources.units import Unit
+from datamodules.storage import rows as rows_module
+from datamodules.storage.held_out import held_out, unlike_share
+from datamodules.storage.rows import Selection, pack_rows, split_documents
+from datamodules.storage.shards import Document, Shard, write_shard
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from datamodules import DataError, TextDataModule, TextSource
-from datamodules.sources import find_files
+from datamodules.sources.discover import find_files
 
 
 def fill(folder: Path, names: list[str]) -> Path:
@@ -181,7 +181,7 @@ def test_what_only_tells_about_data_does_not_count(tmp_path):
 
 
 def test_conversations_and_prompts_name_the_text_file(tmp_path, cache):
-    from datamodules.record_source import RecordSource, record_units
+    from datamodules.records.record_source import RecordSource, record_units
 
     folder = tmp_path / "data"
     folder.mkdir()

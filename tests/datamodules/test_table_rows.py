@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from datamodules import DataError, InstructionDataModule, PreferenceDataModule, PromptDataModule, TextDataModule
-from datamodules.formats import records
-from datamodules.units import Bad, Unit
+from datamodules.sources.formats import records
+from datamodules.sources.units import Bad, Unit
 
 from .chat_tokenizers import chat_tokenizer
 from .test_template_probe import ASSISTANT, RESULT, USER, WITH_TOOLS, tool
@@ -149,8 +149,8 @@ def test_calls_give_the_same_tokens_from_datasets(stored, talks, form, settings,
         made.to_parquet(file)
     if form == "hub":
         units = [Unit(str(tmp_path / "set"), "hub", "set@")]
-        monkeypatch.setattr("datamodules.record_source.resolve", lambda *_: units)
-        monkeypatch.setattr("datamodules.record_source.first_units", lambda *_: [])
+        monkeypatch.setattr("datamodules.records.record_source.resolve", lambda *_: units)
+        monkeypatch.setattr("datamodules.records.record_source.first_units", lambda *_: [])
     found = ids(str(file), settings)
     # In structs arrow has no way to tell a null that was meant from a key that is not there.
     is_kept = talks is not WITH_NULLS or stored == "json"

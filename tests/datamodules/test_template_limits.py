@@ -16,7 +16,7 @@ from datamodules import (
     chat_template,
     template_limits,
 )
-from datamodules.template_limits import CostError, bounded
+from datamodules.templates.limits import CostError, bounded
 
 from .chat_tokenizers import chat_tokenizer
 from .test_template_probe import ASSISTANT, USER, chatml, outcome, template

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, normalizers
 
-from datamodules import DataError, InstructionDataModule, PreferenceDataModule, PromptDataModule, chat_template
+from datamodules import DataError, InstructionDataModule, PreferenceDataModule, PromptDataModule
 from datamodules.chat import template_of
-from datamodules.chat_template import ChatTemplate
-from datamodules.records import conversation_of
-from datamodules.template_choice import NAMES, find_template
-from datamodules.units import Bad
+from datamodules.records.conversations import conversation_of
+from datamodules.sources.units import Bad
+from datamodules.templates import chat_template
+from datamodules.templates.chat_template import ChatTemplate
+from datamodules.templates.choice import NAMES, find_template
 
 from .chat_tokenizers import chat_tokenizer
 

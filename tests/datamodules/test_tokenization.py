@@ -11,23 +11,25 @@ import numpy as np
 import psutil
 import pytest
 
-from datamodules import text_files
 from datamodules.cache import build_lock
+from datamodules.encoding.texts import TextEncoder
+from datamodules.encoding.tokenization import encoder_digest, tokenize
+from datamodules.encoding.tokenizer import train
 from datamodules.errors import DataError
-from datamodules.shards import Shard
-from datamodules.text_encoder import TextEncoder
-from datamodules.text_source import TextSource, text_units
-from datamodules.tokenization import encoder_digest, tokenize
-from datamodules.tokenizer import train
+from datamodules.records.text_source import TextSource, text_units
+from datamodules.sources import text_files
+from datamodules.storage.shards import Shard
 
 # Builds the tokens of argv[1] in the cache argv[2], in small units.
 BUILD = """
 import sys
 from pathlib import Path
-from datamodules import cache, text_files, tokenization
-from datamodules.text_source import TextSource, text_units
-from datamodules.tokenizer import load_tokenizer
-from datamodules.text_encoder import TextEncoder
+from datamodules import cache
+from datamodules.sources import text_files
+from datamodules.encoding import tokenization
+from datamodules.records.text_source import TextSource, text_units
+from datamodules.encoding.tokenizer import load_tokenizer
+from datamodules.encoding.texts import TextEncoder
 text_files.unit_bytes = lambda _: 8192
 tokenization.available_cores = lambda: 2
 root = Path(sys.argv[2])
@@ -65,7 +67,7 @@ def test_processes_and_a_single_one_write_the_same_shards(
     path = write_jsonl(texts)
     written = []
     for cores in (1, 3):
-        monkeypatch.setattr("datamodules.tokenization.available_cores", lambda cores=cores: cores)
+        monkeypatch.setattr("datamodules.encoding.tokenization.available_cores", lambda cores=cores: cores)
         units = text_units(TextSource(path), tmp_path / str(cores))
         assert len(units) > 20
         shards = tokenize(units, TextEncoder.of(tokenizer), tmp_path / str(cores))
@@ -93,7 +95,7 @@ def test_only_what_changed_is_tokenized_again(write_jsonl, tmp_path, cache, text
 def test_a_bad_record_stops_or_is_skipped_also_when_it_is_in_the_cache(
     cores, write_jsonl, cache, texts, tokenizer, small_units, monkeypatch
 ):
-    monkeypatch.setattr("datamodules.tokenization.available_cores", lambda: cores)
+    monkeypatch.setattr("datamodules.encoding.tokenization.available_cores", lambda: cores)
     path = write_jsonl(texts)
     with Path(path).open("a") as file:
         file.write("{broken\n")

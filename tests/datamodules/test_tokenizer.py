@@ -6,12 +6,12 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from datamodules import tokenizer as tokenizer_module
+from datamodules.encoding import tokenizer as tokenizer_module
+from datamodules.encoding.texts import TextEncoder
+from datamodules.encoding.tokenization import encoder_digest
+from datamodules.encoding.tokenizer import framing, load_tokenizer, train, trained_tokenizer
 from datamodules.errors import DataError
-from datamodules.text_encoder import TextEncoder
-from datamodules.text_source import TextSource, text_units
-from datamodules.tokenization import encoder_digest
-from datamodules.tokenizer import framing, load_tokenizer, train, trained_tokenizer
+from datamodules.records.text_source import TextSource, text_units
 
 from .conftest import EMOJI, SPANISH
 
@@ -61,10 +61,10 @@ def test_a_convention_of_bos_and_eos_is_kept_and_doubled_nowhere():
 def test_training_is_deterministic_between_processes(tmp_path, write_jsonl, texts):
     path = write_jsonl(texts)
     code = f"""
-from datamodules.text_source import TextSource, text_units
-from datamodules.text_encoder import TextEncoder
-from datamodules.tokenization import encoder_digest
-from datamodules.tokenizer import trained_tokenizer
+from datamodules.records.text_source import TextSource, text_units
+from datamodules.encoding.texts import TextEncoder
+from datamodules.encoding.tokenization import encoder_digest
+from datamodules.encoding.tokenizer import trained_tokenizer
 from pathlib import Path
 import sys
 root = Path(sys.argv[1])

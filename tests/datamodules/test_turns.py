@@ -4,11 +4,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules.formats import records
-from datamodules.preference_records import preference_of
-from datamodules.record_shapes import PREFERENCE_SHAPES, detect_shape
-from datamodules.records import Conversation
-from datamodules.units import Unit
+from datamodules.records.conversations import Conversation
+from datamodules.records.preferences import preference_of
+from datamodules.records.shapes import PREFERENCE_SHAPES, detect_shape
+from datamodules.sources.formats import records
+from datamodules.sources.units import Unit
 
 from .conftest import EMOJI, SPANISH
 from .conversations import ASSISTANT, SYSTEM, USER, convert, said

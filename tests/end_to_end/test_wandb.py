@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llm_lightning.loggers.workspaces import STAGES, build
+from llm_lightning.commands.workspace import STAGES, build
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SECRET = "hf_" + "s3cr3tS3cr3t" * 3

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llm_lightning.ablation import interval, last_value, run, table
+from llm_lightning.commands.ablate import interval, last_value, run, table
 from llm_lightning.errors import UserError
 
 

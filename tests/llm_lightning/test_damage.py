@@ -9,10 +9,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from lightning.fabric.utilities.load import _METADATA_FILENAME
 
-from llm_lightning.checkpointing import AtomicCheckpointIO
-from llm_lightning.checksums import check_file
-from llm_lightning.damage import check_checkpoint, last_good_checkpoint
 from llm_lightning.errors import UserError
+from llm_lightning.run.checkpointing import AtomicCheckpointIO
+from llm_lightning.run.checksums import check_file
+from llm_lightning.run.damage import check_checkpoint, last_good_checkpoint
 from llm_lightning.strategies.parts import METADATA_CHECKSUM, PartsReader, load_parts
 from llm_lightning_safety.seals import checksum
 

@@ -1,6 +1,6 @@
 """Environment variables come over YAML files and under flags."""
 
-from llm_lightning.environment import with_environment
+from llm_lightning.settings.environment import with_environment
 
 
 def test_order():

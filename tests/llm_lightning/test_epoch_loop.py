@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch.utils.data import DataLoader
 
-from llm_lightning.run_trainer import RunTrainer
+from llm_lightning.run.trainer import RunTrainer
 
 
 class Recorder(LightningModule):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from callbacks.quantization.request import load_network
-from llm_lightning.models.new_tokens import own_tokenizer
+from llm_lightning.models.loading.new_tokens import own_tokenizer
 from llm_lightning.rewards.reward_model import RewardModel
 from llm_lightning.rollouts.local_engine import LocalEngine
 

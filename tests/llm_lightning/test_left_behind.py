@@ -3,7 +3,7 @@
 import pytest
 
 from llm_lightning.errors import UserError
-from llm_lightning.left_behind import refuse_links, remove_leftovers
+from llm_lightning.run.left_behind import refuse_links, remove_leftovers
 from llm_lightning_safety.files import make_folder, write_text
 
 LEFT = [

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from llm_lightning.precision import use_fast_float32
+from llm_lightning.run.precision import use_fast_float32
 
 
 @pytest.fixture

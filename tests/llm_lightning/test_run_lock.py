@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from llm_lightning.errors import UserError
-from llm_lightning.run_lock import RunLock
+from llm_lightning.run.lock import RunLock
 
 fork = multiprocessing.get_context("fork")
 

@@ -7,7 +7,7 @@ import yaml
 
 from llm_lightning.__main__ import main
 from llm_lightning.errors import UserError
-from llm_lightning.shipped_configs import find_config, names, run, with_found_configs
+from llm_lightning.settings.shipped import find_config, names, run, with_found_configs
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from llm_lightning import waiting
+from llm_lightning.process import waiting
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/stat")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from datamodules.near_duplicates import normalized
+from datamodules.storage.near_duplicates import normalized
 from datamodules.synthetic.candidate import Candidate
 from datamodules.synthetic.filters.filter import Context, Filter, Scores, Threshold
 

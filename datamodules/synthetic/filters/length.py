@@ -5,10 +5,10 @@ from typing import Literal
 
 import numpy as np
 
+from datamodules.encoding.tokenizer import load_tokenizer
 from datamodules.errors import DataError
 from datamodules.synthetic.candidate import Candidate
 from datamodules.synthetic.filters.filter import Context, Filter, Scores, Threshold
-from datamodules.tokenizer import load_tokenizer
 
 
 class Length(Filter):

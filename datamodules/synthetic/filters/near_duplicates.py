@@ -5,7 +5,7 @@ from tempfile import TemporaryFile
 
 import numpy as np
 
-from datamodules.near_duplicates import pieces
+from datamodules.storage.near_duplicates import pieces
 from datamodules.synthetic.candidate import Candidate
 from datamodules.synthetic.filters.extra import needs
 from datamodules.synthetic.filters.filter import Context, Filter, Scores, Threshold

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.errors import DataError
-from datamodules.surrogates import encodable
+from datamodules.sources.surrogates import encodable
 from datamodules.synthetic.generators.base import Draft, Dropped, RecordGenerator, Steps, check_template, fill, finished
 from datamodules.synthetic.seeds import Seed, Seeds
 

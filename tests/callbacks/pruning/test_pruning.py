@@ -7,7 +7,7 @@ from tiny_llama import TinyData, tiny_network, tiny_trainer
 from callbacks import CallbackError, EarlyStopping, ModelFolder, Pruning, RunCheckpoint
 from callbacks.pruning import NM, Constant, Cubic, Linear, Magnitude, OneShot, Structured, Taylor, Unstructured, Wanda
 from callbacks.pruning.criteria import Criterion
-from callbacks.stop_conditions import NoImprovement
+from callbacks.stopping.conditions import NoImprovement
 
 TWENTY = {"max_steps": 20, "val_check_interval": 10}
 

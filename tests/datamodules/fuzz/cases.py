@@ -14,7 +14,7 @@ from typing import Any
 import zstandard
 
 from datamodules import DataError, InstructionDataModule, PreferenceDataModule, PromptDataModule, TextDataModule
-from datamodules.facts import left_out
+from datamodules.storage.statistics import left_out
 
 from .good_records import INSTRUCTION, PREFERENCE, PROMPT, TEXT, Shape
 from .mutations import DAMAGED, as_json, broken_row, columnar, csv_row, damaged, mutated

@@ -7,8 +7,8 @@ import peft
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from llm_lightning.models.adapters.bottleneck import BottleneckConfig
 from llm_lightning.models.backbone import Backbone
-from llm_lightning.models.bottleneck import BottleneckConfig
 from llm_lightning.modules import CausalPretraining
 from llm_lightning.modules.schedule import Schedule
 from tests.llm_lightning.conftest import pack, random_documents, stack

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from llm_lightning.errors import UserError
-from llm_lightning.models.adapters import fingerprint
+from llm_lightning.models.adapters.adapter import fingerprint
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
 from tests.llm_lightning.conftest import tiny_config

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llm_lightning.errors import UserError
-from llm_lightning.models.adapters import Adapter
+from llm_lightning.models.adapters.adapter import Adapter
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.description import describe
 from llm_lightning.models.export import save_model_folder
@@ -110,7 +110,7 @@ for folder in sorted(root.iterdir()):
         network = PeftModel.from_pretrained(network, folder)
         assert not any(name.startswith(("llm_lightning", "lightning")) for name in sys.modules)
         logits[folder.name] = network.eval()(ids).logits.detach()
-from llm_lightning.models.bottleneck import load_bottleneck
+from llm_lightning.models.adapters.bottleneck import load_bottleneck
 network = load_bottleneck(AutoModelForCausalLM.from_pretrained(base), root / "bottleneck")
 logits["bottleneck"] = network(ids).logits.detach()
 torch.save(logits, out)

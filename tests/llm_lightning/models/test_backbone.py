@@ -9,10 +9,10 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
 from llm_lightning.errors import UserError
-from llm_lightning.models.adapters import Adapter
+from llm_lightning.models.adapters.adapter import Adapter
+from llm_lightning.models.adapters.merging import base_of
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
-from llm_lightning.models.merging import base_of
 from tests.llm_lightning.conftest import tiny_config
 
 

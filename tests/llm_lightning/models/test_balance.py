@@ -7,8 +7,8 @@ from transformers import AutoModelForCausalLM
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.backbone import Backbone
+from llm_lightning.models.examination.miniature import randomize
 from llm_lightning.models.heads import language_loss, prepare_batch
-from llm_lightning.models.miniature import randomize
 from llm_lightning.modules import CausalPretraining
 from llm_lightning.modules.schedule import Schedule
 from tests.llm_lightning.conftest import VOCAB, pack, random_documents, stack

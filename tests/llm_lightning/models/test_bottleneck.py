@@ -5,8 +5,8 @@ import torch
 from transformers import GPT2Config
 
 from llm_lightning.errors import UserError
+from llm_lightning.models.adapters.bottleneck import BottleneckConfig, add_bottlenecks, load_bottleneck, save_bottleneck
 from llm_lightning.models.backbone import Backbone
-from llm_lightning.models.bottleneck import BottleneckConfig, add_bottlenecks, load_bottleneck, save_bottleneck
 from tests.llm_lightning.conftest import tiny_config
 from tests.llm_lightning.models.peft_methods import disturb
 

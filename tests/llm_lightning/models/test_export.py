@@ -6,9 +6,9 @@ import stat
 import peft
 import pytest
 
-from llm_lightning.models.adapters import Adapter
+from llm_lightning.models.adapters.adapter import Adapter
+from llm_lightning.models.adapters.bottleneck import BottleneckConfig
 from llm_lightning.models.backbone import Backbone
-from llm_lightning.models.bottleneck import BottleneckConfig
 from llm_lightning.models.export import save_model_folder
 from tests.llm_lightning.models.peft_methods import disturb
 

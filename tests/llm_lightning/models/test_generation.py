@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from llm_lightning.__main__ import main
 from llm_lightning.errors import UserError
-from llm_lightning.models.adapters import Adapter
+from llm_lightning.models.adapters.adapter import Adapter
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import _save_in_parts, save_model_folder
 from llm_lightning.models.generation import generation_settings

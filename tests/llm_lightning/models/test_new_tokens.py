@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_lightning.__main__ import main
 from llm_lightning.errors import UserError
-from llm_lightning.models.adapters import Adapter
+from llm_lightning.models.adapters.adapter import Adapter
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
-from llm_lightning.models.new_tokens import add_rows
+from llm_lightning.models.loading.new_tokens import add_rows
 from llm_lightning.models.tasks import REWARD
 from llm_lightning.modules import CausalPretraining
 from tests.datamodules.chat_tokenizers import chat_tokenizer

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BloomConfig, FalconConfig, GPT2Config, GPTJConfig
 
-from datamodules.pairs import Layout
+from datamodules.serving.pairs import Layout
 from llm_lightning.errors import UserError
 from llm_lightning.models.backbone import Backbone
-from llm_lightning.models.miniature import randomize
+from llm_lightning.models.examination.miniature import randomize
 from llm_lightning.models.rewards import prepare_texts, rewards
 from llm_lightning.models.tasks import LANGUAGE, REWARD, with_fresh_head
 from tests.llm_lightning.conftest import VOCAB, random_documents, tiny_config

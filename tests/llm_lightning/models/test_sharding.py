@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from llm_lightning.errors import UserError
 from llm_lightning.models import export
-from llm_lightning.models.adapters import Adapter, fingerprint
+from llm_lightning.models.adapters.adapter import Adapter, fingerprint
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
-from llm_lightning.models.sharding import Sharding, whole
+from llm_lightning.models.loading.sharding import Sharding, whole
 from llm_lightning.models.tasks import LANGUAGE, REWARD
 from llm_lightning.rollouts import Sampler, Sampling
 from tests.llm_lightning.conftest import tiny_config

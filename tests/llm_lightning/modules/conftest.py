@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from datamodules.tokenizer import train
+from datamodules.encoding.tokenizer import train
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
 

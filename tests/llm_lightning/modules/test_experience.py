@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from llm_lightning.modules.experience import Experience, minibatches
-from llm_lightning.modules.ppo_metrics import Averages
+from llm_lightning.modules.ppo.experience import Experience, minibatches
+from llm_lightning.modules.ppo.metrics import Averages
 from llm_lightning.rollouts import Completion
 
 

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from llm_lightning.errors import UserError
-from llm_lightning.modules.guards import Guards, Watch, trend
+from llm_lightning.modules.ppo.guards import Guards, Watch, trend
 
 FINE = {"train/kl": 1.0, "train/entropy": 2.0, "train/reward": 0.0}
 

@@ -12,10 +12,10 @@ from callbacks import RunCheckpoint
 from datamodules import PromptDataModule
 from llm_lightning.errors import UserError
 from llm_lightning.models.backbone import Backbone
-from llm_lightning.modules.guards import Guards
-from llm_lightning.modules.ppo import PPO
-from llm_lightning.modules.ppo_metrics import Averages
-from llm_lightning.modules.ppo_settings import CriticSettings, KLPenalty
+from llm_lightning.modules.ppo.guards import Guards
+from llm_lightning.modules.ppo.metrics import Averages
+from llm_lightning.modules.ppo.ppo import PPO
+from llm_lightning.modules.ppo.settings import CriticSettings, KLPenalty
 from llm_lightning.modules.schedule import Schedule
 from llm_lightning.rewards import Reward
 from llm_lightning.rollouts import Sampling

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig, LlamaForSequenceClassification
 
-from datamodules.tokenizer import train
+from datamodules.encoding.tokenizer import train
 from llm_lightning.errors import UserError
 from llm_lightning.rewards import Reward, RewardError, RewardModel, score
 

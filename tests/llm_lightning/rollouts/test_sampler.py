@@ -15,7 +15,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from llm_lightning.models.adapters import Adapter
+from llm_lightning.models.adapters.adapter import Adapter
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.rollouts import Sampler, Sampling
 from llm_lightning.rollouts.slots import ROOM

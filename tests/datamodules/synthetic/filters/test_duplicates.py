@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from datamodules.near_duplicates import pieces
+from datamodules.storage.near_duplicates import pieces
 from datamodules.synthetic.filters import ExactDuplicates, NearDuplicates, Threshold
 from datamodules.synthetic.filters.nearest import Coder, Nearest
 from tests.datamodules.synthetic.records import answers, candidates, funnel_of, ids, needs_extra

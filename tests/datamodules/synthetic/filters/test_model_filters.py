@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from datamodules.encoding.tokenizer import train
 from datamodules.errors import DataError
 from datamodules.synthetic.engine import Reply
 from datamodules.synthetic.filters import (
@@ -19,7 +20,6 @@ from datamodules.synthetic.filters import (
     SeedSimilarity,
     Threshold,
 )
-from datamodules.tokenizer import train
 from tests.datamodules.synthetic.records import answers, candidates, funnel_of, ids, needs_extra
 
 

@@ -1,0 +1,1 @@
+"""What a run shows of itself: progress, speed, samples, curves, a summary."""

@@ -1,0 +1,1 @@
+"""From token shards to batches in a resumable order, and to previews."""

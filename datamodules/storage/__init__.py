@@ -1,0 +1,1 @@
+"""What lies on disk between runs: token shards, the index of packed rows, signatures."""

@@ -1,0 +1,1 @@
+"""The commands beside those of a trainer, one a file."""

@@ -1,0 +1,1 @@
+"""Adapters: peft's methods and bottlenecks, their special needs, and merging."""

@@ -1,0 +1,1 @@
+"""What a network can do, found out by trying a miniature of it."""

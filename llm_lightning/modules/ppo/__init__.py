@@ -1,0 +1,1 @@
+"""Proximal policy optimization, GRPO and RLOO: rollouts, advantages, updates."""

@@ -1,0 +1,1 @@
+"""What is set in the process before torch is loaded, and what it prints."""

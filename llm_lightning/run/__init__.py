@@ -1,0 +1,1 @@
+"""A run's folder: locked, resumed, checked, and written so that a kill loses nothing."""

@@ -1,0 +1,110 @@
+"""Where a run goes on: whether the settings allow it, and whether anything is left to do."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+import callbacks
+from llm_lightning.modules.base import STATE_KEY, LanguageModule
+from llm_lightning.run.checkpointing import is_before_validation, step_of, training_state
+from llm_lightning.run.damage import last_good_checkpoint
+from llm_lightning.run.folder import read_config
+from llm_lightning.run.resumed_settings import On, changes, in_words, kind_of, refuse
+
+Changes = dict[str, tuple[Any, Any]]
+
+
+def compare_settings(checkpoint: Path, config: dict[str, Any]) -> Changes:
+    """What is given now in other words than when the checkpoint's run was last started.
+
+    Raises:
+        UserError: a setting must not change while a run goes on.
+    """
+    folder = checkpoint.parent.parent
+    before = read_config(folder)
+    found = changes(before, config) if before else {}
+    refuse(found, folder)
+    return found
+
+
+def tell(found: Changes) -> None:
+    """Say which changes take effect."""
+    words = [f"{n} {in_words(a)} -> {in_words(b)}" for n, (a, b) in found.items() if kind_of(n) is On.EFFECT]
+    if words:
+        rank_zero_info(f"Changed from here on: {'; '.join(words)}.")
+
+
+def check_finished(module: LanguageModule, datamodule: LightningDataModule, checkpoint: Path, found: Changes) -> None:
+    """Compare the network and the data with those of a finished run, which reads neither.
+
+    Raises:
+        UserError, DataError: they are others.
+    """
+    state = training_state(checkpoint)
+    if STATE_KEY in state:
+        module.check_beginning(state[STATE_KEY])
+    own = state.get(type(datamodule).__qualname__)
+    if own and any(kind_of(n) is On.CONTENT and n.startswith(("data", "tokenizer")) for n in found):
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        datamodule.load_state_dict(own)
+
+
+def why_finished(trainer: Trainer, checkpoint: Path | str | None) -> str | None:
+    """Why nothing is left to do behind this checkpoint, and the way on; None where something is, the last validation
+    included, or the model folder is missing.
+    """
+    if not checkpoint or not (Path(trainer.default_root_dir) / "model" / "last").exists():
+        return None
+    state = training_state(Path(checkpoint))
+    if is_before_validation(state) or _missed_best(trainer, state):
+        return None
+    if 0 <= trainer.max_steps <= (step_of(Path(checkpoint)) or 0):
+        return f"{checkpoint} is its last step. Raise trainer.max_steps to go on"
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= _epochs(state):
+        return f"{checkpoint} ends its last epoch. Raise trainer.max_epochs to go on"
+    stopping = early_stopping(trainer)
+    own = stopping and state.get("callbacks", {}).get(stopping.state_key)
+    if own and (stopped := stopping.still_stopped(own)):  # type: ignore[union-attr]
+        return (
+            f"it was stopped at step {stopped['step']}: {stopped['reason']}. To go on, change that condition "
+            f"({stopped['condition'].split()[0]} in trainer.callbacks) or take it out"
+        )
+    return None
+
+
+def early_stopping(trainer: Trainer) -> callbacks.EarlyStopping | None:
+    """The run's `EarlyStopping`, None where it has none."""
+    every: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((each for each in every if isinstance(each, callbacks.EarlyStopping)), None)
+
+
+def trained_weights(trainer: Trainer) -> Path | None:
+    """The checkpoint of the weights that a run ends with, None where it has none.
+
+    Raises:
+        UserError: it has some, and none is whole.
+    """
+    folder, stopping = Path(trainer.default_root_dir) / "checkpoints", early_stopping(trainer)
+    names = ["best", "step"] if stopping is not None and stopping.restore_best else ["step"]
+    found = (last_good_checkpoint(folder, name, strategy=trainer.strategy) for name in names)
+    return next(filter(None, found), None)
+
+
+def _epochs(state: dict[str, Any]) -> int:
+    """Whole epochs, that of a checkpoint at an epoch's last batch included; -1 where it is not known (DeepSpeed)."""
+    if "loops" not in state:
+        return -1
+    loop = state["loops"]["fit_loop"]
+    epochs = loop["epoch_progress"]["current"]
+    is_within = epochs["started"] > epochs["processed"]
+    return epochs["processed"] + int(is_within and loop["epoch_loop.batch_progress"]["is_last_batch"])
+
+
+def _missed_best(trainer: Trainer, state: dict[str, Any]) -> bool:
+    """Whether a full disk kept the best model folder from being written."""
+    every: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    folders = [each for each in every if isinstance(each, callbacks.ModelFolder)]
+    return any(state.get("callbacks", {}).get(each.state_key, {}).get("missed") for each in folders)

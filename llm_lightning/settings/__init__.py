@@ -1,0 +1,1 @@
+"""Where settings come from: the command line, the environment, shipped YAML files, short names."""
