@@ -24,9 +24,7 @@ from datamodules.records.record_source import (
 )
 from datamodules.records.shapes import SHAPES
 from datamodules.sources.units import Unit
-from datamodules.templates.chat_template import ChatTemplate
-from datamodules.templates.choice import TOOL_USE, find_template, set_template
-from datamodules.templates.control_tokens import normalizer_of
+from datamodules.templates.choice import set_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -140,19 +138,3 @@ class ChatDataModule(PackedDataModule):
         set_template(tokenizer, self.template)
         self.prepare_tokenizer(tokenizer)
         return tokenizer
-
-
-def template_of(tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
-    """The tokenizer's own template, with what it may name and what a text must not spell."""
-    added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
-    special = {text for text, is_special in added.items() if is_special} | set(tokenizer.all_special_tokens)
-    names = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    own = tokenizer.chat_template
-    return ChatTemplate(
-        find_template(tokenizer, None),
-        names,
-        sorted(special),
-        added=sorted(added.keys() - special),
-        normalizer=normalizer_of(tokenizer.backend_tokenizer),
-        tool_jinja=own.get(TOOL_USE) if isinstance(own, dict) else None,
-    )

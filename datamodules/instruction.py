@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamodules.chat import ChatDataModule, template_of
+from datamodules.chat import ChatDataModule
 from datamodules.encoding.conversations import ChatEncoder
 from datamodules.encoding.tokenizer import bare
 from datamodules.packed import Packed
@@ -15,7 +15,7 @@ from datamodules.records.conversations import Reasoning
 from datamodules.serving.collate import Piece
 from datamodules.serving.dataset import Documents, Prompts
 from datamodules.storage.rows import TooLong
-from datamodules.templates.chat_template import Turns
+from datamodules.templates.chat_template import Turns, template_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -11,7 +11,7 @@ import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.cache import cache_root
-from datamodules.chat import ChatDataModule, template_of
+from datamodules.chat import ChatDataModule
 from datamodules.encoding.pad_token import pad_apart
 from datamodules.encoding.pairs import PAIR, Cut, PairEncoder
 from datamodules.encoding.tokenizer import bare
@@ -29,6 +29,7 @@ from datamodules.sources.splits import ALL
 from datamodules.storage.near_duplicates import resembling
 from datamodules.storage.rows import Selection, TooLong, split_documents
 from datamodules.storage.shards import Shard
+from datamodules.templates.chat_template import template_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -15,7 +15,6 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from datamodules.cache import cache_root, key_of, made_folder
-from datamodules.chat import template_of
 from datamodules.encoding.prompts import PromptEncoder, write_prompts
 from datamodules.encoding.tokenizer import bare, framing, load_tokenizer
 from datamodules.errors import DataError
@@ -31,6 +30,7 @@ from datamodules.sources.bad_records import BadRecords, OnBadRecord
 from datamodules.sources.discover import files_in_words, first_units, paths_of, sources_to_validate_on
 from datamodules.sources.units import Unit
 from datamodules.storage.held_out import unlike_share
+from datamodules.templates.chat_template import template_of
 from datamodules.templates.choice import set_template
 
 if TYPE_CHECKING:

@@ -32,17 +32,18 @@ from datamodules import (
     TextDataModule,
 )
 from datamodules.synthetic.engine import Engine
+from llm_lightning.checkpoints.checkpoint_io import AtomicCheckpointIO, trained_steps
+from llm_lightning.checkpoints.damage import last_good_checkpoint
 from llm_lightning.errors import UserError
-from llm_lightning.launch.checks import LaunchError, check_launch, explain, is_first_rank
+from llm_lightning.launch.checks import LaunchError, check_launch, explain
 from llm_lightning.loggers.metrics_file import MetricsFile
 from llm_lightning.loggers.redact import redact_arguments
 from llm_lightning.messages import readable
 from llm_lightning.modules import PPO, CausalPretraining, RewardModeling, SupervisedFinetuning
 from llm_lightning.modules.base import LanguageModule
+from llm_lightning.process.rank import is_first_rank
 from llm_lightning.process.redacted_output import print_traceback, report
 from llm_lightning.rollouts import LocalEngine
-from llm_lightning.run.checkpointing import AtomicCheckpointIO, trained_steps
-from llm_lightning.run.damage import last_good_checkpoint
 from llm_lightning.run.finished import check_finished, compare_settings, tell, trained_weights, why_finished
 from llm_lightning.run.folder import RunConfig, as_written, move_aside, saved_precision
 from llm_lightning.run.left_behind import refuse_links, remove_leftovers, report_unwritten

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
-from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from callbacks.errors import CallbackError
+from callbacks.network import is_sharded
 from callbacks.phase import is_validating_fit
 from llm_lightning_safety.files import make_folder, write_text
 
@@ -156,8 +156,3 @@ def generate_texts(
 
 def _in_words(prompt: str | list[int], tokenizer: Any) -> str:
     return prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
-
-
-def is_sharded(network: torch.nn.Module) -> bool:
-    """Whether ranks hold different parts of the weights (FSDP2 and tensor parallelism, or DeepSpeed's ZeRO 3)."""
-    return any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in network.parameters())

@@ -23,7 +23,7 @@ from callbacks.pruning.structures import Structure, layer_of
 from callbacks.pruning.units import Structured
 from callbacks.pruning.weights import Weight, base_network, find_weights, local
 from callbacks.stopping.early_stopping import EarlyStopping
-from callbacks.stopping.graceful_stop import GracefulStop
+from callbacks.stopping.graceful_stop import was_stopped
 from llm_lightning_safety.files import write_text
 
 
@@ -260,8 +260,7 @@ class Pruning(Callback):
 
     def _finish(self, trainer: Trainer) -> None:
         """Make the masks permanent: cut out what is structured, and report; once, and not where the run will go on."""
-        stopped = any(isinstance(c, GracefulStop) and c.stopped for c in trainer.callbacks)  # type: ignore[attr-defined]
-        if self._finished or stopped:
+        if self._finished or was_stopped(trainer):
             return
         self._finished = True
         self.masks.apply_to_weights()  # whatever a callback has put back for the end

@@ -12,14 +12,14 @@ from typing_extensions import override
 from callbacks.artifacts.model_folder import swap_in
 from callbacks.errors import CallbackError
 from callbacks.monitoring.measurement import validation_batches
-from callbacks.monitoring.samples import is_sharded
+from callbacks.network import is_sharded
 from callbacks.phase import is_rehearsal
 from callbacks.quantization import layers, report, schemes
 from callbacks.quantization.calibration import Calibration
 from callbacks.quantization.choice import Budget, Measured
 from callbacks.quantization.request import Request
 from callbacks.quantization.trial import Trial
-from callbacks.stopping.graceful_stop import GracefulStop
+from callbacks.stopping.graceful_stop import was_stopped
 
 
 class Quantization(Callback):
@@ -127,7 +127,7 @@ class Quantization(Callback):
         self.kept = None
         if is_rehearsal(trainer):
             return
-        if any(isinstance(each, GracefulStop) and each.stopped for each in trainer.callbacks):  # type: ignore[attr-defined]
+        if was_stopped(trainer):
             pl_module.print("The run was stopped; its network is quantized when it has gone on to its end.")
             return
         folder = Path(self.dirpath or Path(trainer.default_root_dir) / "model")

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from callbacks.artifacts.model_folder import ModelFolder
 from callbacks.errors import CallbackError
-from callbacks.monitoring.samples import is_sharded
+from callbacks.network import is_sharded
 from callbacks.phase import is_rehearsal, is_validating_fit
 from callbacks.stopping.best_weights import BestWeights
 from callbacks.stopping.conditions import (
@@ -23,7 +23,7 @@ from callbacks.stopping.conditions import (
     StopCondition,
     is_of_training,
 )
-from callbacks.stopping.graceful_stop import GracefulStop
+from callbacks.stopping.graceful_stop import was_stopped
 
 SKIPPED = "train/skipped_steps"  # in which modules count the steps that they left out
 
@@ -195,8 +195,7 @@ class EarlyStopping(Callback):
         return dict(zip(["seconds", *names], values, strict=True))
 
     def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        by_signal = any(isinstance(each, GracefulStop) and each.stopped for each in trainer.callbacks)  # type: ignore[attr-defined]
-        if self._best is None or self._is_restored or by_signal or is_rehearsal(trainer):
+        if self._best is None or self._is_restored or was_stopped(trainer) or is_rehearsal(trainer):
             return
         self._is_restored = True
         if done := self._best.restore(trainer, pl_module):

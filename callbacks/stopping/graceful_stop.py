@@ -223,3 +223,8 @@ def _end_by_squeue(job: str) -> float | None:
 def _run_checkpoint(trainer: Trainer) -> RunCheckpoint:
     given = (callback for callback in trainer.callbacks if isinstance(callback, RunCheckpoint))  # type: ignore[attr-defined]
     return next(given, RunCheckpoint())
+
+
+def was_stopped(trainer: Trainer) -> bool:
+    """Whether a signal or the time limit ended this run, which will go on later."""
+    return any(isinstance(each, GracefulStop) and each.stopped for each in trainer.callbacks)  # type: ignore[attr-defined]

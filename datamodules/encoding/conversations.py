@@ -15,8 +15,10 @@ from datamodules.records.record_source import ChatRecord
 from datamodules.sources.bad_records import BadRecords
 from datamodules.sources.formats import records
 from datamodules.sources.units import Bad, Unit
-from datamodules.storage.shards import Document, text_hash, token_dtype
-from datamodules.templates.chat_template import ChatTemplate, Rendered
+from datamodules.storage.hashing import text_hash
+from datamodules.storage.shards import Document, token_dtype
+from datamodules.templates.chat_template import ChatTemplate
+from datamodules.templates.probe import Rendered
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer

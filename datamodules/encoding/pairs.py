@@ -15,8 +15,9 @@ from datamodules.records.record_source import ChatRecord
 from datamodules.sources.bad_records import BadRecords, LeftOut
 from datamodules.sources.formats import records
 from datamodules.sources.units import Bad, Unit
+from datamodules.storage.hashing import text_hash
 from datamodules.storage.near_duplicates import NUM_BANDS, normalized, signature
-from datamodules.storage.shards import Document, text_hash, token_dtype
+from datamodules.storage.shards import Document, token_dtype
 from datamodules.templates.chat_template import ChatTemplate
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from datamodules.sources.bad_records import BadRecords, OnBadRecord
 from datamodules.sources.formats import records
 from datamodules.sources.surrogates import is_encodable
 from datamodules.sources.units import Bad, Record, Unit
-from datamodules.storage.shards import text_hash
+from datamodules.storage.hashing import text_hash
 from datamodules.templates.chat_template import ChatTemplate
 
 if TYPE_CHECKING:

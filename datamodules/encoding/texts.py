@@ -14,7 +14,8 @@ from datamodules.encoding.tokenizer import bare, framing
 from datamodules.records.texts import texts_of
 from datamodules.sources.bad_records import BadRecords
 from datamodules.sources.units import Unit
-from datamodules.storage.shards import Document, text_hash, token_dtype
+from datamodules.storage.hashing import text_hash
+from datamodules.storage.shards import Document, token_dtype
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

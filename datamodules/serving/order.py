@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from datamodules.errors import DataError
+from datamodules.storage.hashing import mix
 
 ROUNDS = 6
 
@@ -17,14 +18,6 @@ ROUNDS = 6
 def _round_keys(*key: int) -> np.ndarray:
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8 * ROUNDS).digest()
     return np.frombuffer(digest, "<u8")
-
-
-def mix(values: np.ndarray, key: np.uint64 | np.ndarray) -> np.ndarray:
-    """A hash of 64-bit values (SplitMix64's finalizer, Steele et al. 2014)."""
-    values = (values + key) * np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def permute(positions: np.ndarray, size: int, *key: int) -> np.ndarray:

@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.cache import key_of
-from datamodules.chat import template_of
 from datamodules.encoding.tokenizer import backend_state, bare
 from datamodules.errors import DataError
 from datamodules.records.conversations import conversation_of
@@ -24,6 +23,7 @@ from datamodules.sources.discover import FILES_PEEKED, first_units
 from datamodules.sources.formats import FORMATS, records
 from datamodules.sources.units import Bad, Place, Record, Unit
 from datamodules.storage.packing import best_fit
+from datamodules.templates.chat_template import template_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

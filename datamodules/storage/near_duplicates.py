@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from datamodules.serving.order import mix
+from datamodules.storage.hashing import mix
 
 NUM_BANDS, ROWS = 20, 16
 """Found are, of texts that have 0.95 of their pieces in common, all; of 0.9, 98 %; of 0.8, 43 %; of 0.7, 6 %; of 0.5, 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -137,11 +136,6 @@ class Shard:
     def details(self, dtype: np.dtype) -> FileArray:
         """What the encoder noted of each document."""
         return FileArray(f"{self.path}.details", dtype)
-
-
-def text_hash(data: bytes) -> int:
-    """64 bits that depend on a text alone: copies of a document fall on the same side of a split."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def token_dtype(tokenizer: Tokenizer) -> np.dtype:

@@ -14,17 +14,29 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from datamodules.errors import DataError
 from datamodules.records.conversations import Conversation, Reasoning
 from datamodules.records.own_keys import OwnKey, own_keys, unwritten, without
 from datamodules.sources.units import Bad
-from datamodules.templates.choice import NAMES, TOOL_USE
-from datamodules.templates.control_tokens import ControlTokens, is_mark, where
+from datamodules.templates.choice import NAMES, TOOL_USE, find_template
+from datamodules.templates.control_tokens import ControlTokens, is_mark, normalizer_of, where
 from datamodules.templates.limits import CostError, bounded, check_length
-from datamodules.templates.probe import Probe, UnwritableError, first_lacking, rendered, untold_role, used_tokens
+from datamodules.templates.probe import (
+    Aim,
+    Probe,
+    Rendered,
+    UnwritableError,
+    first_lacking,
+    rendered,
+    untold_role,
+    used_tokens,
+)
 from datamodules.templates.skeleton import Skeleton, skeleton_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 THOUGHTS = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
 NO_THOUGHTS = re.compile(r"\s*<think>\s*</think>\s*")
@@ -32,27 +44,6 @@ NO_THOUGHTS = re.compile(r"\s*<think>\s*</think>\s*")
 Turns = Literal["assistant", "last", "all"]
 
 MOST_PROBES = 4096  # forms of conversations that are remembered
-
-
-class Rendered(NamedTuple):
-    """A document of a conversation.
-
-    Args:
-        text: as the template writes it.
-        spans: (start, end) in characters of what is learned.
-        prompt: characters before the last of the learned replies begins, its thoughts included.
-    """
-
-    text: str
-    spans: list[tuple[int, int]]
-    prompt: int = 0
-
-
-class Aim(NamedTuple):
-    """What a conversation is written down for: to `learn` turns of it, to `read` it, or to `reply` to it."""
-
-    what: Literal["learn", "read", "reply"]
-    turns: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -292,3 +283,19 @@ class ChatTemplate:
         marks = [token for token in self.added if is_mark(token) and token not in self.special]
         used = used_tokens(marks, self.jinja + (self.tool_jinja or ""), self._text) if marks else ([], [])
         return ControlTokens(self.special, *used, self.normalizer)
+
+
+def template_of(tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
+    """The tokenizer's own template, with what it may name and what a text must not spell."""
+    added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
+    special = {text for text, is_special in added.items() if is_special} | set(tokenizer.all_special_tokens)
+    names = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    own = tokenizer.chat_template
+    return ChatTemplate(
+        find_template(tokenizer, None),
+        names,
+        sorted(special),
+        added=sorted(added.keys() - special),
+        normalizer=normalizer_of(tokenizer.backend_tokenizer),
+        tool_jinja=own.get(TOOL_USE) if isinstance(own, dict) else None,
+    )

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from datamodules.records.conversations import Conversation
 from datamodules.records.texts import encodable
 from datamodules.templates.skeleton import TOOLS, Part
-
-if TYPE_CHECKING:
-    from datamodules.templates.chat_template import Aim, Rendered
 
 Write = Callable[..., str]  # (conversation, number of messages, reply=) -> text
 
@@ -27,6 +24,27 @@ TAKING_TURNS = {
     *((before, "user", after) for before in ("", "system", "assistant") for after in ("assistant", "")),
     *(("user", "assistant", after) for after in ("user", "")),
 }
+
+
+class Rendered(NamedTuple):
+    """A document of a conversation.
+
+    Args:
+        text: as the template writes it.
+        spans: (start, end) in characters of what is learned.
+        prompt: characters before the last of the learned replies begins, its thoughts included.
+    """
+
+    text: str
+    spans: list[tuple[int, int]]
+    prompt: int = 0
+
+
+class Aim(NamedTuple):
+    """What a conversation is written down for: to `learn` turns of it, to `read` it, or to `reply` to it."""
+
+    what: Literal["learn", "read", "reply"]
+    turns: tuple[int, ...] = ()
 
 
 class UnwritableError(Exception):

@@ -95,7 +95,7 @@ def _chain(options: JobOptions, rest: list[str], written_by: str) -> list[Job]:
 
 def _job(options: JobOptions, command: str, arguments: list[str], written_by: str) -> Job:
     """The job of a run whose settings were read, so that a misspelt one is found now and not after the queue."""
-    from llm_lightning.settings.given import read_settings
+    from llm_lightning.commands.given_settings import read_settings
 
     settings = read_settings([command, *arguments])
     job = Job(options, command, arguments, Path(settings.trainer.default_root_dir), written_by)

@@ -16,11 +16,6 @@ class LaunchError(UserError):
     """A wrong start, which every rank sees; the first one tells of it."""
 
 
-def is_first_rank(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is the first of those that srun or torchrun started."""
-    return environment.get("RANK", environment.get("SLURM_PROCID", "0")) == "0"
-
-
 def check_launch(devices: Any, num_nodes: int, environment: Mapping[str, str] = os.environ) -> None:
     """Compare `trainer.devices` and `trainer.num_nodes` with what srun or torchrun started.
 

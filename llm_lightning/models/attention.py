@@ -10,11 +10,11 @@ through the network's keyword arguments; the network never waits for the device 
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch._dynamo
@@ -23,13 +23,20 @@ from torch import Tensor, nn
 
 from llm_lightning.errors import UserError
 
-if TYPE_CHECKING:
-    from llm_lightning.models.adapters.virtual_tokens import Prefix
-
 ATTENTION = "llm_lightning_documents"
 
 LONG_DOCUMENT = 512
 """Tokens; see `_products_of`."""
+
+
+class Prefix(Protocol):
+    """Keys and values that every document sees before its own; see `adapters/virtual_tokens.py`."""
+
+    def attend(
+        self, attention: Callable, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any
+    ) -> tuple[Tensor, None]:
+        """As `document_attention`, which is `attention`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,7 @@ def document_attention(
     dropout: float = 0.0,
     documents: Documents | None = None,
     sliding_window: int | None = None,
-    prefix: "Prefix | None" = None,
+    prefix: Prefix | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function: query (B, heads, T, D), key and value (B, KV heads, T, D) to (B, T, heads, D).

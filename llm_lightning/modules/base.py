@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from llm_lightning.commands.merge import merge_folder
 from llm_lightning.errors import UserError
 from llm_lightning.models.adapters.adapter import Adapter
 from llm_lightning.models.backbone import Backbone
@@ -25,6 +24,7 @@ from llm_lightning.models.generation import generation_settings
 from llm_lightning.models.heads import base_model, prepare_batch
 from llm_lightning.models.loading.identity import Beginning
 from llm_lightning.models.loading.sharding import Sharding
+from llm_lightning.models.merge import merge_folder
 from llm_lightning.models.tasks import LANGUAGE, Task
 from llm_lightning.modules.checks import check_adapter, check_behaviour, check_generation
 from llm_lightning.modules.decay import decay_groups

@@ -7,9 +7,9 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import callbacks
+from llm_lightning.checkpoints.checkpoint_io import is_before_validation, step_of, training_state
+from llm_lightning.checkpoints.damage import last_good_checkpoint
 from llm_lightning.modules.base import STATE_KEY, LanguageModule
-from llm_lightning.run.checkpointing import is_before_validation, step_of, training_state
-from llm_lightning.run.damage import last_good_checkpoint
 from llm_lightning.run.folder import read_config
 from llm_lightning.run.resumed_settings import On, changes, in_words, kind_of, refuse
 

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks import ModelFolder
 from llm_lightning.errors import UserError
-from llm_lightning.launch.checks import is_first_rank
+from llm_lightning.process.rank import is_first_rank
 from llm_lightning_safety.files import links_out_of, remove
 
 UNFINISHED = re.compile(r"\..+(\.tmp|\.tmp-\d+|\.unfinished)")

@@ -19,10 +19,10 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from llm_lightning.checkpoints.checkpoint_io import AtomicCheckpointIO
+from llm_lightning.checkpoints.sharded_reader import METADATA_CHECKSUM, PartsReader, load_parts
 from llm_lightning.errors import UserError
 from llm_lightning.models.loading.sharding import Sharding
-from llm_lightning.run.checkpointing import AtomicCheckpointIO
-from llm_lightning.strategies.parts import METADATA_CHECKSUM, PartsReader, load_parts
 from llm_lightning_safety.files import remove
 from llm_lightning_safety.seals import checksum
 

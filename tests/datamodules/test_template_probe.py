@@ -7,11 +7,10 @@ import pytest
 from tokenizers import AddedToken, normalizers
 
 from datamodules import DataError, InstructionDataModule, PreferenceDataModule, PromptDataModule
-from datamodules.chat import template_of
 from datamodules.records.conversations import conversation_of
 from datamodules.sources.units import Bad
 from datamodules.templates import chat_template
-from datamodules.templates.chat_template import ChatTemplate
+from datamodules.templates.chat_template import ChatTemplate, template_of
 from datamodules.templates.choice import NAMES, find_template
 
 from .chat_tokenizers import chat_tokenizer

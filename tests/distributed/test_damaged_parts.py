@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from llm_lightning.strategies.parts import PartsReader
+from llm_lightning.checkpoints.sharded_reader import PartsReader
 from tests.distributed.commands import run_all
 from tests.distributed.stages import TWO, fit, metrics, prepare
 

@@ -3,8 +3,8 @@
 import pytest
 import torch.distributed.checkpoint as dcp
 
+from llm_lightning.checkpoints.checkpoint_io import AtomicCheckpointIO
 from llm_lightning.errors import UserError
-from llm_lightning.run.checkpointing import AtomicCheckpointIO
 from tests.distributed.commands import run_all
 from tests.distributed.stages import STAGES, TWO, assert_same_folder, assert_same_metrics, fit, prepare
 

@@ -9,8 +9,8 @@ import time
 import pytest
 import torch
 
+from llm_lightning.checkpoints.checkpoint_io import AtomicCheckpointIO, newest_checkpoint
 from llm_lightning.errors import UserError
-from llm_lightning.run.checkpointing import AtomicCheckpointIO, newest_checkpoint
 
 
 def test_round_trip_and_leftovers(tmp_path):
@@ -24,7 +24,7 @@ def test_a_kill_during_the_write_leaves_the_last_good_one(tmp_path):
     path = tmp_path / "step=1.ckpt"
     AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(1)}, path)
     code = (
-        "import torch, sys; from llm_lightning.run.checkpointing import AtomicCheckpointIO\n"
+        "import torch, sys; from llm_lightning.checkpoints.checkpoint_io import AtomicCheckpointIO\n"
         "while True:\n"
         "    AtomicCheckpointIO().save_checkpoint({'x': torch.ones(20_000_000)}, sys.argv[1])\n"
         "    print(1, flush=True)"

@@ -9,11 +9,11 @@ import torch
 import torch.distributed.checkpoint as dcp
 from lightning.fabric.utilities.load import _METADATA_FILENAME
 
+from llm_lightning.checkpoints.checkpoint_io import AtomicCheckpointIO
+from llm_lightning.checkpoints.checksums import check_file
+from llm_lightning.checkpoints.damage import check_checkpoint, last_good_checkpoint
+from llm_lightning.checkpoints.sharded_reader import METADATA_CHECKSUM, PartsReader, load_parts
 from llm_lightning.errors import UserError
-from llm_lightning.run.checkpointing import AtomicCheckpointIO
-from llm_lightning.run.checksums import check_file
-from llm_lightning.run.damage import check_checkpoint, last_good_checkpoint
-from llm_lightning.strategies.parts import METADATA_CHECKSUM, PartsReader, load_parts
 from llm_lightning_safety.seals import checksum
 
 

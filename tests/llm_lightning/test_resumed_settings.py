@@ -6,10 +6,10 @@ from jsonargparse import ArgumentParser
 
 import callbacks
 from llm_lightning import cli
+from llm_lightning.commands.given_settings import _SettingsOnly
 from llm_lightning.errors import UserError
 from llm_lightning.run.resumed_settings import TABLE, On, changes, flat, kind_of, refuse
 from llm_lightning.run.trainer import RunTrainer
-from llm_lightning.settings.given import _SettingsOnly
 
 ROOT = Path(__file__).parents[2]
 MODULES = ("CausalPretraining", "SupervisedFinetuning", "RewardModeling", "PPO")

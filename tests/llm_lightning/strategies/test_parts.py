@@ -13,9 +13,9 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 
+from llm_lightning.checkpoints.sharded_reader import PartsReader, load_parts
 from llm_lightning.errors import UserError
 from llm_lightning.strategies import FSDP2Strategy
-from llm_lightning.strategies.parts import PartsReader, load_parts
 from llm_lightning.strategies.trust import check_strategy, refuse_pickles
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch.distributed.checkpoint")

@@ -11,8 +11,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.load import _METADATA_FILENAME
 
+from llm_lightning.checkpoints.checksums import check_file
 from llm_lightning.errors import UserError
-from llm_lightning.run.checksums import check_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

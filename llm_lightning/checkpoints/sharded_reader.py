@@ -27,8 +27,8 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import ReadItem
 from typing_extensions import override
 
+from llm_lightning.checkpoints.checksums import check_stream
 from llm_lightning.errors import UserError
-from llm_lightning.run.checksums import check_stream
 from llm_lightning_safety.seals import checksum
 
 Kind = TypeVar("Kind")

@@ -1,16 +1,35 @@
 """A checkpoint that a disk cut or changed is found before anything is taken from it, and the one before is used."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.fabric.utilities.load import _METADATA_FILENAME
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
+from llm_lightning.checkpoints.checkpoint_io import checkpoints, training_state
+from llm_lightning.checkpoints.checksums import check_file
+from llm_lightning.checkpoints.sharded_reader import METADATA_CHECKSUM, PartsReader
 from llm_lightning.errors import UserError
-from llm_lightning.run.checkpointing import checkpoints, training_state
-from llm_lightning.run.checksums import check_file
-from llm_lightning.strategies import FSDP2Strategy
-from llm_lightning.strategies.parts import METADATA_CHECKSUM, PartsReader
+
+
+@runtime_checkable
+class Ranks(Protocol):
+    """A strategy whose ranks can look at a share of a sharded checkpoint each, as those of `FSDP2Strategy`."""
+
+    global_rank: int
+    world_size: int
+
+    def meet(self) -> None:
+        """Start the processes' group, where that was not done yet."""
+        ...
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        """What the first rank has, on all."""
+        ...
+
+    def first_said(self, text: str | None) -> str | None:
+        """What the first of the ranks that say something says, on all; None where none does."""
+        ...
 
 
 def last_good_checkpoint(
@@ -32,7 +51,7 @@ def last_good_checkpoint(
         UserError: none is whole.
     """
     found = checkpoints(folder, name)
-    ranks = strategy if isinstance(strategy, FSDP2Strategy) and any(path.is_dir() for path in found) else None
+    ranks = strategy if isinstance(strategy, Ranks) and any(path.is_dir() for path in found) else None
     if ranks is not None:
         ranks.meet()
         found = ranks.broadcast(found)

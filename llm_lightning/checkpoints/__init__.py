@@ -1,0 +1,1 @@
+"""Checkpoints: written atomically, read without running code, and checked for damage."""
