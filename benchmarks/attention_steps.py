@@ -15,10 +15,13 @@ from torch import Tensor  # noqa: E402
 
 from benchmarks.attention import AttentionJob  # noqa: E402
 from benchmarks.step_clock import StepClock  # noqa: E402
-from llm_lightning.models import attention  # noqa: E402
-from llm_lightning.models.attention import Documents, document_attention  # noqa: E402
+from llm_lightning.models.attention import (  # noqa: E402
+    Documents,
+    cpu,
+    document_attention,
+)
 
-LONG_DOCUMENT = {"llm-lightning": attention.LONG_DOCUMENT, "onednn": 1, "mkl": sys.maxsize}
+LONG_DOCUMENT = {"llm-lightning": cpu.LONG_DOCUMENT, "onednn": 1, "mkl": sys.maxsize}
 """From which length on products are left to oneDNN, in multiples of itself."""
 
 
@@ -34,7 +37,7 @@ def positions(job: AttentionJob, rng: random.Random) -> Tensor:
 def main(job: AttentionJob) -> None:
     """Make the steps and report."""
     torch.set_float32_matmul_precision("medium")
-    attention.LONG_DOCUMENT = LONG_DOCUMENT[job.products]
+    cpu.LONG_DOCUMENT = LONG_DOCUMENT[job.products]
     dtype, rng = getattr(torch, job.dtype), random.Random(0)
     shapes = [(1, heads, job.seq_len, job.head_dim) for heads in (job.heads, job.kv_heads, job.kv_heads)]
     inputs = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from llm_lightning.models import attention
 from llm_lightning.models.attention import Documents, document_attention
+from llm_lightning.models.attention.cpu import cpu_attention
+from llm_lightning.models.attention.cuda import varlen_attention
 
 B, HEADS, KV_HEADS, T, D = 3, 4, 2, 24, 8
 
@@ -90,7 +91,7 @@ def test_the_same_for_kernels_that_take_documents_one_after_the_other(monkeypatc
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
     x = inputs()
     documents = Documents.of_spans(SHARED, T)
-    out = attention._varlen_attention(*x, documents, D**-0.5, None)
+    out = varlen_attention(*x, documents, D**-0.5, None)
     torch.testing.assert_close(out, dense_by_document(*x, SHARED))
 
 
@@ -113,7 +114,7 @@ def test_documents_of_every_length_take_no_new_memory(by_onednn):
         cuts = torch.randperm(1023, generator=g)[:15].sort().values + 1
         starts, ends = torch.cat([cuts.new_zeros(1), cuts]), torch.cat([cuts, cuts.new_tensor([1024])])
         none = torch.zeros_like(starts)
-        out, _ = attention._cpu_attention(q, k, v, torch.stack([none, starts, ends, none, none], 1), 0.2)
+        out, _ = cpu_attention(q, k, v, torch.stack([none, starts, ends, none, none], 1), 0.2)
         out.sum().backward()
         used.append(psutil.Process().memory_info().rss / 2**20)
     assert used[-1] - used[2] < 30, used
@@ -141,7 +142,7 @@ def test_operator_is_well_formed():
     """torch's own checks of the custom operator: schema, fake tensors, autograd registration."""
     x = [t.detach().requires_grad_() for t in inputs(torch.float32)]
     spans = Documents.of(positions()).spans
-    torch.library.opcheck(attention._cpu_attention, (*x, spans, D**-0.5))
+    torch.library.opcheck(cpu_attention, (*x, spans, D**-0.5))
 
 
 def test_a_new_number_of_documents_does_not_recompile():
