@@ -101,3 +101,13 @@ def _target(link: Path) -> Path:
 def is_plain_name(text: str) -> bool:
     """Whether a text can be an id or the name of one file: letters, digits, `-`, `_` and `.`, at most 128."""
     return re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}", text) is not None
+
+
+def follow_umask(folder: Path) -> None:
+    """Let who may read the other files in `folder` read its weights: safetensors writes them for their owner alone."""
+    probe = folder / ".umask"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)

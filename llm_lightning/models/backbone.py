@@ -20,7 +20,7 @@ from llm_lightning.models.examination.behaviour import Behaviour
 from llm_lightning.models.examination.examination import examine
 from llm_lightning.models.generation import FILE as GENERATION
 from llm_lightning.models.generation import mended, read_generation_config
-from llm_lightning.models.gguf import converted, gguf_config
+from llm_lightning.models.loading.gguf import converted, gguf_config
 from llm_lightning.models.loading.new_tokens import NEW_IDS, add_rows, new_ids, own_tokenizer
 from llm_lightning.models.loading.sharding import Sharding, fill, initialize
 from llm_lightning.models.tasks import LANGUAGE, Task, with_fresh_head

@@ -17,6 +17,7 @@ from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.generation import generation_settings
 from llm_lightning.models.heads import base_model
 from llm_lightning.models.loading.sharding import is_sharded, reshard, shape_of, whole
+from llm_lightning_safety.files import follow_umask
 
 FILE_SIZE = "5GB"
 """Of a sharded network's files: what the first rank has in memory at a time."""
@@ -65,16 +66,6 @@ def save_model_folder(
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         follow_umask(folder)
-
-
-def follow_umask(folder: Path) -> None:
-    """Let who may read the other files in `folder` read its weights: safetensors writes them for their owner alone."""
-    probe = folder / ".umask"
-    probe.touch()
-    mode = probe.stat().st_mode
-    probe.unlink()
-    for file in folder.glob("*.safetensors"):
-        file.chmod(mode)
 
 
 def _save_in_parts(network: Any, folder: Path, is_global_zero: bool) -> None:

@@ -20,7 +20,7 @@ from llm_lightning.models.adapters import adalora, empty, residual
 from llm_lightning.models.adapters.bottleneck import BottleneckConfig, add_bottlenecks, save_bottleneck
 from llm_lightning.models.adapters.virtual_tokens import IN_ATTENTION, IN_EMBEDDINGS, prompt_config
 from llm_lightning.models.attention import ATTENTION
-from llm_lightning.models.gguf import kept_beside
+from llm_lightning.models.loading.gguf import kept_beside
 from llm_lightning.models.loading.new_tokens import with_rows
 from llm_lightning.models.loading.sharding import is_sharded, is_zero3, reshard, whole
 from llm_lightning.models.tasks import LANGUAGE, Task

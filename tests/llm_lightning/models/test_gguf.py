@@ -10,12 +10,12 @@ import torch
 from gguf import GGUFWriter
 from peft import AutoPeftModelForCausalLM
 
-from llm_lightning.models import gguf
 from llm_lightning.models.adapters.adapter import Adapter
 from llm_lightning.models.adapters.bottleneck import BottleneckConfig
 from llm_lightning.models.adapters.merging import base_of
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
+from llm_lightning.models.loading import gguf
 from tests.llm_lightning.models.peft_methods import METHODS, disturb
 
 IDS = torch.arange(1, 13)[None]

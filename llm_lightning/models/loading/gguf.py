@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from llm_lightning.models.export import follow_umask
-from llm_lightning.models.tasks import LANGUAGE
+from llm_lightning_safety.files import follow_umask
 
 
 def _cache() -> Path:
@@ -45,7 +44,7 @@ def converted(path: Path) -> Path:
         if not folder.exists():
             print(f"Converting {path.name} once, into {folder}")
             # Without `dequantize`, what was loaded could not be saved again.
-            model = LANGUAGE.auto_class.from_pretrained(
+            model = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
             )
             unfinished = folder.with_suffix(f".tmp-{os.getpid()}")
