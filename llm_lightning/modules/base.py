@@ -52,7 +52,7 @@ class LanguageModule(LightningModule):
             a step, with the decay of GPT-3 and Llama.
         schedule: of the learning rate.
         peft: an adapter to train instead of the network, by the `class_path` of any peft config (`peft.LoraConfig`) or
-            `llm_lightning.models.adapters.bottleneck.BottleneckConfig`.
+            `llm_lightning.models.adapters.BottleneckConfig`.
         max_skipped_steps: steps in a row whose loss or gradient is not finite before the run is stopped.
     """
 

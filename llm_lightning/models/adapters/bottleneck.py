@@ -27,7 +27,7 @@ FEEDFORWARD_OUTPUTS = ("down_proj", "fc2", "mlp.c_proj", "dense_4h_to_h", "fc_ou
 @dataclass
 class BottleneckConfig(PeftConfig):
     """Bottleneck adapters, given like a peft config:
-    `model.peft: llm_lightning.models.adapters.bottleneck.BottleneckConfig`.
+    `model.peft: llm_lightning.models.adapters.BottleneckConfig`.
 
     Args:
         reduction_factor: hidden size over the width of the bottleneck.

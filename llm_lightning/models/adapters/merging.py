@@ -63,9 +63,7 @@ def check_mergeable(folder: Path) -> None:
         "P_TUNING": "are tokens before the text",
     }
     if method in words:
-        loader = (
-            "llm_lightning.models.adapters.bottleneck.load_bottleneck" if method == "BOTTLENECK" else "peft.PeftModel"
-        )
+        loader = "llm_lightning.models.adapters.load_bottleneck" if method == "BOTTLENECK" else "peft.PeftModel"
         raise UserError(
             f"The adapter in {folder} ({method}) cannot be merged: its parts {words[method]}. Use it on top of its "
             f"network, by {loader}; LoRA, DoRA, AdaLoRA, IA3, OFT and VeRA can be merged."
