@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm_lightning.errors import UserError
-from llm_lightning.models.attention import Documents, document_attention, softmax_with_sinks
+from llm_lightning.models.attention import Documents, document_attention
+from llm_lightning.models.attention.plain import softmax_with_sinks
 
 ROLLOUT_ATTENTION = "llm_lightning_rollout"
 
