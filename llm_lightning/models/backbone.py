@@ -16,7 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from llm_lightning.errors import UserError
 from llm_lightning.models.adapters.merging import base_of, check_mergeable, is_adapter, merge, task_of
 from llm_lightning.models.attention import ATTENTION, register_attention
-from llm_lightning.models.examination.behaviour import Behaviour
+from llm_lightning.models.behaviour import Behaviour
 from llm_lightning.models.examination.examination import examine
 from llm_lightning.models.generation import FILE as GENERATION
 from llm_lightning.models.generation import mended, read_generation_config

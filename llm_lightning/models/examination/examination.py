@@ -18,12 +18,12 @@ from transformers import PreTrainedConfig
 from llm_lightning.errors import UserError
 from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.balance import check_balance, is_balanced
-from llm_lightning.models.examination.behaviour import Behaviour
+from llm_lightning.models.behaviour import Behaviour
 from llm_lightning.models.examination.miniature import SPECIAL_FROM, VOCABULARY, miniature, parts_of, randomize
 from llm_lightning.models.examination.on_the_side import on_the_side
 from llm_lightning.models.heads import head_scaling, hidden_states, language_loss, output_head, prepare_batch
 from llm_lightning.models.loading.sharding import initialize
-from llm_lightning.models.tasks import Task
+from llm_lightning.models.tasks import LANGUAGE, REWARD, Task
 
 LENGTHS = (7, 9, 20)
 """Of the texts; the first two share a row with padding, the last one fills the other row."""
@@ -35,6 +35,17 @@ SMALL = 20_000_000
 """Parameters of a network that is tried itself where no miniature of it can be made."""
 
 _known: dict[tuple[str, str, str], Behaviour | str] = {}
+
+
+def examined(network: Any) -> Any:
+    """The same network, tried out, for one that no `Backbone` built.
+
+    Raises:
+        UserError: it cannot be right.
+    """
+    task = REWARD if hasattr(network, str(REWARD.head)) else LANGUAGE
+    examine(network.config, network.config._attn_implementation, task).attach(network)
+    return network
 
 
 def examine(config: PreTrainedConfig, attention: str, task: Task, *, trust_remote_code: bool = False) -> Behaviour:

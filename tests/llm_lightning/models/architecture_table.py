@@ -29,7 +29,7 @@ from datamodules.serving.pairs import Layout
 from llm_lightning.errors import UserError
 from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.backbone import Backbone
-from llm_lightning.models.examination.behaviour import Behaviour, behaviour_of
+from llm_lightning.models.behaviour import Behaviour, behaviour_of
 from llm_lightning.models.examination.examination import Examination, examine
 from llm_lightning.models.examination.miniature import SPECIAL_FROM, VOCABULARY, randomize
 from llm_lightning.models.examination.on_the_side import on_the_side

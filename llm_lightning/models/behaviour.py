@@ -1,4 +1,4 @@
-"""What a network can be asked for, found out by trying it: see `examination.py`."""
+"""What a network can be asked for, found out by trying it: see `examination/examination.py`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -47,17 +47,12 @@ class Behaviour:
 
 
 def behaviour_of(network: Any) -> Behaviour:
-    """Of a network, tried out where that was not done yet.
+    """Of a network that was tried out, as every `Backbone` builds it.
 
     Raises:
-        UserError: it cannot be right.
+        TypeError: it was not; see `examined`.
     """
     known = getattr(network, NAME, None)
     if known is None:
-        from llm_lightning.models.examination.examination import examine
-        from llm_lightning.models.tasks import LANGUAGE, REWARD
-
-        task = REWARD if hasattr(network, str(REWARD.head)) else LANGUAGE
-        known = examine(network.config, network.config._attn_implementation, task)
-        known.attach(network)
+        raise TypeError(f"How {type(network).__name__} is to be run is not known: pass it to `examined` first.")
     return known
