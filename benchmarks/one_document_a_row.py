@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 from benchmarks.workload import SHAPES
 from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.backbone import Backbone
-from llm_lightning.models.behaviour import behaviour_of
 from llm_lightning.models.examination.examination import examine
 from llm_lightning.models.heads import language_loss, prepare_batch
+from llm_lightning.models.running.behaviour import behaviour_of
 from llm_lightning.models.tasks import LANGUAGE
 from llm_lightning.process.allocator import keep_freed_memory
 

@@ -43,7 +43,7 @@ options:
 # Commands with flags of their own, and where their `run` is.
 OTHERS = {
     "ablate": "llm_lightning.commands.ablate",
-    "configs": "llm_lightning.settings.shipped",
+    "configs": "llm_lightning.commands.configs",
     "merge": "llm_lightning.commands.merge",
     "slurm": "llm_lightning.commands.slurm",
     "workspace": "llm_lightning.commands.workspace",

@@ -16,13 +16,13 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from llm_lightning.errors import UserError
 from llm_lightning.models.adapters.merging import base_of, check_mergeable, is_adapter, merge, task_of
 from llm_lightning.models.attention import ATTENTION, register_attention
-from llm_lightning.models.behaviour import Behaviour
 from llm_lightning.models.examination.examination import examine
 from llm_lightning.models.generation import FILE as GENERATION
 from llm_lightning.models.generation import mended, read_generation_config
 from llm_lightning.models.loading.gguf import converted, gguf_config
 from llm_lightning.models.loading.new_tokens import NEW_IDS, add_rows, new_ids, own_tokenizer
 from llm_lightning.models.loading.sharding import Sharding, fill, initialize
+from llm_lightning.models.running.behaviour import Behaviour
 from llm_lightning.models.tasks import LANGUAGE, Task, with_fresh_head
 
 VOCAB_MULTIPLE = 64

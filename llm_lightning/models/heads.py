@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 
 from llm_lightning.models.adapters.adalora import orthogonality
 from llm_lightning.models.adapters.virtual_tokens import prompt_config, prompted_states
-from llm_lightning.models.apart import run_apart
 from llm_lightning.models.attention import ATTENTION, Documents
 from llm_lightning.models.balance import Routing
-from llm_lightning.models.behaviour import behaviour_of
 from llm_lightning.models.loading.sharding import RUN, is_zero3, run_gathered
+from llm_lightning.models.running.apart import run_apart
+from llm_lightning.models.running.behaviour import behaviour_of
 from llm_lightning.objectives.language import (
     IGNORE_INDEX,
     HeadScaling,

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 
 from llm_lightning.models.attention import ATTENTION
-from llm_lightning.models.behaviour import behaviour_of
 from llm_lightning.models.examination.examination import Examination, is_close
 from llm_lightning.models.examination.on_the_side import on_the_side
 from llm_lightning.models.heads import head_scaling, output_head
+from llm_lightning.models.running.behaviour import behaviour_of
 from llm_lightning.models.tasks import LANGUAGE
 from llm_lightning.rollouts.slots import Slots, rollout_mode
 

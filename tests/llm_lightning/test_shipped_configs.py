@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from llm_lightning.__main__ import main
+from llm_lightning.commands.configs import run
 from llm_lightning.errors import UserError
-from llm_lightning.settings.shipped import find_config, names, run, with_found_configs
+from llm_lightning.settings.shipped import find_config, names, with_found_configs
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

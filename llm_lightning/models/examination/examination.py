@@ -18,11 +18,11 @@ from transformers import PreTrainedConfig
 from llm_lightning.errors import UserError
 from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.balance import check_balance, is_balanced
-from llm_lightning.models.behaviour import Behaviour
 from llm_lightning.models.examination.miniature import SPECIAL_FROM, VOCABULARY, miniature, parts_of, randomize
 from llm_lightning.models.examination.on_the_side import on_the_side
 from llm_lightning.models.heads import head_scaling, hidden_states, language_loss, output_head, prepare_batch
 from llm_lightning.models.loading.sharding import initialize
+from llm_lightning.models.running.behaviour import Behaviour
 from llm_lightning.models.tasks import LANGUAGE, REWARD, Task
 
 LENGTHS = (7, 9, 20)

@@ -29,12 +29,12 @@ from datamodules.serving.pairs import Layout
 from llm_lightning.errors import UserError
 from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.backbone import Backbone
-from llm_lightning.models.behaviour import Behaviour, behaviour_of
 from llm_lightning.models.examination.examination import Examination, examine
 from llm_lightning.models.examination.miniature import SPECIAL_FROM, VOCABULARY, randomize
 from llm_lightning.models.examination.on_the_side import on_the_side
 from llm_lightning.models.heads import head_scaling, hidden_states, language_loss, output_head, prepare_batch
 from llm_lightning.models.rewards import prepare_texts, rewards
+from llm_lightning.models.running.behaviour import Behaviour, behaviour_of
 from llm_lightning.models.tasks import LANGUAGE, REWARD, Task
 from tests.llm_lightning.conftest import pack, stack
 

@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM
 from llm_lightning.errors import UserError
 from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.backbone import Backbone
-from llm_lightning.models.behaviour import behaviour_of
 from llm_lightning.models.examination.miniature import miniature, randomize
 from llm_lightning.models.heads import language_loss, prepare_batch
+from llm_lightning.models.running.behaviour import behaviour_of
 from llm_lightning.models.tasks import LANGUAGE, REWARD
 from tests.llm_lightning.conftest import VOCAB, pack, random_documents, stack
 

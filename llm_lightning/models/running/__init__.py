@@ -1,0 +1,1 @@
+"""How a network is run: packed, or one document a row where its documents would see each other."""
