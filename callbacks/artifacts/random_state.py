@@ -2,13 +2,14 @@
 
 import random
 import warnings
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.utils._pytree import tree_leaves
+from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
@@ -89,7 +90,7 @@ def _seed_apart(loaders: Any) -> None:
 
     A resumed run opens the validation loader once more where a checkpoint and a validation fell on the same step.
     """
-    for loader in tree_leaves(loaders):
+    for loader in CombinedLoader(loaders).flattened:
         if isinstance(loader, DataLoader) and loader.generator is None:
             loader.generator = torch.Generator()
 
@@ -118,3 +119,8 @@ def set_generator_states(states: GeneratorStates, device: torch.device) -> None:
     torch.set_rng_state(states["torch"].cpu())
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"].cpu(), device)
+
+
+def generators_kept(device: torch.device) -> AbstractContextManager[None]:
+    """What is drawn inside, from torch's generators and `device`'s, is as if it had not been drawn."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from callbacks.phase import is_rehearsal
-from llm_lightning_safety.files import atomic_file
+from callbacks.plotting import TRAIN, VALIDATION, new_figure, save_figure, set_legend, set_title, style
 
 Curve = tuple[list[float], list[float]]
 
@@ -21,7 +21,6 @@ PANELS = {
     "gradient norm": "train/grad_norm",
     "tokens/s": "throughput/tokens_per_s",
 }
-TRAIN, VALIDATION, INK, GRID = "#7aa6d6", "#d1495b", "#333333", "#e6e6e6"
 
 
 class Curves(Callback):
@@ -63,11 +62,7 @@ def draw_curves(metrics_file: Path, picture: Path) -> None:
     """
     rows = read_metrics(metrics_file)
     panels = {title: curve for title, name in PANELS.items() if (curve := _curve(rows, name))[0]}
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.6), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 4.6)
     grid = figure.add_gridspec(max(len(panels), 1), 2, width_ratios=(2.4, 1))
     loss = figure.add_subplot(grid[:, 0] if panels else grid[:, :])
     _draw_losses(loss, rows, "reward" if any("train/reward" in row for row in rows) else "loss")
@@ -77,14 +72,13 @@ def draw_curves(metrics_file: Path, picture: Path) -> None:
         axes = figure.add_subplot(grid[i, 1], sharex=loss)
         axes.plot(x, y, color=TRAIN, linewidth=1.2)
         axes.set_ylim(0, 1.08 * max(y) or None)
-        axes.set_title(title, fontsize=9, loc="left", color=INK)
+        set_title(axes, title, size=9)
         _style(axes)
         if i < len(panels) - 1:
             axes.tick_params(labelbottom=False)
         else:
             axes.set_xlabel(label)
-    with atomic_file(picture) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+    save_figure(figure, picture)
 
 
 def _draw_losses(axes: Any, rows: list[dict[str, float]], name: str) -> None:
@@ -109,8 +103,8 @@ def _draw_losses(axes: Any, rows: list[dict[str, float]], name: str) -> None:
     settled = [loss for tokens, loss in zip(x + x_val, y + y_val, strict=True) if tokens > begin]
     if margin := 0.05 * (max(settled) - min(settled)) if settled else 0.0:
         axes.set_ylim(min(settled) - margin, max(settled) + margin)
-    axes.set_title(name, fontsize=11, loc="left", color=INK)
-    axes.legend(frameon=False, fontsize=9)
+    set_title(axes, name)
+    set_legend(axes)
     _style(axes)
 
 
@@ -120,10 +114,7 @@ def _style(axes: Any) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if axes.get_ylim()[1] >= 1000:
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8, colors=INK, length=0)
-    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    style(axes)
 
 
 def _curve(rows: list[dict[str, float]], name: str) -> Curve:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from callbacks.errors import CallbackError
 from callbacks.monitoring.flops import synchronize
+from callbacks.network import base_network, evaluating
 
 CHUNK_TOKENS = 256
 """Tokens whose logits are in memory at once: at a vocabulary of 49,152 they take 50 MB."""
@@ -138,7 +139,7 @@ def measure_speed(network: Any, prompt_ids: Tensor, num_new_tokens: int = 32, re
     """
     from transformers import DynamicCache
 
-    decoder, prompt_ids = _base(network).get_decoder(), prompt_ids.to(network.device)
+    decoder, prompt_ids = base_network(network).get_decoder(), prompt_ids.to(network.device)
     prefill, decode = [], []
     with as_measured(network):
         for _ in range(1 + repeats):
@@ -183,32 +184,28 @@ def as_measured(network: Any) -> Iterator[None]:
     An attention function that is told the documents of a packed row by its module would not know of them here;
     transformers finds them in `position_ids`.
     """
-    base = _base(network)
-    was_training, attention = network.training, base.config._attn_implementation
-    network.eval()
+    base = base_network(network)
+    attention = base.config._attn_implementation
     base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")
-    # A compiled network would be compiled anew for every length.
-    eager = torch.compiler.set_stance("force_eager")
     try:
-        with eager:
+        with evaluating(network):
             yield
     finally:
         base.set_attn_implementation(attention)
-        network.train(was_training)
 
 
 def target_states(network: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """The last hidden states (N, H) before the N trained tokens of a batch, and these tokens (N,)."""
     names = ("input_ids", "position_ids", "attention_mask")
     inputs = {name: batch[name].to(network.device) for name in names if name in batch}
-    states = _base(network).get_decoder()(**inputs, use_cache=False).last_hidden_state
+    states = base_network(network).get_decoder()(**inputs, use_cache=False).last_hidden_state
     targets = F.pad(batch["labels"][:, 1:], (0, 1), value=-100).to(network.device)
     return states[targets != -100], targets[targets != -100]
 
 
 def logits_of(network: Any, states: Tensor) -> Tensor:
     """Float32 logits (..., V) of last hidden states (..., H), scaled and capped as the architecture does it."""
-    base = _base(network)
+    base = base_network(network)
     config = base.config.get_text_config()
     logits = base.get_output_embeddings()(states).float()
     # Cohere, Falcon-H1, Granite, Gemma
@@ -216,11 +213,6 @@ def logits_of(network: Any, states: Tensor) -> Tensor:
     logits /= getattr(config, "logits_scaling", None) or 1.0
     softcap = getattr(config, "final_logit_softcapping", None)
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
-
-
-def _base(network: Any) -> Any:
-    """The transformers network inside a `peft.PeftModel`, or the network itself."""
-    return network.get_base_model() if hasattr(network, "get_base_model") else network
 
 
 def _now(device: torch.device) -> float:

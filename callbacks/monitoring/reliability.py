@@ -8,9 +8,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from callbacks.monitoring.curves import GRID, INK, TRAIN, VALIDATION
 from callbacks.phase import is_rehearsal
-from llm_lightning_safety.files import atomic_file, write_text
+from callbacks.plotting import INK, TRAIN, VALIDATION, new_figure, save_figure, set_legend, set_title, style
+from llm_lightning_safety.files import write_text
 
 
 class Reliability(Callback):
@@ -41,28 +41,18 @@ def draw_reliability(bins: Any, picture: Path) -> None:
         bins: `confidence`, `accuracy` and `num_pairs` of each, and the `ece`.
         picture: The PNG to write.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 5.6), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5, 5.6)
     diagram, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     diagram.plot([0.5, 1], [0.5, 1], color=INK, linewidth=0.8, linestyle="--", label="calibrated")
     diagram.plot(
         bins.confidence, bins.accuracy, color=VALIDATION, linewidth=1.6, marker="o", markersize=4, label="model"
     )
-    diagram.set_title(
-        f"how often right (expected calibration error {bins.ece:.3f})", fontsize=10, loc="left", color=INK
-    )
-    diagram.legend(frameon=False, fontsize=9)
+    set_title(diagram, f"how often right (expected calibration error {bins.ece:.3f})", size=10)
+    set_legend(diagram)
     counts.bar(bins.confidence, bins.num_pairs, width=0.03, color=TRAIN)
-    counts.set_title("pairs", fontsize=9, loc="left", color=INK)
+    set_title(counts, "pairs", size=9)
     counts.set_xlabel("probability that the model gives to its choice")
     for axes in (diagram, counts):
         axes.set_xlim(0.48, 1.02)
-        axes.grid(color=GRID, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.tick_params(labelsize=8, colors=INK, length=0)
-        axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
-    with atomic_file(picture) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+        style(axes)
+    save_figure(figure, picture)

@@ -10,8 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from typing_extensions import override
 
+from callbacks.artifacts.random_state import generators_kept
 from callbacks.errors import CallbackError
-from callbacks.network import is_sharded
+from callbacks.network import evaluating, is_sharded
 from callbacks.phase import is_validating_fit
 from llm_lightning_safety.files import make_folder, write_text
 
@@ -133,24 +134,17 @@ def generate_texts(
     device = network.device
     input_ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
     attention_mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    was_training = network.training
-    network.eval()
-    # A compiled network would be compiled anew for every length.
-    eager = torch.compiler.set_stance("force_eager")
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad(), eager:
-            torch.manual_seed(0)
-            output_ids = network.generate(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=pad,
-                eos_token_id=tokenizer.eos_token_id,
-                remove_invalid_values=True,  # a diverged network must not raise a device-side assertion in CUDA
-                **generation,
-            )
-    finally:
-        network.train(was_training)
+    with evaluating(network), torch.no_grad(), generators_kept(device):
+        torch.manual_seed(0)
+        output_ids = network.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+            eos_token_id=tokenizer.eos_token_id,
+            remove_invalid_values=True,  # a diverged network must not raise a device-side assertion in CUDA
+            **generation,
+        )
     return tokenizer.batch_decode(output_ids[:, width:], skip_special_tokens=True)
 
 

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from callbacks.errors import CallbackError
 from callbacks.monitoring.flops import TokenFlops, peak_flops, synchronize
+from callbacks.network import dtype_of
 
 
 class _Mark(NamedTuple):
@@ -155,4 +156,4 @@ def _matmul_dtype(trainer: Trainer, network: torch.nn.Module) -> torch.dtype:
         return torch.bfloat16
     if precision.startswith("16"):
         return torch.float16
-    return next(weight.dtype for weight in network.parameters() if weight.is_floating_point())
+    return dtype_of(network)

@@ -13,6 +13,7 @@ from typing_extensions import override
 from callbacks.artifacts.model_folder import ModelFolder
 from callbacks.errors import CallbackError
 from callbacks.monitoring.summary import RunSummary
+from callbacks.network import base_network, has_adapter
 from callbacks.phase import is_rehearsal, is_validating_fit
 from callbacks.pruning import report
 from callbacks.pruning.criteria import Criterion, Wanda
@@ -21,7 +22,7 @@ from callbacks.pruning.masks import KEEPS_ZEROS, Masks
 from callbacks.pruning.schedules import Cubic, PruningSchedule
 from callbacks.pruning.structures import Structure, layer_of
 from callbacks.pruning.units import Structured
-from callbacks.pruning.weights import Weight, base_network, find_weights, local
+from callbacks.pruning.weights import Weight, find_weights, local
 from callbacks.stopping.early_stopping import EarlyStopping
 from callbacks.stopping.graceful_stop import was_stopped
 from llm_lightning_safety.files import write_text
@@ -206,7 +207,7 @@ class Pruning(Callback):
             return
         model = self._module.model
         self._weights = find_weights(model, self.include, self.exclude)
-        if hasattr(model, "peft_config"):
+        if has_adapter(model):
             from callbacks.pruning.lora import check_adapter
 
             check_adapter(model, self._weights)
@@ -246,7 +247,7 @@ class Pruning(Callback):
         self.sparsity = self.masks.num_pruned() / total
         self.masks.apply_to_weights()
         self.masks.apply_to_moments(optimizers)
-        if hasattr(self._module.model, "peft_config"):
+        if has_adapter(self._module.model):
             from callbacks.pruning.lora import mask_adapters
 
             mask_adapters(self._weights, self.masks.kept)
@@ -267,7 +268,7 @@ class Pruning(Callback):
         if isinstance(self.structure, Structured) and self.masks.kept:
             from callbacks.pruning.removal import remove_units
 
-            if hasattr(self._module.model, "peft_config"):
+            if has_adapter(self._module.model):
                 self._module.model = self._module.model.merge_and_unload()
             remove_units(self._module.model, self.structure, self.masks.kept)
         if is_rehearsal(trainer):

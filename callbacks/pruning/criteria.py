@@ -190,7 +190,7 @@ class Taylor(Criterion):
         pairs = [(w, local(w.parameter.grad)) for w in weights if w.parameter.grad is not None]
         if not (self._active and pairs):
             return
-        if not torch.stack(torch._foreach_norm([g for _, g in pairs])).sum().isfinite():
+        if not nn.utils.get_total_norm([g for _, g in pairs]).isfinite():
             return  # the module leaves this step out
         for weight, gradient in pairs:
             product = (weight.local * gradient).float().square_()

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from callbacks.network import base_network
 from callbacks.pruning.structures import Kept
 from callbacks.pruning.units import Block, Structured, check_sizes
-from callbacks.pruning.weights import base_network, decoder_layers
+from callbacks.pruning.weights import decoder_layers
 
 
 @torch.no_grad()

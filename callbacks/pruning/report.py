@@ -1,20 +1,19 @@
 """What pruning cost and gave: figures of the dense and the pruned network, as a table and a picture."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 
+from callbacks.artifacts.random_state import generators_kept
 from callbacks.monitoring.measurement import Quality, measure_quality, measure_speed, text_table, validation_batches
-from callbacks.pruning.weights import base_network, reduce_sum
-from llm_lightning_safety.files import atomic_file
+from callbacks.network import base_network
+from callbacks.plotting import BLUE, RED, new_figure, save_figure, set_legend, set_title, style
+from callbacks.pruning.weights import reduce_sum
 
 PROMPT_TOKENS = 256
-INK, LINE, LIMIT, GRID = "#333333", "#d1495b", "#7aa6d6", "#e6e6e6"
 COLUMNS = {
     "perplexity": ("perplexity", "{:,.2f}"),
     "parameters": ("parameters", "{:,.0f}"),
@@ -45,8 +44,8 @@ def measure(trainer: Trainer, model: Any, num_batches: int) -> Figures:
     }
     if network.get_output_embeddings() is None:
         return figures
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), _precision(trainer):
-        batches = validation_batches(trainer, num_batches) if _has_validation(trainer) else []
+    with generators_kept(device), trainer.precision_plugin.forward_context():
+        batches = validation_batches(trainer, num_batches) if trainer.enable_validation else []
         batches = [batch for batch in batches if "labels" in batch and "input_ids" in batch]
         prompt = torch.arange(PROMPT_TOKENS)[None] % network.config.get_text_config().vocab_size
         if batches:
@@ -80,40 +79,23 @@ def draw(picture: Path, points: list[list[float]], limit: float) -> None:
         points: of each validation its step, sparsity and loss.
         limit: the guard's, not a number for none.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    figure = Figure(figsize=(10, 4), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 4)
     against, over = figure.subplots(1, 2)
     steps, sparsities, losses = zip(*points, strict=True)
-    against.plot(sparsities, losses, color=LINE, linewidth=1.4, marker="o", markersize=3.5)
+    against.plot(sparsities, losses, color=RED, linewidth=1.4, marker="o", markersize=3.5)
     if math.isfinite(limit):
-        against.axhline(limit, color=LIMIT, linewidth=1.2, linestyle="--", label="guard's limit")
-        against.legend(frameon=False, fontsize=9)
-    over.plot(steps, sparsities, color=LINE, linewidth=1.4, marker="o", markersize=3.5)
+        against.axhline(limit, color=BLUE, linewidth=1.2, linestyle="--", label="guard's limit")
+        set_legend(against)
+    over.plot(steps, sparsities, color=RED, linewidth=1.4, marker="o", markersize=3.5)
     against.xaxis.set_major_formatter(PercentFormatter(1))
     over.yaxis.set_major_formatter(PercentFormatter(1))
     for axes, title, label in (
         (against, "validation loss against sparsity", "sparsity"),
         (over, "sparsity", "steps"),
     ):
-        axes.set_title(title, fontsize=11, loc="left", color=INK)
+        set_title(axes, title)
         axes.set_xlabel(label)
-        axes.grid(color=GRID, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.tick_params(labelsize=8, colors=INK, length=0)
-        axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
-    with atomic_file(picture) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-
-
-def _has_validation(trainer: Trainer) -> bool:
-    return bool(trainer.enable_validation)
-
-
-@contextmanager
-def _precision(trainer: Trainer) -> Iterator[None]:
-    with trainer.precision_plugin.forward_context():
-        yield
+        style(axes)
+    save_figure(figure, picture)

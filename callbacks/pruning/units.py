@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from callbacks.errors import CallbackError
+from callbacks.network import base_layer
 from callbacks.pruning.criteria import Criterion
 from callbacks.pruning.structures import Kept, Structure
 from callbacks.pruning.weights import Weight, decoder_layers
@@ -27,8 +28,7 @@ class Block:
 
     def linear(self, part: str) -> nn.Linear:
         """The linear layer itself, under what an adapter puts around it."""
-        layer: Any = self.weights[part].layer
-        return getattr(layer, "base_layer", layer)
+        return base_layer(self.weights[part].layer)
 
     @property
     def head_dim(self) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from callbacks.errors import CallbackError
+from callbacks.network import base_layer, base_network, is_zero_3
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,6 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def base_network(model: Any) -> Any:
-    """The transformers network inside a `peft.PeftModel`, or the network itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def decoder_layers(network: Any) -> nn.ModuleList:
     """The network's blocks, first to last.
 
@@ -145,10 +141,9 @@ def _matrices(network: nn.Module) -> Iterator[Weight]:
     for path, module in network.named_modules():
         if any(path.startswith(prefix) for prefix in adapters):
             continue
-        base = getattr(module, "base_layer", None)
-        if base is not None:
+        layer = base_layer(module)
+        if layer is not module:
             adapters.append(f"{path}.")
-        layer: Any = module if base is None else base
         if isinstance(layer, nn.Linear):
             seen.add(id(layer.weight))
             yield Weight(f"{path}.weight", module, cast(nn.Parameter, layer.weight))
@@ -178,7 +173,7 @@ def _check(weight: Weight) -> None:
         raise CallbackError(
             f"Pruning: {weight.name} is quantized. Prune first, without model.backbone.quantization, then quantize."
         )
-    if hasattr(parameter, "ds_id"):
+    if is_zero_3(parameter):
         raise CallbackError("Pruning does not know DeepSpeed's ZeRO 3: use strategy ddp or fsdp2.")
     sharded_axis(parameter, weight.name)
 

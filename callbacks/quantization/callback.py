@@ -10,9 +10,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from callbacks.artifacts.model_folder import swap_in
+from callbacks.artifacts.random_state import generators_kept
 from callbacks.errors import CallbackError
 from callbacks.monitoring.measurement import validation_batches
-from callbacks.network import is_sharded
+from callbacks.network import dtype_of, is_sharded
 from callbacks.phase import is_rehearsal
 from callbacks.quantization import layers, report, schemes
 from callbacks.quantization.calibration import Calibration
@@ -135,7 +136,7 @@ class Quantization(Callback):
         try:
             self._save(trainer, pl_module, work)
             if trainer.is_global_zero:
-                with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                with generators_kept(device):
                     self._run(trainer, pl_module, work, folder / "quantized")
         finally:
             if trainer.is_global_zero:
@@ -209,7 +210,7 @@ class Quantization(Callback):
 
     def _request(self, name: str, trial: Trial, kept: list[str], rows: list[torch.Tensor]) -> Request:
         scheme = schemes.SCHEMES[name]
-        dtype = getattr(torch, self.dtype) if self.dtype else layers.dtype_of(trial.network)
+        dtype = getattr(torch, self.dtype) if self.dtype else dtype_of(trial.network)
         return Request(
             source=trial.folder,
             output=trial.folder.with_name(name),

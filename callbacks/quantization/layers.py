@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import nn
 
 from callbacks.errors import CallbackError
+from callbacks.network import base_layer, base_network
 
 
 def kept_layers(network: Any, patterns: Sequence[str] | None) -> list[str]:
@@ -95,14 +95,9 @@ def check_quantized(network: Any, names: Sequence[str], scheme: str) -> None:
 
 def linear_layers(network: Any) -> dict[str, nn.Linear]:
     """The linear layers by the names they have in the transformers network."""
-    base = network.get_base_model() if hasattr(network, "get_base_model") else network
-    layers = {name: _own(module) for name, module in base.named_modules() if ".base_layer" not in name}
+    modules = base_network(network).named_modules()
+    layers = {name: base_layer(module) for name, module in modules if ".base_layer" not in name}
     return {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear) and "lora_" not in name}
-
-
-def _own(module: Any) -> Any:
-    """The layer itself where peft put an adapter around it."""
-    return getattr(module, "base_layer", module)
 
 
 def _examples(layers: dict[str, nn.Linear]) -> str:
@@ -113,8 +108,3 @@ def _examples(layers: dict[str, nn.Linear]) -> str:
 def num_weights(layers: Sequence[nn.Linear]) -> int:
     """Weights in the layers."""
     return sum(layer.in_features * layer.out_features for layer in layers)
-
-
-def dtype_of(network: Any) -> torch.dtype:
-    """Of the network's floating point weights."""
-    return next(p.dtype for p in network.parameters() if p.is_floating_point())

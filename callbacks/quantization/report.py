@@ -10,14 +10,15 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from callbacks.monitoring.measurement import text_table
+from callbacks.plotting import BLUE, GREEN, INK, RED, new_figure, save_figure, style
 from callbacks.quantization.choice import Measured
-from llm_lightning_safety.files import atomic_file, write_text
+from llm_lightning_safety.files import write_text
 
 HEADER = (
     "", "perplexity", "change", "KL", "same top token", "MB on disk", "MB in memory", "prefill tokens/s",
     "decode tokens/s",
 )  # fmt: skip
-INK, ORIGINAL, KEPT, REFUSED = "#333333", "#7aa6d6", "#2a9d5c", "#d1495b"
+ORIGINAL, KEPT, REFUSED = BLUE, GREEN, RED
 
 
 def table_rows(original: Measured, candidates: Sequence[Measured]) -> list[list[str]]:
@@ -55,11 +56,7 @@ def write_json(path: Path, report: Mapping[str, Any]) -> None:
 
 def draw(path: Path, original: Measured, candidates: Sequence[Measured], refused: Sequence[str]) -> None:
     """Bytes on disk against perplexity, both logarithmic, a point for each network whose loss is finite."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.4), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 4.4)
     axes = figure.add_subplot()
     axes.set(xscale="log", yscale="log")
     shown = [each for each in (original, *candidates) if math.isfinite(each.quality.loss)]
@@ -79,12 +76,8 @@ def draw(path: Path, original: Measured, candidates: Sequence[Measured], refused
     ):
         axis.set_ticks(sorted({float(f"{value:.2g}") for value in (min(values), max(values))}))
         axis.set_major_formatter("{x:,g}")
-    axes.grid(color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8, colors=INK, length=0)
-    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+    style(axes)
+    save_figure(figure, path)
 
 
 def log_to_wandb(
