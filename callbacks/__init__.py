@@ -17,15 +17,14 @@ from callbacks.monitoring.throughput import Throughput
 from callbacks.pruning import Pruning
 from callbacks.quantization import Quantization
 from callbacks.stopping.conditions import Budget, Divergence, NoImprovement, NotFinite, StopCondition, Target
-from callbacks.stopping.early_stopping import EarlyStopping
 from callbacks.stopping.graceful_stop import GracefulStop
+from callbacks.stopping.stop_when import StopWhen
 
 __all__ = [
     "Budget",
     "CallbackError",
     "Curves",
     "Divergence",
-    "EarlyStopping",
     "GracefulStop",
     "Heartbeat",
     "ModelFolder",
@@ -41,6 +40,7 @@ __all__ = [
     "RunSummary",
     "Samples",
     "StopCondition",
+    "StopWhen",
     "Target",
     "Throughput",
     "TrainingProgress",

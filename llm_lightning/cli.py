@@ -52,7 +52,6 @@ from llm_lightning.run.precision import default_precision, use_fast_float32
 from llm_lightning.run.trainer import RunTrainer
 from llm_lightning.settings.environment import with_environment
 from llm_lightning.settings.shipped import with_found_configs
-from llm_lightning.settings.short_names import prefer_in_yaml
 from llm_lightning.strategies.trust import check_strategy
 from llm_lightning_safety.redaction import remember
 
@@ -62,7 +61,6 @@ SHORT_NAMES = (
     TextDataModule, InstructionDataModule, PreferenceDataModule, PromptDataModule, SyntheticDataModule,
     OpenAIEngine,
 )  # fmt: skip
-prefer_in_yaml({name: getattr(callbacks, name) for name in callbacks.__all__})
 
 # Writes synthetic records where no other engine is named; neither package knows the other.
 ENGINE = "llm_lightning.rollouts.LocalEngine"

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from callbacks.artifacts.model_folder import ModelFolder
 from callbacks.phase import is_validating_fit
-from callbacks.stopping.early_stopping import EarlyStopping
+from callbacks.stopping.stop_when import StopWhen
 
 
 class RunSummary(Callback):
@@ -114,7 +114,7 @@ def _speed(metrics: dict[str, float]) -> str:
 
 
 def _reason(trainer: Trainer) -> str:
-    stops = (each.stopped for each in trainer.callbacks if isinstance(each, EarlyStopping))  # type: ignore[attr-defined]
+    stops = (each.stopped for each in trainer.callbacks if isinstance(each, StopWhen))  # type: ignore[attr-defined]
     return "; ".join(f"{stopped['reason']} at step {stopped['step']:,}" for stopped in stops if stopped)
 
 

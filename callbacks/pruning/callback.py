@@ -23,8 +23,8 @@ from callbacks.pruning.schedules import Cubic, PruningSchedule
 from callbacks.pruning.structures import Structure, layer_of
 from callbacks.pruning.units import Structured
 from callbacks.pruning.weights import Weight, find_weights, local
-from callbacks.stopping.early_stopping import EarlyStopping
 from callbacks.stopping.graceful_stop import was_stopped
+from callbacks.stopping.stop_when import StopWhen
 from llm_lightning_safety.files import write_text
 
 
@@ -35,7 +35,7 @@ class Pruning(Callback):
     base is pruned and the adapter masked, and the model folder holds the merged network. At the end of fit, structured
     masks are cut out of the network, and `pruning.txt` and `pruning.png` in the run folder show what it cost and gave.
 
-    A change of the masks makes earlier validations incomparable, so `model/best` and the patience of `EarlyStopping`
+    A change of the masks makes earlier validations incomparable, so `model/best` and the patience of `StopWhen`
     start anew with each; the best of the dense network is kept as `model/dense`.
 
     Attributes:
@@ -233,7 +233,7 @@ class Pruning(Callback):
         self._done = fraction
         self.criterion.watch(fraction < 1)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, (EarlyStopping, ModelFolder, RunSummary)):
+            if isinstance(callback, (StopWhen, ModelFolder, RunSummary)):
                 callback.forget_best()
 
     def _stretch(self, begin: float, end: float) -> list[Weight]:

@@ -1,4 +1,4 @@
-"""When a run should end before its last step: conditions, of which `EarlyStopping` asks several at once."""
+"""When a run should end before its last step: conditions, of which `StopWhen` asks several at once."""
 
 import math
 from abc import ABC, abstractmethod

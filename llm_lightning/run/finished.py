@@ -65,7 +65,7 @@ def why_finished(trainer: Trainer, checkpoint: Path | str | None) -> str | None:
         return f"{checkpoint} is its last step. Raise trainer.max_steps to go on"
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= _epochs(state):
         return f"{checkpoint} ends its last epoch. Raise trainer.max_epochs to go on"
-    stopping = early_stopping(trainer)
+    stopping = stop_when(trainer)
     own = stopping and state.get("callbacks", {}).get(stopping.state_key)
     if own and (stopped := stopping.still_stopped(own)):  # type: ignore[union-attr]
         return (
@@ -75,10 +75,10 @@ def why_finished(trainer: Trainer, checkpoint: Path | str | None) -> str | None:
     return None
 
 
-def early_stopping(trainer: Trainer) -> callbacks.EarlyStopping | None:
-    """The run's `EarlyStopping`, None where it has none."""
+def stop_when(trainer: Trainer) -> callbacks.StopWhen | None:
+    """The run's `StopWhen`, None where it has none."""
     every: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((each for each in every if isinstance(each, callbacks.EarlyStopping)), None)
+    return next((each for each in every if isinstance(each, callbacks.StopWhen)), None)
 
 
 def trained_weights(trainer: Trainer) -> Path | None:
@@ -87,7 +87,7 @@ def trained_weights(trainer: Trainer) -> Path | None:
     Raises:
         UserError: it has some, and none is whole.
     """
-    folder, stopping = Path(trainer.default_root_dir) / "checkpoints", early_stopping(trainer)
+    folder, stopping = Path(trainer.default_root_dir) / "checkpoints", stop_when(trainer)
     names = ["best", "step"] if stopping is not None and stopping.restore_best else ["step"]
     found = (last_good_checkpoint(folder, name, strategy=trainer.strategy) for name in names)
     return next(filter(None, found), None)

@@ -19,13 +19,13 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from tiny_llama import ShardedTinyModule, TinyData, TinyModule, tiny_trainer
 
 from callbacks import (
-    EarlyStopping,
     GracefulStop,
     ModelFolder,
     NotFinite,
     RandomState,
     RunCheckpoint,
     Samples,
+    StopWhen,
     Throughput,
 )
 
@@ -121,7 +121,7 @@ class LogOnRanks(Callback):
 
 
 def stops_by_what_one_rank_sees() -> list[Callback]:
-    return [LogOnRanks(), EarlyStopping([NotFinite("train/odd", patience=4)]), RunCheckpoint()]
+    return [LogOnRanks(), StopWhen([NotFinite("train/odd", patience=4)]), RunCheckpoint()]
 
 
 @contextmanager

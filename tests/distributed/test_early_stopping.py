@@ -9,7 +9,7 @@ TWO = ("--data.batch_size=2", "--trainer.devices=2", "--trainer.strategy=ddp", "
 
 def budget(limit: str) -> str:
     return (
-        "--trainer.callbacks+={class_path: EarlyStopping, init_args: {restore_best: true, conditions: "
+        "--trainer.callbacks+={class_path: StopWhen, init_args: {restore_best: true, conditions: "
         f"[NoImprovement, {{class_path: Budget, init_args: {{{limit}}}}}]}}}}"
     )
 

@@ -13,7 +13,7 @@ STOPPING = """
 trainer:
   val_check_interval: 3
   callbacks+:
-    class_path: EarlyStopping
+    class_path: StopWhen
     init_args:
       conditions:
         - {class_path: NoImprovement, init_args: {patience: 2, min_delta: 0.5}}
@@ -63,7 +63,7 @@ def test_a_killed_run_stops_where_the_uninterrupted_one_does_and_says_so_ever_af
 
 def test_taken_out_the_run_goes_on_as_if_it_had_never_stopped(run, stopping):
     """The stop is off the schedule of validations: not even the numbers of the steps may show that there was one."""
-    budget = ("--config=tiny.yaml", "--trainer.callbacks+={class_path: EarlyStopping, init_args: {conditions: "
+    budget = ("--config=tiny.yaml", "--trainer.callbacks+={class_path: StopWhen, init_args: {conditions: "
               "[{class_path: Budget, init_args: {tokens: 2300}}]}}")  # fmt: skip
     code, output = run("fit", *budget)
     assert code == 0 and "Stopping at step 5: the budget of 2,300 tokens is used up." in output, output

@@ -7,7 +7,7 @@ import pytest
 from llm_lightning.__main__ import main
 
 CALLBACK = "--trainer.callbacks+=[{class_path: %s}]"
-CONDITION = CALLBACK % "EarlyStopping, init_args: {conditions: [%s]}"
+CONDITION = CALLBACK % "StopWhen, init_args: {conditions: [%s]}"
 LORA = "{class_path: peft.LoraConfig, init_args: {layers_to_transform: 3, target_modules: abc}}"
 
 
@@ -51,13 +51,12 @@ def inputs(folder, cache, monkeypatch):
         ([f"--model.peft={LORA}"], ["`layers_to_transform` cannot be used when `target_modules` is a str"]),
         ([CALLBACK % "RunCheckpoint, init_args: {keep: 0}"], ["RunCheckpoint.keep: 0 is below 1"]),
         ([CALLBACK % "GracefulStop, init_args: {signals: [SIGX]}"], ["GracefulStop.signals: 'SIGX'", "SIGTERM"]),
-        ([CALLBACK % "EarlyStopping, init_args: {patience: 3}"], ["EarlyStopping", "no setting 'patience'"]),
+        ([CALLBACK % "StopWhen, init_args: {patience: 3}"], ["StopWhen", "no setting 'patience'"]),
         ([CONDITION % "Target"], ["conditions (Target)", "a setting is missing: value"]),
         ([CONDITION % "{class_path: Target, init_args: {value: .nan}}"], ["Target.value: nan can never"]),
         ([CONDITION % "{class_path: Target, init_args: {value: 1, mode: up}}"], ["mode (Target)", "'min', 'max'"]),
         ([CONDITION % "Foo"], ["conditions", "no class Foo"]),
-        ([CALLBACK % "EarlyStopping}, {class_path: EarlyStopping"], ["more than one", "EarlyStopping"]),
-        (["--trainer.callbacks+=EarlyStopping"], ["name of several classes", "callbacks.EarlyStopping"]),
+        ([CALLBACK % "StopWhen}, {class_path: StopWhen"], ["more than one", "StopWhen"]),
     ],
 )
 def test_fit(inputs, capfd, args, words):

@@ -176,7 +176,7 @@ def test_a_sweep_starts_runs_of_their_own(runs):
 @pytest.mark.slow
 def test_divergence_is_an_alert(runs):
     condition = "{class_path: Divergence, init_args: {window: 2, patience: 1, num_deviations: 1}}"
-    stopping = f"--trainer.callbacks+={{class_path: EarlyStopping, init_args: {{conditions: [{condition}]}}}}"
+    stopping = f"--trainer.callbacks+={{class_path: StopWhen, init_args: {{conditions: [{condition}]}}}}"
     records = runs.fit("sft", "diverged", stopping, "--trainer.max_steps=12", "--model.optimizer.init_args.lr=10")
     assert "Run diverged" in [record["alert"]["title"] for record in records if record["type"] == "alert"]
 

@@ -63,7 +63,7 @@ def test_the_table_is_in_the_documentation():
         ("model.optimizer.fused", On.FREE),
         ("model.backbone.config.hidden_act", On.REFUSED),
         ("model.peft.r", On.REFUSED),
-        ("trainer.callbacks.EarlyStopping.conditions.NoImprovement.patience", On.EFFECT),
+        ("trainer.callbacks.StopWhen.conditions.NoImprovement.patience", On.EFFECT),
         ("trainer.callbacks.Samples.max_new_tokens", On.FREE),
         ("trainer.callbacks.Pruning.structure", On.REFUSED),
         ("trainer.callbacks.somebody.Else", On.EFFECT),

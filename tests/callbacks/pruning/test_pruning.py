@@ -4,7 +4,7 @@ from lightning.pytorch import Callback
 from pruning.fits import Chosen, fit
 from tiny_llama import TinyData, tiny_network, tiny_trainer
 
-from callbacks import CallbackError, EarlyStopping, ModelFolder, Pruning, RunCheckpoint
+from callbacks import CallbackError, ModelFolder, Pruning, RunCheckpoint, StopWhen
 from callbacks.pruning import NM, Constant, Cubic, Linear, Magnitude, OneShot, Structured, Taylor, Unstructured, Wanda
 from callbacks.pruning.criteria import Criterion
 from callbacks.stopping.conditions import NoImprovement
@@ -103,7 +103,7 @@ def test_one_shot_goes_from_the_first_block_to_the_last_where_blocks_do_not_comp
 def test_early_stopping_begins_anew_when_the_masks_change(tmp_path):
     """The dense network is far better, and neither ends the run nor is put back."""
     pruning = Pruning(Unstructured(0.9), Magnitude(), Constant(begin=4), num_batches=0)
-    stopping = EarlyStopping([NoImprovement(patience=3)], restore_best=True)
+    stopping = StopWhen([NoImprovement(patience=3)], restore_best=True)
     module, _ = fit(tmp_path, pruning, stopping, module=Chosen(lr=1e-5), max_steps=8, val_check_interval=1)
     assert module.trainer.global_step == 8 or stopping.conditions[0].best_step > 4
     assert stopping._best.step > 4

@@ -13,13 +13,13 @@ from callbacks import (
     Budget,
     CallbackError,
     Divergence,
-    EarlyStopping,
     ModelFolder,
     NoImprovement,
     NotFinite,
     RandomState,
     RunCheckpoint,
     RunSummary,
+    StopWhen,
     Target,
 )
 
@@ -101,7 +101,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_it_stops_when_it_should_and_not_before(tmp_path, case):
     make, settings, values, expected = CASES[case]
-    stopping = EarlyStopping([make(**settings)])
+    stopping = StopWhen([make(**settings)])
     module = Scripted(train=values) if make is of_training else Scripted(val=values)
     interval = 1 if make is of_validation else 100
     trainer = fit(tmp_path, [stopping], module, max_steps=len(values), val_check_interval=interval)
@@ -113,7 +113,7 @@ def test_it_stops_when_it_should_and_not_before(tmp_path, case):
 def test_it_keeps_its_patience_over_a_resume(tmp_path, case):
     make, settings, values, expected = CASES[case]
     for last_step in (expected - 1, expected + 2):
-        stopping = EarlyStopping([make(**settings)])
+        stopping = StopWhen([make(**settings)])
         module = Scripted(train=values) if make is of_training else Scripted(val=values)
         interval = 1 if make is of_validation else 100
         resume = last_step > expected
@@ -123,22 +123,22 @@ def test_it_keeps_its_patience_over_a_resume(tmp_path, case):
 
 
 def test_a_token_budget_ends_at_the_step_that_uses_it_up(tmp_path):
-    stopping = EarlyStopping([Budget(tokens=4 * 32)])
+    stopping = StopWhen([Budget(tokens=4 * 32)])
     assert fit(tmp_path, [stopping]).global_step == 4
     assert stopping.stopped["reason"] == "the budget of 128 tokens is used up"
 
 
 def test_a_budget_of_time_counts_all_attempts(tmp_path):
-    assert fit(tmp_path, [EarlyStopping([Budget(hours=1)])], max_steps=3).global_step == 3
+    assert fit(tmp_path, [StopWhen([Budget(hours=1)])], max_steps=3).global_step == 3
     state = torch.load(tmp_path / "checkpoints" / "step=3.ckpt", weights_only=True)
     spent = state["callbacks"]["EarlyStopping"]["seconds"]
     assert 0 < spent < 60
-    assert fit(tmp_path, [EarlyStopping([Budget(hours=spent / 3600)])], resume=True).global_step == 4
+    assert fit(tmp_path, [StopWhen([Budget(hours=spent / 3600)])], resume=True).global_step == 4
 
 
 def test_the_first_of_several_conditions_ends_it(tmp_path, capsys):
     conditions = [of_validation(patience=9), of_validation(Target, value=1.5), NotFinite(), Budget(tokens=10**9)]
-    stopping, summary = EarlyStopping(conditions), RunSummary()
+    stopping, summary = StopWhen(conditions), RunSummary()
     trainer = fit(tmp_path, [stopping, summary], Scripted(val=FALLING))
     assert trainer.global_step == 5
     assert stopping.stopped["reason"] == "val/x reached 1 (target 1.5)"
@@ -150,13 +150,13 @@ def test_the_first_of_several_conditions_ends_it(tmp_path, capsys):
 def test_a_step_that_was_left_out_counts_as_not_finite(tmp_path):
     """Its loss is not logged, so that the metrics still hold the one before."""
     skipped = [0, 1, 1, 2, 3, 4, 4, 4, 4, 4]
-    stopping = EarlyStopping([of_training(NotFinite, patience=3)])
+    stopping = StopWhen([of_training(NotFinite, patience=3)])
     assert fit(tmp_path, [stopping], Scripted(train=[5.0], skipped=skipped)).global_step == 6
 
 
 def test_between_micro_batches_it_waits_for_the_step_to_end(tmp_path):
     """Validations after micro-batches 3, 6, ...; that of micro-batch 9 lies in step 5, whose gradients must count."""
-    stopping = EarlyStopping([of_validation(Target, value=3)])
+    stopping = StopWhen([of_validation(Target, value=3)])
     module = Scripted(val=[5, 4, 4, 3, 3, 3, 3, 3, 3, 3])
     trainer = fit(tmp_path, [stopping], module, accumulate_grad_batches=2, val_check_interval=3)
     assert stopping.stopped["step"] == 4 and trainer.global_step == 5
@@ -165,7 +165,7 @@ def test_between_micro_batches_it_waits_for_the_step_to_end(tmp_path):
 
 
 def test_not_before_min_steps(tmp_path):
-    stopping = EarlyStopping([of_validation(Target, value=4)])
+    stopping = StopWhen([of_validation(Target, value=4)])
     module = Scripted(val=[4, 9, 9, 9, 9, 9, 3, 3, 3, 3])
     assert fit(tmp_path, [stopping], module, min_steps=6, min_epochs=0).global_step == 7
 
@@ -180,9 +180,7 @@ class Validations(Callback):
 
 def test_it_ends_with_a_validation_a_checkpoint_and_the_model_folders(tmp_path):
     validations = Validations()
-    trainer = fit(
-        tmp_path, [EarlyStopping([Budget(tokens=3 * 32)])], None, validations, ModelFolder(), val_check_interval=5
-    )
+    trainer = fit(tmp_path, [StopWhen([Budget(tokens=3 * 32)])], None, validations, ModelFolder(), val_check_interval=5)
     assert trainer.global_step == 3 and validations.steps == [3]
     state = torch.load(tmp_path / "checkpoints" / "step=3.ckpt", weights_only=True)
     assert state["callbacks"]["ModelFolder"]["best_value"] is not None, "written before the validation"
@@ -193,10 +191,10 @@ def test_it_ends_with_a_validation_a_checkpoint_and_the_model_folders(tmp_path):
 def test_a_stopped_run_stays_stopped_until_its_condition_is_changed(tmp_path):
     def again(*conditions):
         module = Scripted(val=FALLING)
-        trainer = fit(tmp_path, [EarlyStopping(list(conditions))], module, resume=True)
+        trainer = fit(tmp_path, [StopWhen(list(conditions))], module, resume=True)
         return trainer.global_step, len(module.losses)
 
-    fit(tmp_path, [EarlyStopping([of_validation(Target, value=2)])], Scripted(val=FALLING))
+    fit(tmp_path, [StopWhen([of_validation(Target, value=2)])], Scripted(val=FALLING))
     assert again(of_validation(Target, value=2)) == (4, 0)
     assert again(NotFinite(), of_validation(Target, value=2)) == (4, 0)
     assert again(of_validation(Target, value=0.85)) == (7, 3)
@@ -221,10 +219,8 @@ class RisingLater(Scripted):
 
 def test_the_best_weights_are_put_back_also_over_a_resume(tmp_path):
     first, second = RisingLater(), RisingLater()
-    fit(tmp_path, [EarlyStopping([of_validation()], restore_best=True)], first, ModelFolder("val/x"), max_steps=4)
-    trainer = fit(
-        tmp_path, [EarlyStopping([of_validation()], restore_best=True)], second, ModelFolder("val/x"), resume=True
-    )
+    fit(tmp_path, [StopWhen([of_validation()], restore_best=True)], first, ModelFolder("val/x"), max_steps=4)
+    trainer = fit(tmp_path, [StopWhen([of_validation()], restore_best=True)], second, ModelFolder("val/x"), resume=True)
     assert trainer.global_step == 6 and list(second.by_step) == [5, 6]
     for network in (second.model, AutoModelForCausalLM.from_pretrained(tmp_path / "model" / "last")):
         assert torch.equal(weights(network), first.by_step[3])
@@ -244,8 +240,8 @@ def test_ranks_that_see_different_things_stop_together(processes, tmp_path):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: EarlyStopping([]), "EarlyStopping.conditions: there is none"),
-        (lambda: EarlyStopping([NotFinite()], restore_best=True), "EarlyStopping.restore_best: a NoImprovement"),
+        (lambda: StopWhen([]), "StopWhen.conditions: there is none"),
+        (lambda: StopWhen([NotFinite()], restore_best=True), "StopWhen.restore_best: a NoImprovement"),
         (lambda: NoImprovement(patience=0), "NoImprovement.patience: 0 is below 1"),
         (lambda: NoImprovement(min_delta=-1), "NoImprovement.min_delta: -1 is negative"),
         (lambda: NoImprovement(min_delta=5, relative=True), "NoImprovement.min_delta: 5 is no share"),
@@ -273,10 +269,10 @@ def test_bad_settings_are_named(make, words):
 def test_what_cannot_be_watched_is_said_before_training(tmp_path, conditions, others, settings, words):
     module = Scripted()
     with pytest.raises(CallbackError, match=words):
-        fit(tmp_path, [EarlyStopping(conditions)], module, *others, **settings)
+        fit(tmp_path, [StopWhen(conditions)], module, *others, **settings)
     assert module.losses == []
 
 
 def test_the_model_folder_must_not_come_first_where_the_best_is_restored(tmp_path):
-    with pytest.raises(CallbackError, match="name EarlyStopping before it"):
-        fit(tmp_path, [ModelFolder(), EarlyStopping(restore_best=True)])
+    with pytest.raises(CallbackError, match="name StopWhen before it"):
+        fit(tmp_path, [ModelFolder(), StopWhen(restore_best=True)])

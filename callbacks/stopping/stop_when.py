@@ -28,11 +28,11 @@ from callbacks.stopping.graceful_stop import was_stopped
 SKIPPED = "train/skipped_steps"  # in which modules count the steps that they left out
 
 
-class EarlyStopping(Callback):
+class StopWhen(Callback):
     """Asks its conditions after optimizer steps and after validations; the first reason to stop ends the run.
 
-    Lightning's own of this name knows one condition a callback, counts validations only, and forgets on a resume that
-    it has stopped. Here each condition counts in what it is told to, and all they remember is in the checkpoint, as is
+    Lightning's `EarlyStopping` knows one condition a callback, counts validations only, and forgets on a resume that it
+    has stopped. Here each condition counts in what it is told to, and all they remember is in the checkpoint, as is
     the reason: a run that was stopped stays so until the condition that stopped it is changed or taken out. Every
     number that a condition sees is the mean over the ranks, so that all ranks come to the same verdict with one
     all-reduce a step (none where only validations are looked at).
@@ -58,7 +58,7 @@ class EarlyStopping(Callback):
         self.conditions = [NoImprovement()] if conditions is None else list(conditions)
         self.restore_best = restore_best
         if not self.conditions:
-            raise CallbackError("EarlyStopping.conditions: there is none; name at least one, such as NoImprovement.")
+            raise CallbackError("StopWhen.conditions: there is none; name at least one, such as NoImprovement.")
         self.stopped: dict[str, Any] | None = None
         self._best = _best_weights(self.conditions) if restore_best else None
         self._is_restored = False
@@ -74,7 +74,7 @@ class EarlyStopping(Callback):
         kinds = [type(callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
         if ModelFolder in kinds and kinds.index(ModelFolder) < kinds.index(type(self)):
             raise CallbackError(
-                "EarlyStopping.restore_best: ModelFolder would write the last weights first; name EarlyStopping before "
+                "StopWhen.restore_best: ModelFolder would write the last weights first; name StopWhen before "
                 "it in trainer.callbacks."
             )
 
@@ -85,13 +85,13 @@ class EarlyStopping(Callback):
         trainer.should_stop = trainer.should_stop or self.stopped is not None
         if self._best is not None and is_sharded(pl_module):
             raise CallbackError(
-                "EarlyStopping.restore_best: ranks hold parts of the weights; leave it out and take model/best instead."
+                "StopWhen.restore_best: ranks hold parts of the weights; leave it out and take model/best instead."
             )
         of_validations = [each for each in self.conditions if not each.follows_steps]
         validates = trainer.enable_validation and trainer.val_dataloaders != []
         if of_validations and not validates and not is_rehearsal(trainer):
             raise CallbackError(
-                f"EarlyStopping.conditions: {of_validations[0].name} waits for validations, and this run has none; "
+                f"StopWhen.conditions: {of_validations[0].name} waits for validations, and this run has none; "
                 "give it validation data, or watch a metric of training such as train/loss."
             )
 
@@ -119,6 +119,11 @@ class EarlyStopping(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A finished run that is started again has no `on_train_end`.
         self._restore(trainer, pl_module)
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return "EarlyStopping"  # as in the checkpoints that were written under that name
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -218,7 +223,7 @@ def _require(trainer: Trainer, names: Sequence[str]) -> None:
     for name in names:
         if name not in found:
             raise CallbackError(
-                f"EarlyStopping.conditions: nothing logs {name!r}; logged are {', '.join(sorted(found)) or 'none'}."
+                f"StopWhen.conditions: nothing logs {name!r}; logged are {', '.join(sorted(found)) or 'none'}."
             )
 
 
@@ -226,6 +231,6 @@ def _best_weights(conditions: Sequence[StopCondition]) -> BestWeights:
     watching = next((each for each in conditions if isinstance(each, NoImprovement)), None)
     if watching is None or is_of_training(watching.monitor):
         raise CallbackError(
-            "EarlyStopping.restore_best: a NoImprovement condition has to tell what is best, by a metric of validation."
+            "StopWhen.restore_best: a NoImprovement condition has to tell what is best, by a metric of validation."
         )
     return BestWeights(watching.monitor, watching.mode)
