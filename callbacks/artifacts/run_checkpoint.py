@@ -1,8 +1,6 @@
 """Resumable checkpoints of a run, at optimizer steps."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,15 @@ from typing_extensions import override
 
 from callbacks.errors import CallbackError
 from callbacks.phase import is_rehearsal, is_validating_fit
+from callbacks.training_loop import (
+    batch_counted_as_done,
+    ends_run,
+    is_accumulating,
+    log_step,
+    settle_resumed_counters,
+    validates_now,
+    validation_begun_anew,
+)
 
 
 class RunCheckpoint(Checkpoint):
@@ -48,30 +55,24 @@ class RunCheckpoint(Checkpoint):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._newest, self._is_due = None, False
-        # Lightning has read by now whether the checkpoint was written within a validation; later ones are not.
-        trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset()
-        epochs: Any = trainer.fit_loop.epoch_progress.current
-        if trainer.fit_loop.restarted_mid_epoch and epochs.processed == epochs.started:
-            # The checkpoint ended its epoch. Lightning would not count the next one as started, and a second resumption
-            # from within it would train a whole epoch more.
-            trainer.fit_loop.reset_restart_stage()
+        settle_resumed_counters(trainer)
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if trainer.fit_loop._should_accumulate() or is_rehearsal(trainer):
+        if is_accumulating(trainer) or is_rehearsal(trainer):
             return
-        is_last = self._ends_run(trainer)
+        is_last = ends_run(trainer)
         self._is_due = is_last or trainer.global_step % self.every_n_steps == 0
-        if is_last or (self._is_due and not _validates_now(trainer)):
+        if is_last or (self._is_due and not validates_now(trainer)):
             self.save_behind_batch(trainer)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not is_validating_fit(trainer) or trainer.fit_loop._should_accumulate():
+        if not is_validating_fit(trainer) or is_accumulating(trainer):
             return
-        if self._is_due or self._ends_run(trainer):
+        if self._is_due or ends_run(trainer):
             self._newest, self._is_due = None, False
-            with _batch_counted_as_done(trainer, -1):
+            with batch_counted_as_done(trainer, -1):
                 self.save(trainer)
 
     def save(self, trainer: Trainer) -> Path:
@@ -81,7 +82,7 @@ class RunCheckpoint(Checkpoint):
         if path == self._newest:
             return path
         if trainer.training:  # behind a validation it is done
-            _log_step(trainer)
+            log_step(trainer)
         trainer.save_checkpoint(path, weights_only=False)
         self._newest = path
         if trainer.is_global_zero:
@@ -91,62 +92,16 @@ class RunCheckpoint(Checkpoint):
 
     def save_behind_batch(self, trainer: Trainer) -> Path:
         """As `save`, from `on_train_batch_end`; a validation that is due there is begun by the run that goes on."""
-        if not _validates_now(trainer):
+        if not validates_now(trainer):
             return self.save(trainer)
-        with _batch_counted_as_done(trainer, 1):
+        with batch_counted_as_done(trainer, 1):
             return self.save_within_validation(trainer)
 
     def save_within_validation(self, trainer: Trainer) -> Path:
         """Write a checkpoint from which the validation that runs now is begun anew, on all ranks."""
         self._newest = None  # the one of this step that may have been written before it would skip it
-        progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
-        progress.reset_on_run()
-        progress.total.reset()
-        # What tells Lightning to validate first when it goes on: a batch was started and is not done.
-        progress.total.ready = progress.total.started = 1  # type: ignore[attr-defined]
-        path = self.save(trainer)
-        progress.total.reset()  # the validation may run yet, and is counted from its first batch
-        return path
-
-    def _ends_run(self, trainer: Trainer) -> bool:
-        loop = trainer.fit_loop
-        is_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
-        return (
-            trainer.global_step == trainer.max_steps
-            or (is_last_epoch and loop.epoch_loop._is_training_done)
-            or (trainer.should_stop and loop._can_stop_early)
-        )
-
-
-def _validates_now(trainer: Trainer) -> bool:
-    """Whether Lightning validates behind this training batch; where it is not known yet, no."""
-    loop = trainer.fit_loop
-    has_batches = sum(loop.epoch_loop.val_loop._max_batches) > 0
-    return has_batches and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
-
-
-@contextmanager
-def _batch_counted_as_done(trainer: Trainer, count: int) -> Iterator[None]:
-    """The loop's counters as they are behind the training batch's hooks (1), or as `on_train_batch_end` sees them (-1).
-
-    Lightning resumes a checkpoint that was written behind a validation in another way, which numbers the logged steps
-    one too low where that validation was not on the schedule (the one that it runs when it is told to stop).
-    """
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    for counts in (progress.total, progress.current):
-        counts.completed += count
-    try:
-        yield
-    finally:
-        for counts in (progress.total, progress.current):
-            counts.completed -= count
-
-
-def _log_step(trainer: Trainer) -> None:
-    """Lightning logs a step after its hooks: a run killed between its checkpoint and that would never log the step."""
-    connector = trainer._logger_connector
-    if connector.should_update_logs:
-        connector.log_metrics(connector.metrics["log"])
+        with validation_begun_anew(trainer):
+            return self.save(trainer)
 
 
 def _step(path: Path) -> int:

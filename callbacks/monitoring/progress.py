@@ -10,6 +10,7 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from callbacks.errors import CallbackError
+from callbacks.training_loop import is_accumulating
 
 BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
@@ -79,7 +80,7 @@ class TrainingProgress(ProgressBar):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         now = time.monotonic()
         since = now - self._last_shown
-        if not self._enabled or trainer.fit_loop._should_accumulate():
+        if not self._enabled or is_accumulating(trainer):
             return
         is_last = trainer.global_step == self._total
         if since >= (self.REFRESH_S if self._is_terminal else self.interval_s) or is_last:

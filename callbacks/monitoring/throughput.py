@@ -14,6 +14,7 @@ from typing_extensions import override
 from callbacks.errors import CallbackError
 from callbacks.monitoring.flops import TokenFlops, peak_flops, synchronize
 from callbacks.network import dtype_of
+from callbacks.training_loop import is_accumulating, logs_now
 
 
 class _Mark(NamedTuple):
@@ -72,10 +73,10 @@ class Throughput(Callback):
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, _: Any, batch: Any, __: int) -> None:
         self._count(batch)
-        if trainer.fit_loop._should_accumulate():
+        if is_accumulating(trainer):
             return
         self._steps += 1
-        logs = trainer._logger_connector.should_update_logs
+        logs = logs_now(trainer)
         # The first step compiles and allocates; the count starts behind it.
         if logs or not self._marks:
             self._mark(trainer)

@@ -25,6 +25,7 @@ from callbacks.pruning.units import Structured
 from callbacks.pruning.weights import Weight, find_weights, local
 from callbacks.stopping.graceful_stop import was_stopped
 from callbacks.stopping.stop_when import StopWhen
+from callbacks.training_loop import is_accumulating
 from llm_lightning_safety.files import write_text
 
 
@@ -142,7 +143,7 @@ class Pruning(Callback):
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        if trainer.fit_loop._should_accumulate():
+        if is_accumulating(trainer):
             return
         self.criterion.after_step()
         now = float(trainer.global_step if self._plan.unit == "steps" else pl_module.tokens_seen)

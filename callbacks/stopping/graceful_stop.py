@@ -20,6 +20,7 @@ from callbacks.artifacts.run_checkpoint import RunCheckpoint
 from callbacks.errors import CallbackError
 from callbacks.phase import is_validating_fit
 from callbacks.stopping.agreement import Agreement
+from callbacks.training_loop import Limits, end_fit, is_accumulating, num_val_batches, restore_limits
 
 TIME_LIMIT = getattr(signal, "SIGUSR1", signal.SIGTERM)  # SLURM's word for a limit that is near, and so ours
 
@@ -85,7 +86,7 @@ class GracefulStop(Checkpoint):
         self._asks_in_validation = False
         self._stop_at = float("inf")
         self._former_handlers: dict[signal.Signals, Any] = {}
-        self._former_limits: tuple[Any, Any] = (None, None)
+        self._former_limits: Limits | None = None
         self._pid = 0
 
     @override
@@ -112,20 +113,20 @@ class GracefulStop(Checkpoint):
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if trainer.fit_loop._should_accumulate() or not self._agree():
+        if is_accumulating(trainer) or not self._agree():
             return
         path = _run_checkpoint(trainer).save_behind_batch(trainer)
-        self._end_fit(trainer)
+        self._former_limits = end_fit(trainer)
         self._tell(trainer, pl_module, f"Stopped at step {trainer.global_step}, saved {path}.")
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        batches = sum(trainer.fit_loop.epoch_loop.val_loop._max_batches)
+        batches = num_val_batches(trainer)
         # Where a rank has more batches than another it would ask more often.
         self._asks_in_validation = (
             self._training
             and is_validating_fit(trainer)
-            and not trainer.fit_loop._should_accumulate()
+            and not is_accumulating(trainer)
             and trainer.strategy.reduce_boolean_decision(batches == trainer.strategy.broadcast(batches))
         )
 
@@ -152,9 +153,9 @@ class GracefulStop(Checkpoint):
         for number, handler in self._former_handlers.items():
             signal.signal(number, handler)
         self._former_handlers = {}
-        if self._former_limits != (None, None):
-            trainer.limit_val_batches, trainer.fit_loop.epoch_loop.min_steps = self._former_limits
-            self._former_limits = (None, None)
+        if self._former_limits is not None:
+            restore_limits(trainer, self._former_limits)
+            self._former_limits = None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
@@ -182,13 +183,6 @@ class GracefulStop(Checkpoint):
         self.stopped = True
         why = " The time limit is near." if time.time() >= self._stop_at else ""
         pl_module.print(f"{what}{why} Run the same command again to continue.")
-
-    def _end_fit(self, trainer: Trainer) -> None:
-        self._former_limits = trainer.limit_val_batches, trainer.fit_loop.epoch_loop.min_steps
-        trainer.should_stop = True
-        trainer.fit_loop.min_epochs = 0
-        trainer.fit_loop.epoch_loop.min_steps = None
-        trainer.limit_val_batches = 0  # Lightning validates once more when it is told to stop
 
     def _margin(self) -> float:
         return self.stop_before_s or float(os.environ.get("LLM_LIGHTNING_STOP_BEFORE", 120))

@@ -24,6 +24,7 @@ from callbacks.stopping.conditions import (
     is_of_training,
 )
 from callbacks.stopping.graceful_stop import was_stopped
+from callbacks.training_loop import is_accumulating, may_stop
 
 SKIPPED = "train/skipped_steps"  # in which modules count the steps that they left out
 
@@ -97,7 +98,7 @@ class StopWhen(Callback):
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if not trainer.fit_loop._should_accumulate() and not is_rehearsal(trainer):
+        if not is_accumulating(trainer) and not is_rehearsal(trainer):
             self._ask([each for each in self.conditions if each.follows_steps], trainer, pl_module)
 
     @override
@@ -168,10 +169,10 @@ class StopWhen(Callback):
             moment = Moment(trainer.global_step, metrics.pop("seconds"), metrics)
             reasons = [(each, each.check(moment)) for each in conditions]
             found = next(((each, reason) for each, reason in reasons if reason), None)
-            if found and trainer.fit_loop._can_stop_early:
+            if found and may_stop(trainer):
                 self._stop(*found, trainer, pl_module)
         # A step in accumulation would lose its gradients; its end is soon.
-        trainer.should_stop |= self.stopped is not None and not trainer.fit_loop._should_accumulate()
+        trainer.should_stop |= self.stopped is not None and not is_accumulating(trainer)
 
     def _stop(self, condition: StopCondition, reason: str, trainer: Trainer, pl_module: LightningModule) -> None:
         name = next(name for name, each in self._by_name().items() if each is condition)
