@@ -5,6 +5,8 @@ import signal
 
 from lightning.pytorch import Callback
 
+from callbacks.training_loop import is_accumulating
+
 
 class SignalAt(Callback):
     """Sends this process a signal before the last micro-batch of step `step + 1`, or in the validation of `step`."""
@@ -15,7 +17,7 @@ class SignalAt(Callback):
         self.in_validation = in_validation
 
     def on_train_batch_start(self, trainer, *_):
-        if trainer.global_step == self.step and not self.in_validation and not trainer.fit_loop._should_accumulate():
+        if trainer.global_step == self.step and not self.in_validation and not is_accumulating(trainer):
             os.kill(os.getpid(), self.number)
 
     def on_validation_batch_start(self, trainer, *_):

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors import SafetensorError
 from typing_extensions import override
 
+from callbacks.contract import SavesModel, required
 from callbacks.errors import CallbackError
 from callbacks.phase import is_rehearsal, is_validating_fit
 from llm_lightning_safety.files import make_folder, remove
@@ -38,7 +39,8 @@ class ModelFolder(Callback):
         best_value: Best value of the metric so far, kept in the checkpoint; None before the first validation.
 
     Raises:
-        CallbackError: At the first validation, if it does not log the monitored metric.
+        CallbackError: At the first validation, if it does not log the monitored metric; before training, if the module
+            has no `save_model`.
     """
 
     def __init__(
@@ -58,6 +60,8 @@ class ModelFolder(Callback):
         folder = Path(self.dirpath or Path(trainer.default_root_dir) / "model")
         self.last, self.best = folder / "last", folder / "best"
         self._wrote_last = False
+        if stage == "fit":
+            required(pl_module, SavesModel, self)
         if stage == "fit" and trainer.is_global_zero:
             for place in (self.last, self.best):
                 _recover(place)
@@ -122,14 +126,14 @@ class ModelFolder(Callback):
         else:
             self._missed = (trainer.global_step, value)
 
-    def _write(self, trainer: Trainer, pl_module: Any, place: Path) -> bool:
+    def _write(self, trainer: Trainer, pl_module: LightningModule, place: Path) -> bool:
         """Saves on all ranks and swaps on the first; False if the disk was full."""
         fresh = Path(trainer.strategy.broadcast(f"{place}.tmp-{os.getpid()}"))
         full = False
         try:
             make_folder(fresh.parent)
             make_folder(fresh)
-            pl_module.save_model(fresh)
+            required(pl_module, SavesModel, self).save_model(fresh)
         except (OSError, SafetensorError) as error:
             if not _is_disk_full(error):
                 raise

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from typing_extensions import override
 
 from callbacks.artifacts.json_lines import json_line
+from callbacks.contract import ResumesPredictions, offered
 from callbacks.errors import CallbackError
 from llm_lightning_safety.files import atomic_file, open_unlinked, write_text
 from llm_lightning_safety.seals import sealed_line, unsealed_line
@@ -22,7 +23,7 @@ class Predictions(BasePredictionWriter):
     Each further rank writes a file of its own, `predictions.rank1.jsonl` and so on. The files of an earlier
     `predict` are replaced.
 
-    A LightningModule with a `prediction_key()` can go on where it was stopped: its predictions are
+    A LightningModule that `ResumesPredictions` can go on where it was stopped: its predictions are
     `{"index": number, "row": dict}`, in any order, and lie in `predictions.jsonl.part` until all are there, under the
     key that names what they were made of, each line with a checksum. What an earlier run with the same key made goes to
     the module's `finished`, a set of indices; what does not fit its checksum is made again. At the end the rows are
@@ -41,22 +42,23 @@ class Predictions(BasePredictionWriter):
         if stage != "predict":
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        resumes = callable(getattr(pl_module, "prediction_key", None))
+        resumes = offered(pl_module, ResumesPredictions) is not None
         self.part = self.path.with_suffix(".jsonl.part") if resumes else None
         if self.part is None:
             write_text(self.path, "")
 
     @override
-    def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
-        if self.part is None:
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        resuming = offered(pl_module, ResumesPredictions)
+        if self.part is None or resuming is None:
             return
-        head = sealed_line((json.dumps({"key": pl_module.prediction_key()}) + "\n").encode())
+        head = sealed_line((json.dumps({"key": resuming.prediction_key()}) + "\n").encode())
         first, *lines = _earlier(self.part) or [b""]
         lines = lines if first == head else []
         rows = [(line, row) for line in lines if (row := unsealed_line(line)) is not None]
         with atomic_file(self.part) as temporary:
             temporary.write_bytes(b"".join([head, *(line for line, _ in rows)]))
-        pl_module.finished = {json.loads(row)["index"] for _, row in rows}
+        resuming.finished = {json.loads(row)["index"] for _, row in rows}
         if lines:
             again = f"; {len(lines) - len(rows):,} are damaged and made again" if len(rows) < len(lines) else ""
             pl_module.print(f"Going on behind {len(rows):,} that an earlier run made ({self.part}){again}.")

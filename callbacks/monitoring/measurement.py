@@ -22,6 +22,7 @@ from torch import Tensor
 from callbacks.errors import CallbackError
 from callbacks.monitoring.flops import synchronize
 from callbacks.network import base_network, evaluating
+from callbacks.trainer_parts import datamodule_of
 
 CHUNK_TOKENS = 256
 """Tokens whose logits are in memory at once: at a vocabulary of 49,152 they take 50 MB."""
@@ -75,7 +76,7 @@ def validation_batches(trainer: Trainer, num_batches: int) -> list[dict[str, Ten
         CallbackError: The run has no validation data.
     """
     loaders = trainer.val_dataloaders
-    if loaders is None and (datamodule := getattr(trainer, "datamodule", None)) is not None:
+    if loaders is None and (datamodule := datamodule_of(trainer)) is not None:
         loaders = datamodule.val_dataloader()
     loaders = loaders if isinstance(loaders, (list, tuple)) else [loaders]
     batches = list(islice(chain.from_iterable(loader for loader in loaders if loader is not None), num_batches))

@@ -3,11 +3,11 @@
 import json
 import warnings
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from callbacks.contract import MeasuresReliability, ReliabilityBins, offered
 from callbacks.phase import is_rehearsal
 from callbacks.plotting import INK, TRAIN, VALIDATION, new_figure, save_figure, set_legend, set_title, style
 from llm_lightning_safety.files import write_text
@@ -15,15 +15,15 @@ from llm_lightning_safety.files import write_text
 
 class Reliability(Callback):
     """Draws `reliability.png`, and writes its numbers to `reliability.json`, after each validation of a LightningModule
-    that has a `reliability()`: bins with `confidence`, `accuracy` and `num_pairs`, and an `ece`. Others are left alone.
+    that `MeasuresReliability`. Others are left alone.
     """
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        measured = getattr(pl_module, "reliability", None)
-        if not trainer.is_global_zero or trainer.sanity_checking or is_rehearsal(trainer) or not callable(measured):
+        measuring = offered(pl_module, MeasuresReliability)
+        if measuring is None or not trainer.is_global_zero or trainer.sanity_checking or is_rehearsal(trainer):
             return
-        bins: Any = measured()
+        bins = measuring.reliability()
         if bins is None:
             return
         folder = Path(trainer.default_root_dir)
@@ -34,11 +34,11 @@ class Reliability(Callback):
             warnings.warn(f"The reliability diagram was not drawn: {error}", stacklevel=2)
 
 
-def draw_reliability(bins: Any, picture: Path) -> None:
+def draw_reliability(bins: ReliabilityBins, picture: Path) -> None:
     """Draws accuracy against confidence, with the number of pairs of each bin below.
 
     Args:
-        bins: `confidence`, `accuracy` and `num_pairs` of each, and the `ece`.
+        bins: Of the last validation.
         picture: The PNG to write.
     """
     figure = new_figure(5, 5.6)

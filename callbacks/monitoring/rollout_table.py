@@ -5,19 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from typing_extensions import override
 
 from callbacks.artifacts.json_lines import json_line
+from callbacks.contract import KeepsSamples, offered
 from callbacks.errors import CallbackError
 from callbacks.phase import is_rehearsal
+from callbacks.trainer_parts import wandb_loggers
 from llm_lightning_safety.files import atomic_file, make_folder
 
 
 class RolloutTable(Callback):
     """Keeps answers with their rewards, into `samples/rollouts-000100.jsonl` and a table of a W&B logger.
 
-    A module has them as `samples`, a list of rows of JSON for the step that is over; without it nothing is written.
+    Those of the step that is over, which a module that `KeepsSamples` has; of others nothing is written.
     They cost nothing, as they were written to be learned from.
 
     Args:
@@ -47,8 +48,9 @@ class RolloutTable(Callback):
         if self.every_n_steps is None and not trainer.sanity_checking and trainer.state.fn == "fit":
             self._write(trainer, pl_module)
 
-    def _write(self, trainer: Trainer, pl_module: Any) -> None:
-        rows = getattr(pl_module, "samples", [])[: self.num_samples]
+    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        keeping = offered(pl_module, KeepsSamples)
+        rows = keeping.samples[: self.num_samples] if keeping is not None else []
         if not rows or is_rehearsal(trainer) or not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir) / "samples"
@@ -60,6 +62,5 @@ class RolloutTable(Callback):
         except OSError as error:
             warnings.warn(f"No rollouts written at step {trainer.global_step}: {error}", stacklevel=2)
         cells = [[str(trainer.global_step), *(str(value) for value in row.values())] for row in rows]
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_text("rollouts", columns=["step", *rows[0]], data=cells)
+        for logger in wandb_loggers(trainer):
+            logger.log_text("rollouts", columns=["step", *rows[0]], data=cells)

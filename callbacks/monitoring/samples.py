@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from typing_extensions import override
 
 from callbacks.artifacts.random_state import generators_kept
+from callbacks.contract import HasExamplePrompts, HasTokenizer, HoldsNetwork, offered, required
 from callbacks.errors import CallbackError
 from callbacks.network import evaluating, is_sharded
 from callbacks.phase import is_validating_fit
+from callbacks.trainer_parts import datamodule_of, wandb_loggers
 from llm_lightning_safety.files import make_folder, write_text
 
 # The empty prompt lets the model begin a document; the others are common openings of English text.
@@ -38,7 +39,7 @@ class Samples(Callback):
 
     Raises:
         CallbackError: `generation` holds a name that `transformers.GenerationConfig` does not know, or there is no
-            tokenizer (before training).
+            network or no tokenizer (before training).
     """
 
     def __init__(
@@ -61,9 +62,13 @@ class Samples(Callback):
                 f"Samples.generation: unknown setting {sorted(unknown)[0]!r}; see transformers.GenerationConfig."
             )
 
+        if stage == "fit":
+            required(pl_module, HasTokenizer, self)
+
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if getattr(pl_module, "tokenizer", None) is None:
+        required(pl_module, HoldsNetwork, self)
+        if required(pl_module, HasTokenizer, self).tokenizer is None:
             raise CallbackError(
                 "Samples needs a tokenizer to read and write text; set `tokenizer`, or leave Samples out."
             )
@@ -72,25 +77,25 @@ class Samples(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not is_validating_fit(trainer):
             return
-        network: Any = pl_module.model
+        network = required(pl_module, HoldsNetwork, self).model
         if not network.can_generate():
             return
         if not (trainer.is_global_zero or is_sharded(network)):
             return
         try:
+            tokenizer, prompts = required(pl_module, HasTokenizer, self).tokenizer, self._prompts(trainer)
             with trainer.precision_plugin.forward_context():
-                prompts = self._prompts(trainer)
-                texts = generate_texts(network, pl_module.tokenizer, prompts, self.max_new_tokens, self.generation)
+                texts = generate_texts(network, tokenizer, prompts, self.max_new_tokens, self.generation)
             if trainer.is_global_zero:
-                self._write(trainer, [_in_words(prompt, pl_module.tokenizer) for prompt in prompts], texts)
+                self._write(trainer, [_in_words(prompt, tokenizer) for prompt in prompts], texts)
         except (RuntimeError, OSError) as error:
             warnings.warn(f"No samples at step {trainer.global_step}: {error}", stacklevel=2)
 
     def _prompts(self, trainer: Trainer) -> list[str] | list[list[int]]:
         if self.prompts is not None:
             return self.prompts
-        examples = getattr(getattr(trainer, "datamodule", None), "example_prompts", None)
-        return examples(len(DEFAULT_PROMPTS)) if callable(examples) else list(DEFAULT_PROMPTS)
+        data = offered(datamodule_of(trainer), HasExamplePrompts)
+        return list(DEFAULT_PROMPTS) if data is None else data.example_prompts(len(DEFAULT_PROMPTS))
 
     def _write(self, trainer: Trainer, prompts: list[str], texts: list[str]) -> None:
         folder = Path(trainer.default_root_dir) / "samples"
@@ -98,9 +103,8 @@ class Samples(Callback):
         blocks = [f"--- prompt: {prompt!r}\n{prompt}{text}\n" for prompt, text in zip(prompts, texts, strict=True)]
         write_text(folder / f"step-{trainer.global_step:06d}.txt", "\n".join(blocks))
         rows = [[str(trainer.global_step), prompt, text] for prompt, text in zip(prompts, texts, strict=True)]
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_text("samples", columns=["step", "prompt", "text"], data=rows)
+        for logger in wandb_loggers(trainer):
+            logger.log_text("samples", columns=["step", "prompt", "text"], data=rows)
 
 
 def generate_texts(

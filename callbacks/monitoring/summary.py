@@ -9,8 +9,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from callbacks.artifacts.model_folder import ModelFolder
+from callbacks.contract import NamesMonitor, offered
 from callbacks.phase import is_validating_fit
 from callbacks.stopping.stop_when import StopWhen
+from callbacks.trainer_parts import callbacks_of
 
 
 class RunSummary(Callback):
@@ -37,7 +39,8 @@ class RunSummary(Callback):
         if not is_validating_fit(trainer):
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        name, better = getattr(pl_module, "monitor", ("val/loss", "min"))
+        named = offered(pl_module, NamesMonitor)
+        name, better = ("val/loss", "min") if named is None else named.monitor
         sign = -1 if better == "max" else 1
         if sign * metrics.get(name, sign * math.inf) < sign * self._best.get(name, sign * math.inf):
             self._best = metrics | {"step": trainer.global_step}
@@ -114,14 +117,13 @@ def _speed(metrics: dict[str, float]) -> str:
 
 
 def _reason(trainer: Trainer) -> str:
-    stops = (each.stopped for each in trainer.callbacks if isinstance(each, StopWhen))  # type: ignore[attr-defined]
+    stops = (each.stopped for each in callbacks_of(trainer, StopWhen))
     return "; ".join(f"{stopped['reason']} at step {stopped['step']:,}" for stopped in stops if stopped)
 
 
 def _folders(trainer: Trainer) -> list[tuple[str, str]]:
     rows = []
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ModelFolder):
-            rows += [("model", str(callback.last)), ("best model", str(callback.best))]
+    for each in callbacks_of(trainer, ModelFolder):
+        rows += [("model", str(each.last)), ("best model", str(each.best))]
     rows.append(("curves", str(Path(trainer.default_root_dir) / "curves.png")))
     return [(label, path) for label, path in rows if Path(path).exists()]

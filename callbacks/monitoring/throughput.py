@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from callbacks.contract import HoldsNetwork, required
 from callbacks.errors import CallbackError
 from callbacks.monitoring.flops import TokenFlops, peak_flops, synchronize
 from callbacks.network import dtype_of
@@ -41,7 +42,7 @@ class Throughput(Callback):
             a change within a minute. Where the trainer logs less often, the time since it last logged.
 
     Raises:
-        CallbackError: `window_size` is not positive.
+        CallbackError: `window_size` is not positive; before training, if the module holds no network.
     """
 
     def __init__(self, window_size: int = 20) -> None:
@@ -53,9 +54,13 @@ class Throughput(Callback):
         self._running_since: float | None = None
 
     @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        required(pl_module, HoldsNetwork, self)
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._device = trainer.strategy.root_device
-        network: Any = pl_module.model
+        network = required(pl_module, HoldsNetwork, self).model
         self._flops = TokenFlops.of(network)
         self._peak = peak_flops(self._device, _matmul_dtype(trainer, network)) * trainer.world_size
         self._distinct_share = _num_replicas(trainer) / trainer.world_size

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from callbacks.artifacts.model_folder import ModelFolder
+from callbacks.contract import CountsTokens, HoldsNetwork, required
 from callbacks.errors import CallbackError
 from callbacks.monitoring.summary import RunSummary
 from callbacks.network import base_network, has_adapter
@@ -25,6 +25,7 @@ from callbacks.pruning.units import Structured
 from callbacks.pruning.weights import Weight, find_weights, local
 from callbacks.stopping.graceful_stop import was_stopped
 from callbacks.stopping.stop_when import StopWhen
+from callbacks.trainer_parts import callbacks_of, follows, wandb_loggers
 from callbacks.training_loop import is_accumulating
 from llm_lightning_safety.files import write_text
 
@@ -87,7 +88,7 @@ class Pruning(Callback):
         self.masks = Masks({})
         self.sparsity = 0.0
         self._weights: list[Weight] = []
-        self._module: Any = None
+        self._module: LightningModule | None = None
         self._dense: report.Figures = {}
         self._points: list[list[float]] = []
         # Units that the schedule has counted, those among them in which the guard held it, and what it has done.
@@ -100,10 +101,11 @@ class Pruning(Callback):
         if stage != "fit":
             return
         self._finished = False
-        kinds = [type(callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
-        if kinds.count(Pruning) > 1:
+        if self.schedule.unit == "tokens":
+            required(pl_module, CountsTokens, self)
+        if len(callbacks_of(trainer, Pruning)) > 1:
             raise CallbackError("Pruning: one in a run; Structured takes channels, kv_groups and layers together.")
-        if ModelFolder in kinds and kinds.index(ModelFolder) < kinds.index(Pruning):
+        if follows(trainer, self, ModelFolder):
             raise CallbackError(
                 "Pruning must stand before ModelFolder in trainer.callbacks, which writes what it left."
             )
@@ -115,8 +117,6 @@ class Pruning(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._attach()
         self._plan = self.schedule.resolve(trainer.estimated_stepping_batches, is_rehearsal(trainer))
-        if self._plan.unit == "tokens" and not hasattr(pl_module, "tokens_seen"):
-            raise CallbackError(f"Pruning: unit=tokens needs a module that counts them; {type(pl_module)} does not.")
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -142,11 +142,12 @@ class Pruning(Callback):
             self.masks.apply_to_moments([optimizer])
 
     @override
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if is_accumulating(trainer):
             return
         self.criterion.after_step()
-        now = float(trainer.global_step if self._plan.unit == "steps" else pl_module.tokens_seen)
+        in_steps = self._plan.unit == "steps"
+        now = float(trainer.global_step if in_steps else required(pl_module, CountsTokens, self).tokens_seen)
         before, self._counted = self._counted, now
         if self.guard is not None and self.guard.holds and now > self._plan.begin and self._done < 1:
             self._held += now - max(before, self._plan.begin)
@@ -202,11 +203,16 @@ class Pruning(Callback):
         # Frozen weights are in no checkpoint: they were just read as they were before pruning.
         self._apply([])
 
+    @property
+    def _holder(self) -> HoldsNetwork:
+        assert self._module is not None
+        return required(self._module, HoldsNetwork, self)
+
     def _attach(self) -> None:
         """Find the weights, once, as soon as the network is built."""
         if self._weights:
             return
-        model = self._module.model
+        model = self._holder.model
         self._weights = find_weights(model, self.include, self.exclude)
         if has_adapter(model):
             from callbacks.pruning.lora import check_adapter
@@ -233,9 +239,9 @@ class Pruning(Callback):
         self.criterion.forget()
         self._done = fraction
         self.criterion.watch(fraction < 1)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, (StopWhen, ModelFolder, RunSummary)):
-                callback.forget_best()
+        for kind in (StopWhen, ModelFolder, RunSummary):
+            for each in callbacks_of(trainer, kind):
+                each.forget_best()
 
     def _stretch(self, begin: float, end: float) -> list[Weight]:
         """The weights of the blocks between two shares of the network."""
@@ -248,13 +254,13 @@ class Pruning(Callback):
         self.sparsity = self.masks.num_pruned() / total
         self.masks.apply_to_weights()
         self.masks.apply_to_moments(optimizers)
-        if has_adapter(self._module.model):
+        if has_adapter(self._holder.model):
             from callbacks.pruning.lora import mask_adapters
 
             mask_adapters(self._weights, self.masks.kept)
 
     def _measure(self, trainer: Trainer) -> report.Figures:
-        model = self._module.model
+        model = self._holder.model
         sharded = any(local(parameter) is not parameter for parameter in model.parameters())
         # The parts of a sharded network cannot be run without the strategy.
         skipped = sharded or is_rehearsal(trainer) or not self.num_batches
@@ -269,9 +275,10 @@ class Pruning(Callback):
         if isinstance(self.structure, Structured) and self.masks.kept:
             from callbacks.pruning.removal import remove_units
 
-            if has_adapter(self._module.model):
-                self._module.model = self._module.model.merge_and_unload()
-            remove_units(self._module.model, self.structure, self.masks.kept)
+            holder = self._holder
+            if has_adapter(holder.model):
+                holder.model = holder.model.merge_and_unload()
+            remove_units(holder.model, self.structure, self.masks.kept)
         if is_rehearsal(trainer):
             return
         pruned = self._measure(trainer)
@@ -289,13 +296,12 @@ class Pruning(Callback):
         if not isinstance(self.structure, Structured):
             lines += ["", "Zeros are stored and multiplied like other numbers: they bring no speed by themselves."]
         text, root = "\n".join(lines), Path(trainer.default_root_dir)
-        self._module.print(f"\n{text}")
+        trainer.lightning_module.print(f"\n{text}")
         try:
             write_text(root / "pruning.txt", f"{text}\n")
             if self._points:
                 report.draw(root / "pruning.png", self._points, self.guard.limit if self.guard else float("nan"))
-                for logger in trainer.loggers:
-                    if isinstance(logger, WandbLogger):
-                        logger.log_image("pruning/loss_and_sparsity", [str(root / "pruning.png")])
+                for logger in wandb_loggers(trainer):
+                    logger.log_image("pruning/loss_and_sparsity", [str(root / "pruning.png")])
         except OSError as error:
             warnings.warn(f"The report on pruning was not written: {error}", stacklevel=2)

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from callbacks.errors import CallbackError
+from callbacks.trainer_parts import datamodule_of
 
 CHOICE = 4
 """Rows to choose each one from: so many times as many are read."""
@@ -58,7 +59,7 @@ class Calibration:
 
     def record(self, trainer: Trainer, rows: list[Tensor]) -> dict[str, Any]:
         """What to remember of the rows that were used."""
-        datamodule = getattr(trainer, "datamodule", None)
+        datamodule = datamodule_of(trainer)
         return {
             "source": f"training data of {type(datamodule).__name__}" if datamodule else "training data",
             "path": str(getattr(datamodule, "path", None)),

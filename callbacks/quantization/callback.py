@@ -11,9 +11,10 @@ from typing_extensions import override
 
 from callbacks.artifacts.model_folder import swap_in
 from callbacks.artifacts.random_state import generators_kept
+from callbacks.contract import HoldsNetwork, MergesAdapter, SavesModel, required
 from callbacks.errors import CallbackError
 from callbacks.monitoring.measurement import validation_batches
-from callbacks.network import dtype_of, is_sharded
+from callbacks.network import dtype_of, has_adapter, is_sharded
 from callbacks.phase import is_rehearsal
 from callbacks.quantization import layers, report, schemes
 from callbacks.quantization.calibration import Calibration
@@ -88,6 +89,7 @@ class Quantization(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        required(pl_module, SavesModel, self)
         schemes.check_installed(self.schemes)
         schemes.check_device(self.schemes, trainer.strategy.root_device)
         if not trainer.enable_validation:
@@ -98,19 +100,21 @@ class Quantization(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        network: Any = pl_module.model
+        network = required(pl_module, HoldsNetwork, self).model
         if is_sharded(network):
             raise CallbackError(
                 "Quantization: the weights are sharded over ranks, and no rank holds the whole network. Quantize the "
                 "model folder afterwards, on one device: llm-lightning fit --config configs/quantize.yaml "
                 "--model.backbone.path MODEL."
             )
-        adapters = getattr(network, "peft_config", {}).values()
+        adapters = network.peft_config.values() if has_adapter(network) else ()
         # An adapter on a quantized network is merged into the unquantized one.
         if getattr(network, "is_quantized", False) and not adapters:
             raise CallbackError("Quantization: the network is quantized already; give the one it was made from.")
         if any(each.is_prompt_learning or each.is_adaption_prompt for each in adapters):
             raise CallbackError("Quantization: the adapter is no change of weights and cannot be merged; LoRA can.")
+        if adapters:
+            required(pl_module, MergesAdapter, self)
         if network.get_output_embeddings() is None:
             raise CallbackError(f"Quantization measures language models; {type(network).__name__} has no such head.")
         self._check_layers(network)
@@ -172,21 +176,16 @@ class Quantization(Callback):
     def _group_size(self, name: str) -> int | None:
         return (self.group_size or schemes.DEFAULT_GROUP_SIZE) if schemes.SCHEMES[name].grouped else None
 
-    def _save(self, trainer: Trainer, pl_module: Any, work: Path) -> None:
+    def _save(self, trainer: Trainer, pl_module: LightningModule, work: Path) -> None:
         """Write the network as fit left it, whole, to `original`; all ranks take part."""
         if trainer.is_global_zero:
             shutil.rmtree(work, ignore_errors=True)  # of a run that was killed here
             work.mkdir(parents=True)
         folder = work / "original"
-        pl_module.save_model(folder)
+        required(pl_module, SavesModel, self).save_model(folder)
         if not trainer.is_global_zero or (folder / "config.json").exists():
             return
-        if not hasattr(pl_module, "merge_adapter"):
-            raise CallbackError(
-                f"Quantization: {type(pl_module).__name__}.save_model writes an adapter, and it has no merge_adapter("
-                "adapter, folder). Merge the adapter, and quantize the merged network."
-            )
-        pl_module.merge_adapter(folder.rename(work / "adapter"), folder)
+        required(pl_module, MergesAdapter, self).merge_adapter(folder.rename(work / "adapter"), folder)
 
     def _run(self, trainer: Trainer, pl_module: LightningModule, work: Path, place: Path) -> None:
         root, device = Path(trainer.default_root_dir), trainer.strategy.root_device

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import WandbLogger
 
 from callbacks.monitoring.measurement import text_table
 from callbacks.plotting import BLUE, GREEN, INK, RED, new_figure, save_figure, style
 from callbacks.quantization.choice import Measured
+from callbacks.trainer_parts import wandb_loggers
 from llm_lightning_safety.files import write_text
 
 HEADER = (
@@ -86,9 +86,8 @@ def log_to_wandb(
     """The table, the picture, and what was kept in numbers, on each W&B logger."""
     figures = kept.as_dict() if kept else {}
     numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            data = [[each.name, *each.as_dict().values()] for each in (original, *candidates)]
-            logger.log_metrics({f"quantization/{name}": value for name, value in numbers.items()})
-            logger.log_table("quantization/schemes", columns=["scheme", *original.as_dict()], data=data)
-            logger.log_image("quantization/size_and_perplexity", [str(picture)])
+    data = [[each.name, *each.as_dict().values()] for each in (original, *candidates)]
+    for logger in wandb_loggers(trainer):
+        logger.log_metrics({f"quantization/{name}": value for name, value in numbers.items()})
+        logger.log_table("quantization/schemes", columns=["scheme", *original.as_dict()], data=data)
+        logger.log_image("quantization/size_and_perplexity", [str(picture)])

@@ -20,6 +20,7 @@ from callbacks.artifacts.run_checkpoint import RunCheckpoint
 from callbacks.errors import CallbackError
 from callbacks.phase import is_validating_fit
 from callbacks.stopping.agreement import Agreement
+from callbacks.trainer_parts import callbacks_of
 from callbacks.training_loop import Limits, end_fit, is_accumulating, num_val_batches, restore_limits
 
 TIME_LIMIT = getattr(signal, "SIGUSR1", signal.SIGTERM)  # SLURM's word for a limit that is near, and so ours
@@ -215,10 +216,9 @@ def _end_by_squeue(job: str) -> float | None:
 
 
 def _run_checkpoint(trainer: Trainer) -> RunCheckpoint:
-    given = (callback for callback in trainer.callbacks if isinstance(callback, RunCheckpoint))  # type: ignore[attr-defined]
-    return next(given, RunCheckpoint())
+    return next(iter(callbacks_of(trainer, RunCheckpoint)), RunCheckpoint())
 
 
 def was_stopped(trainer: Trainer) -> bool:
     """Whether a signal or the time limit ended this run, which will go on later."""
-    return any(isinstance(each, GracefulStop) and each.stopped for each in trainer.callbacks)  # type: ignore[attr-defined]
+    return any(each.stopped for each in callbacks_of(trainer, GracefulStop))

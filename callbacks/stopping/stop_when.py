@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from callbacks.artifacts.model_folder import ModelFolder
+from callbacks.contract import SendsAlerts, offered
 from callbacks.errors import CallbackError
 from callbacks.network import is_sharded
 from callbacks.phase import is_rehearsal, is_validating_fit
@@ -24,6 +25,7 @@ from callbacks.stopping.conditions import (
     is_of_training,
 )
 from callbacks.stopping.graceful_stop import was_stopped
+from callbacks.trainer_parts import follows
 from callbacks.training_loop import is_accumulating, may_stop
 
 SKIPPED = "train/skipped_steps"  # in which modules count the steps that they left out
@@ -70,10 +72,7 @@ class StopWhen(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._is_restored = False
-        if stage != "fit" or self._best is None:
-            return
-        kinds = [type(callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
-        if ModelFolder in kinds and kinds.index(ModelFolder) < kinds.index(type(self)):
+        if stage == "fit" and self._best is not None and follows(trainer, self, ModelFolder):
             raise CallbackError(
                 "StopWhen.restore_best: ModelFolder would write the last weights first; name StopWhen before "
                 "it in trainer.callbacks."
@@ -181,9 +180,9 @@ class StopWhen(Callback):
         pl_module.print(f"\nStopping at step {step}: {reason}.")
         for logger in trainer.loggers:
             logger.log_hyperparams({"stopped": f"step {step}: {reason}"})
-            alert = getattr(logger, "alert", None)
-            if callable(alert) and isinstance(condition, Divergence | NotFinite):
-                alert("Run diverged", f"step {step}: {reason}")
+            alerting = offered(logger, SendsAlerts)
+            if alerting is not None and isinstance(condition, Divergence | NotFinite):
+                alerting.alert("Run diverged", f"step {step}: {reason}")
 
     def _measure(self, trainer: Trainer, names: Sequence[str]) -> dict[str, float]:
         """The metrics and the `seconds`, as all ranks see them."""

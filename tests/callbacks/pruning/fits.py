@@ -9,6 +9,7 @@ from tiny_llama import TinyData, TinyModule, tiny_trainer
 
 from callbacks import Pruning
 from callbacks.pruning.weights import local
+from callbacks.training_loop import is_accumulating
 
 
 class Zeros(Callback):
@@ -31,7 +32,7 @@ class Zeros(Callback):
                 assert not tensor[~kept.expand_as(tensor)].any(), name
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if not trainer.fit_loop._should_accumulate():
+        if not is_accumulating(trainer):
             self.sparsities.append(self.pruning.sparsity)
 
 

@@ -15,6 +15,7 @@ from callbacks.pruning import Cubic, OneShot, Structured, Taylor, Wanda
 from callbacks.pruning.masks import Masks
 from callbacks.pruning.removal import remove_units
 from callbacks.pruning.weights import find_weights
+from callbacks.training_loop import end_fit
 
 IDS = torch.arange(3, 51).view(2, 24)
 SIZES = {"vocab_size": 128, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 4,
@@ -156,7 +157,7 @@ def test_a_stopped_run_is_not_cut(tmp_path):
     class Stop(ModelFolder):
         def on_train_batch_end(self, trainer, *_):
             if trainer.global_step == 6:
-                stop._end_fit(trainer)
+                end_fit(trainer)
                 stop.stopped = True
 
     pruning = Pruning(Structured(channels=0.5), schedule=OneShot(end=3))
