@@ -29,7 +29,7 @@ class SavesModel(Protocol):
 
 
 class MergesAdapter(Protocol):
-    """Needed by `Quantization` where `save_model` writes an adapter."""
+    """Needed by `Quantization` where the network has an adapter, for what `save_model` writes may be that alone."""
 
     def merge_adapter(self, adapter: Path, folder: Path) -> None:
         """Write the whole network, with the adapter that lies in one folder merged into it, to another one."""

@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 class Limits(NamedTuple):
     """What keeps a fit from ending at once."""
 
-    val_batches: int | float | None
+    val_batches: int | float
     min_steps: int | None
     min_epochs: int | None
 

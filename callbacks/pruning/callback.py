@@ -239,8 +239,8 @@ class Pruning(Callback):
         self.criterion.forget()
         self._done = fraction
         self.criterion.watch(fraction < 1)
-        for kind in (StopWhen, ModelFolder, RunSummary):
-            for each in callbacks_of(trainer, kind):
+        for each in callbacks_of(trainer, Callback):
+            if isinstance(each, StopWhen | ModelFolder | RunSummary):
                 each.forget_best()
 
     def _stretch(self, begin: float, end: float) -> list[Weight]:

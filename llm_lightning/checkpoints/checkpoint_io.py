@@ -14,6 +14,9 @@ from lightning.fabric.utilities.load import _METADATA_FILENAME
 from llm_lightning.checkpoints.checksums import check_file
 from llm_lightning.errors import UserError
 
+METADATA_FILE = _METADATA_FILENAME
+"""Holds what is not sharded, in the folder that a sharded checkpoint is."""
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target and renames; Lightning's own holds the whole checkpoint in memory twice to do that."""
@@ -80,7 +83,7 @@ def training_state(path: Path) -> dict[str, Any]:
 
     Nothing for one of DeepSpeed, which has all in one pickle with the weights.
     """
-    file = path if path.is_file() else path / _METADATA_FILENAME
+    file = path if path.is_file() else path / METADATA_FILE
     return AtomicCheckpointIO().load_checkpoint(file) if file.exists() else {}
 
 

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from lightning.fabric.utilities.load import _METADATA_FILENAME
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
-from llm_lightning.checkpoints.checkpoint_io import checkpoints, training_state
+from llm_lightning.checkpoints.checkpoint_io import METADATA_FILE, checkpoints, training_state
 from llm_lightning.checkpoints.checksums import check_file
 from llm_lightning.checkpoints.sharded_reader import METADATA_CHECKSUM, PartsReader
 from llm_lightning.errors import UserError
@@ -105,7 +104,7 @@ def check_checkpoint(path: Path, rank: int = 0, num_ranks: int = 1) -> None:
 
 
 def _check_parts(path: Path, rank: int, num_ranks: int) -> None:
-    if not (path / _METADATA_FILENAME).exists():
-        raise UserError(f"its {_METADATA_FILENAME} is missing")
-    check_file(path / _METADATA_FILENAME)
+    if not (path / METADATA_FILE).exists():
+        raise UserError(f"its {METADATA_FILE} is missing")
+    check_file(path / METADATA_FILE)
     PartsReader(path, training_state(path).get(METADATA_CHECKSUM)).check(rank, num_ranks)

@@ -2,13 +2,12 @@
 
 import math
 from collections import Counter, defaultdict
-from typing import Any
 
 from torch import nn
 
 from llm_lightning.models.heads import base_model
 
-AROUND = ("base_layer", "original_module", "adaption_prompt", "bottleneck")
+AROUND = {"base_layer", "original_module", "adaption_prompt", "bottleneck"}
 """What a layer holds once an adapter is on it."""
 
 
@@ -53,10 +52,14 @@ def _layer(name: str, modules: dict[str, nn.Module]) -> str:
     parts = name.split(".")
     for end in range(len(parts) - 1, 0, -1):
         path = ".".join(parts[:end])
-        own: Any = modules[path]._parameters.keys() | modules[path]._modules.keys() if path in modules else ()
-        if any(part in own for part in AROUND):
+        if path in modules and not AROUND.isdisjoint(_names_in(modules[path])):
             return path
     return parts[0] if parts[0] == "prompt_encoder" else name.rsplit(".", 1)[0]
+
+
+def _names_in(module: nn.Module) -> list[str]:
+    """Of its own parameters and children."""
+    return [name for name, _ in (*module.named_parameters(recurse=False), *module.named_children())]
 
 
 def _size(parameter: nn.Parameter) -> int:

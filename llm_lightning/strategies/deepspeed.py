@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
@@ -71,7 +70,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         return super().backward(closure_loss * module.micro_batch_weight(), *args, **kwargs)
 
     @override
-    def load_checkpoint(self, checkpoint_path: _PATH, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         if Path(checkpoint_path).is_dir():
             refuse_pickles(Path(checkpoint_path), self.trust_checkpoints)
         return super().load_checkpoint(checkpoint_path, weights_only)

@@ -5,8 +5,6 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed.checkpoint as dcp
-from lightning.fabric.utilities.load import _METADATA_FILENAME
-from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
@@ -19,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from llm_lightning.checkpoints.checkpoint_io import AtomicCheckpointIO
+from llm_lightning.checkpoints.checkpoint_io import METADATA_FILE, AtomicCheckpointIO
 from llm_lightning.checkpoints.sharded_reader import METADATA_CHECKSUM, PartsReader, load_parts
 from llm_lightning.errors import UserError
 from llm_lightning.models.loading.sharding import Sharding
@@ -89,7 +87,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         return get_model_state_dict(self.model)
 
     @override
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: _PATH, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         path = Path(self.broadcast(filepath))
         unfinished = path.with_name(f".{path.name}.unfinished")
         if self.is_global_zero:
@@ -107,13 +105,13 @@ class FSDP2Strategy(ModelParallelStrategy):
             ) from error
         if self.is_global_zero:
             checkpoint[METADATA_CHECKSUM] = checksum((unfinished / ".metadata").read_bytes())
-            AtomicCheckpointIO().save_checkpoint(checkpoint, unfinished / _METADATA_FILENAME)
+            AtomicCheckpointIO().save_checkpoint(checkpoint, unfinished / METADATA_FILE)
             remove(path)
             unfinished.replace(path)
         self.barrier("save_checkpoint")
 
     @override
-    def load_checkpoint(self, checkpoint_path: _PATH, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Restore weights and optimizers from a folder in parts, or from one file of another strategy.
 
         What does not fit this network is left as it is: `on_load_checkpoint` gets the shapes of all, to compare.
@@ -123,7 +121,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def _load_folder(self, path: Path) -> dict[str, Any]:
         assert self.model is not None
-        checkpoint = AtomicCheckpointIO().load_checkpoint(path / _METADATA_FILENAME)
+        checkpoint = AtomicCheckpointIO().load_checkpoint(path / METADATA_FILE)
         reader = PartsReader(path, checkpoint.get(METADATA_CHECKSUM))
         there = reader.read_metadata().state_dict_metadata
         saved = {
