@@ -20,6 +20,7 @@ from tiny_llama import ShardedTinyModule, TinyData, TinyModule, tiny_trainer
 
 from callbacks import (
     GracefulStop,
+    Heartbeat,
     ModelFolder,
     NotFinite,
     RandomState,
@@ -28,6 +29,7 @@ from callbacks import (
     StopWhen,
     Throughput,
 )
+from callbacks.stopping.agreement import Agreement
 
 
 class Record(Callback):
@@ -53,6 +55,13 @@ def ignore_signals(worker_id: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def become_rank(rank: int, world_size: int, port: int) -> None:
+    """What torchrun sets; Lightning then joins the ranks instead of launching them."""
+    os.environ |= {"TORCHELASTIC_RUN_ID": "tiny", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"}
+    os.environ |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
+
+
 def train(
     root: Path,
     *,
@@ -74,10 +83,7 @@ def train(
     os.dup2(log, 2)
     torch.set_num_threads(1)
     if world_size > 1:
-        # What torchrun sets; Lightning then joins the ranks instead of launching them.
-        os.environ |= {"TORCHELASTIC_RUN_ID": "tiny", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"}
-        os.environ |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
+        become_rank(rank, world_size, port)
         settings |= {"devices": world_size, "strategy": "ddp"}
     if sharded:
         settings["strategy"] = ModelParallelStrategy(data_parallel_size=world_size, tensor_parallel_size=1)
@@ -122,6 +128,26 @@ class LogOnRanks(Callback):
 
 def stops_by_what_one_rank_sees() -> list[Callback]:
     return [LogOnRanks(), StopWhen([NotFinite("train/odd", patience=4)]), RunCheckpoint()]
+
+
+def heartbeats() -> list[Callback]:
+    return [Heartbeat(timeout_s=2)]
+
+
+def agree(root: Path, rank: int, port: int, numbers: list[int]) -> None:
+    """Says the numbers on one of two ranks, and writes down the answers. The second rank speaks after the first."""
+    become_rank(rank, 2, port)
+    trainer = tiny_trainer(root, devices=2, strategy="ddp")
+    trainer.strategy.setup_environment()
+    agreement = Agreement(trainer)
+    answers = []
+    for i, number in enumerate(numbers):
+        if rank == 1:
+            wait_until((root / f"said-{i}").exists)
+        answers.append(agreement.ask(number))
+        (root / f"said-{i}").touch()
+    answers += [agreement.settle(), agreement.settle()]
+    (root / f"answers-{rank}.json").write_text(json.dumps(answers))
 
 
 @contextmanager
