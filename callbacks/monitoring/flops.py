@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 # Dense bf16/fp16 tensor-core peaks from the vendors' data sheets. The longer name comes first where one holds another.
+# Lightning's table (`get_available_flops` of 2.6) would make MFU wrong: it takes an L40S for an L4, counts sparsity for
+# H100 NVL and no tensor cores for A40, A6000 and the RTX ones, and does not find an H200, B200, A30 or AMD's.
 PEAK_FLOPS = {
     "GB200": 2500e12,
     "B200": 2250e12,
