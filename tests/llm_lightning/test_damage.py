@@ -7,9 +7,8 @@ import warnings
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from lightning.fabric.utilities.load import _METADATA_FILENAME
 
-from llm_lightning.checkpoints.checkpoint_io import AtomicCheckpointIO
+from llm_lightning.checkpoints.checkpoint_io import METADATA_FILE, AtomicCheckpointIO
 from llm_lightning.checkpoints.checksums import check_file
 from llm_lightning.checkpoints.damage import check_checkpoint, last_good_checkpoint
 from llm_lightning.checkpoints.sharded_reader import METADATA_CHECKSUM, PartsReader, load_parts
@@ -107,11 +106,11 @@ def parts(tmp_path):
         path = tmp_path / f"step={step}.ckpt"
         dcp.save({"state_dict": {"w": torch.full((500,), float(step))}}, checkpoint_id=path)
         beside = {METADATA_CHECKSUM: checksum((path / ".metadata").read_bytes()), "loops": {"a": 1}}
-        AtomicCheckpointIO().save_checkpoint(beside, path / _METADATA_FILENAME)
+        AtomicCheckpointIO().save_checkpoint(beside, path / METADATA_FILE)
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", _METADATA_FILENAME])
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", METADATA_FILE])
 @pytest.mark.parametrize("how", ["cut", "missing", "empty"])
 def test_parts(parts, name, how):
     check_checkpoint(parts / "step=9.ckpt")
