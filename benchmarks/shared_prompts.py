@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 
 from benchmarks.runner import machine
 from benchmarks.workload import SHAPES
-from datamodules.serving.pairs import Layout
+from datamodules.serving.layout import SpanLayout
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.rewards import prepare_texts, rewards
 from llm_lightning.models.tasks import REWARD
@@ -36,7 +36,7 @@ def batch(prompt: int, share: bool) -> tuple[dict, int]:
     """One row of pairs, prepared, and how many there are."""
     tokens = np.arange(prompt + ANSWER) % 1000
     own = ANSWER if share and prompt else prompt + ANSWER
-    layout = Layout(1, ROW, 0)
+    layout = SpanLayout(1, ROW, 0)
     ends: list[tuple[int, int]] = []
     while layout.filled[0] + prompt + ANSWER + own <= ROW:
         start = layout.filled[0]

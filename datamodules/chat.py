@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -11,18 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from datamodules.encoding.tokenizer import load_tokenizer
-from datamodules.errors import DataError
 from datamodules.packed import PackedDataModule
-from datamodules.records.record_source import (
-    ChatRecord,
-    OtherSource,
-    RecordSource,
-    Shapes,
-    Writer,
-    peek_records,
-    record_units,
-)
-from datamodules.records.shapes import SHAPES
+from datamodules.record_data import RecordDataModule
+from datamodules.records.record_source import ChatRecord, RecordSource, Writer
+from datamodules.sources.bad_records import BadRecords
 from datamodules.sources.units import Unit
 from datamodules.templates.choice import set_template
 
@@ -32,7 +24,7 @@ if TYPE_CHECKING:
 DEFAULT_SEQ_LEN = 2048
 
 
-class ChatDataModule(PackedDataModule):
+class ChatDataModule(RecordDataModule, PackedDataModule):
     """Learns from conversations, which a chat template writes down.
 
     A subclass says what it makes of a record (`encoder`).
@@ -48,8 +40,6 @@ class ChatDataModule(PackedDataModule):
         val_columns: as `columns`, for `val_path`. None: `columns` where it has them, else the usual names.
         kwargs: see `PackedDataModule`.
     """
-
-    shapes: Shapes = SHAPES
 
     def __init__(
         self,
@@ -67,21 +57,6 @@ class ChatDataModule(PackedDataModule):
         self.template = template
         self.val_columns = val_columns
 
-    def check_settings(self) -> None:
-        """As every DataModule over packed rows, and what only conversations have."""
-        super().check_settings()
-        if self.sources is not None and self.columns is not None:
-            raise DataError("columns: with sources, name them in the source that they belong to")
-        if self.val_columns is not None and self.val_path is None:
-            raise DataError("val_columns: they are those of val_path, which is not given")
-        self.check_tokenizer()
-
-    def check_tokenizer(self) -> None:
-        """Raises `DataError` where there is none, or it has no chat template that can be learned from."""
-        if self.tokenizer_name is None:
-            raise DataError("tokenizer: none is named; give --tokenizer, or --model.backbone.path with one in it")
-        _ = self.encoder
-
     @property
     def encoder(self) -> Any:
         """What writes records down (a `Writer`) and makes documents of them (an `Encoder`)."""
@@ -90,23 +65,11 @@ class ChatDataModule(PackedDataModule):
     def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> None:
         """Sets what else goes with the chat template."""
 
-    def source_of(self, path: str) -> RecordSource:
-        """A path, read with `columns`."""
-        return RecordSource(path, columns=self.columns)
-
-    def val_source_of(self, path: str) -> RecordSource:
-        """A path to validate on, read with `val_columns`."""
-        own = self.val_columns is not None
-        return RecordSource(path, columns=self.val_columns) if own else OtherSource(path, columns=self.columns)
-
-    def peek(self, source: RecordSource, root: Path) -> None:
-        """Reads and writes down the first records."""
+    @property
+    def read(self) -> Callable[[Unit, BadRecords], Iterator[Any]]:
+        """The records as the chat template writes them."""
         writer: Writer = self.encoder
-        peek_records(source, root, self.on_bad_record, writer, self.shapes)
-
-    def find_units(self, source: RecordSource, root: Path, look_again: bool) -> list[Unit]:
-        """All there is to read, with the shape of the records."""
-        return record_units(source, root, look_again, self.shapes)
+        return writer.written
 
     def records(self, part: Literal["train", "val"]) -> Iterator[ChatRecord]:
         """The records that are trained or validated on, as they were written, streaming; once the data is prepared."""

@@ -13,7 +13,7 @@ from datamodules.encoding.tokenizer import bare
 from datamodules.packed import Packed
 from datamodules.records.conversations import Reasoning
 from datamodules.serving.collate import Piece
-from datamodules.serving.dataset import Documents, Prompts
+from datamodules.serving.dataset import DocumentPrompts, Documents
 from datamodules.storage.rows import TooLong
 from datamodules.templates.chat_template import Turns, template_of
 
@@ -39,6 +39,8 @@ class InstructionDataModule(ChatDataModule):
         args, kwargs: see `ChatDataModule`.
     """
 
+    batch_kind = "conversations"
+
     def __init__(
         self,
         *args: Any,
@@ -63,9 +65,9 @@ class InstructionDataModule(ChatDataModule):
         """A reply ends with the end of a turn, so that is where whoever loads the model has to stop."""
         tokenizer.eos_token = template_of(tokenizer).end_of_turn()
 
-    def make_prompts(self, sources: Packed) -> Prompts:
+    def make_prompts(self, sources: Packed) -> DocumentPrompts:
         """The conversations up to their last reply."""
-        return Prompts(Documents(sources), prompt_of)
+        return DocumentPrompts(Documents(sources), prompt_of)
 
     def example_prompts(self, count: int) -> list[list[int]]:
         """Token ids of the first validation prompts (training's where there are none), for samples in passing."""

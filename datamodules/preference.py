@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from datamodules.cache import cache_root
 from datamodules.chat import ChatDataModule
 from datamodules.encoding.pad_token import pad_apart
 from datamodules.encoding.pairs import PAIR, Cut, PairEncoder
@@ -21,7 +20,6 @@ from datamodules.records.preferences import FIRST, SECOND, TIE
 from datamodules.records.record_source import OtherSource
 from datamodules.records.shapes import PREFERENCE_SHAPES
 from datamodules.serving.loader import EvaluationLoader
-from datamodules.serving.order import SequentialOrder
 from datamodules.serving.pair_preview import preview_pairs
 from datamodules.serving.pairs import PairCollator, PairRows, Pairs
 from datamodules.serving.scoring import Conversations
@@ -64,6 +62,7 @@ class PreferenceDataModule(ChatDataModule):
         args, kwargs: see `ChatDataModule`.
     """
 
+    batch_kind = "pairs of answers"
     default_val_share = 0.05
     too_long: TooLong = "drop"  # of the packing: cutting is the encoder's affair, which knows the parts of a pair
     shapes = PREFERENCE_SHAPES
@@ -169,15 +168,14 @@ class PreferenceDataModule(ChatDataModule):
 
     def make_collator(self) -> PairCollator:
         """What makes a batch of them."""
-        return PairCollator(self.seq_len, self._pad_token_id)
+        return PairCollator(self.seq_len, self.pad_token_id)
 
     def reference_dataloader(self) -> EvaluationLoader | list:
         """The pairs that rewards are normalized on: those of validation, else the first rows of training."""
         if self._val:
             return self.val_dataloader()
         rows = self.make_rows(self._train)
-        multiple = self.batch_size * self._data_ranks()["num_ranks"]
-        return self._loader(EvaluationLoader, rows, SequentialOrder(min(len(rows), REFERENCE_ROWS), multiple))
+        return self.evaluation_loader(rows, self.make_collator(), min(len(rows), REFERENCE_ROWS))
 
     def predict_dataloader(self) -> Conversations:  # type: ignore[override]
         """Rows of conversations to score, of about equal length in each batch."""
@@ -193,8 +191,8 @@ class PreferenceDataModule(ChatDataModule):
             self.seq_len,
             self.batch_size,
             self.on_bad_record,
-            cache_root(self.cache_dir),
-            **self._data_ranks(),
+            self.root,
+            **self.data_ranks(),
         )
 
     def preview(self, num_records: int) -> Iterator[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from datamodules.encoding.texts import TextEncoder
 from datamodules.encoding.tokenizer import SMALLEST_VOCAB, framing, load_tokenizer, trained_tokenizer
@@ -11,7 +14,7 @@ from datamodules.errors import DataError
 from datamodules.packed import Packed, PackedDataModule
 from datamodules.records.text_source import OtherTextSource, TextSource, peek_texts, text_units
 from datamodules.serving.collate import Piece
-from datamodules.serving.dataset import Documents, Prompts
+from datamodules.serving.dataset import DocumentPrompts, Documents
 from datamodules.sources.units import Unit
 from datamodules.storage.shards import Encoder
 
@@ -38,6 +41,8 @@ class TextDataModule(PackedDataModule):
         val_text_column: as `text_column`, for `val_path`. None: `text_column` where it has that, else as without one.
         kwargs: see `PackedDataModule`.
     """
+
+    batch_kind = "texts"
 
     def __init__(
         self,
@@ -66,12 +71,13 @@ class TextDataModule(PackedDataModule):
         if self.tokenizer_name is not None and self.vocab_size is not None:
             raise DataError("tokenizer and vocab_size: a named tokenizer has its vocabulary; leave out vocab_size")
 
-    def _limits(self) -> dict[str, tuple[int, int]]:
+    def limits(self) -> dict[str, tuple[int, int]]:
+        """With those of a tokenizer that is trained, and of prompts."""
         own = {
             "vocab_size": (self.vocab_size or DEFAULT_VOCAB_SIZE, SMALLEST_VOCAB),
             "prompt_len": (self.prompt_len, 1),
         }
-        return super()._limits() | own
+        return super().limits() | own
 
     def source_of(self, path: str) -> TextSource:
         """A path, read at `text_column`."""
@@ -100,15 +106,13 @@ class TextDataModule(PackedDataModule):
         """Each text framed by what begins and what ends a document."""
         return TextEncoder.of(tokenizer)
 
-    def make_prompts(self, sources: Packed) -> Prompts:
+    def make_prompts(self, sources: Packed) -> DocumentPrompts:
         """The beginnings of the texts."""
         assert self.tokenizer is not None
         num_suffix = len(framing(self.tokenizer).suffix)
-
-        def beginning(document: Piece) -> Any:
-            return document.ids[: min(self.prompt_len, max(1, len(document.ids) - num_suffix))]
-
-        return Prompts(Documents(sources), beginning)
+        return DocumentPrompts(
+            Documents(sources), partial(beginning, num_tokens=self.prompt_len, num_suffix=num_suffix)
+        )
 
     def in_words(self, facts: dict[str, float]) -> str:
         """What there is to read, and what packing did to it."""
@@ -118,3 +122,8 @@ class TextDataModule(PackedDataModule):
             f" {facts['padded_share']:.2%} padded, nothing cropped,"
             f" {facts['too_long_share']:.1%} of the documents longer than a row"
         )
+
+
+def beginning(document: Piece, num_tokens: int, num_suffix: int) -> np.ndarray:
+    """The first tokens of a text, at least one, without what ends it."""
+    return document.ids[: min(num_tokens, max(1, len(document.ids) - num_suffix))]

@@ -1,6 +1,6 @@
 """Sources of conversations or of pairs of them: which shape their records have."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -88,15 +88,22 @@ def record_units(source: RecordSource, root: Path, look_again: bool = True, shap
 
 
 def peek_records(
-    source: RecordSource, root: Path, on_bad_record: OnBadRecord, encoder: Writer, shapes: Shapes = SHAPES
+    source: RecordSource,
+    root: Path,
+    on_bad_record: OnBadRecord,
+    read: Callable[[Unit, BadRecords], Iterator[Any]],
+    shapes: Shapes = SHAPES,
 ) -> None:
-    """Reads and writes down the first records of a source's first files, without looking at the rest.
+    """Reads the first records of a source's first files, without looking at the rest.
+
+    Args:
+        read: what is made of a unit's records.
 
     Raises:
         DataError: as `record_units`; or a bad record, with `on_bad_record="stop"`.
     """
     for unit in with_shape(first_units(source, root), source, shapes):
-        for _ in islice(encoder.written(unit, BadRecords(unit, on_bad_record)), RECORDS_PEEKED):
+        for _ in islice(read(unit, BadRecords(unit, on_bad_record)), RECORDS_PEEKED):
             pass
 
 

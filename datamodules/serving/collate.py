@@ -9,6 +9,9 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import torch
 
+from datamodules.contract import ContinuationBatch, PackedBatch
+from datamodules.serving.layout import Layout
+
 IGNORE = -100  # torch's own `ignore_index`: no loss is computed there
 
 
@@ -48,31 +51,23 @@ class PackedCollator:
     pad_token_id: int
     document_mask: bool = True
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        """`input_ids`, `labels`, `position_ids`, each (B, T) int64.
-
-        Labels are not shifted. They are -100 on padding and on the first token of each document, which nothing
-        precedes. Positions begin anew at each document; the padding at a row's end is a document too.
-        """
-        shape = (len(rows), self.seq_len)
-        input_ids = np.full(shape, self.pad_token_id, np.int64)
-        labels = np.full(shape, IGNORE, np.int64)
-        position_ids = np.empty(shape, np.int64)
-        count = np.arange(self.seq_len)
+    def __call__(self, rows: Sequence[Row]) -> PackedBatch:
+        """Without the document mask labels count across the pieces of a row, and positions too."""
+        layout = Layout(len(rows), self.seq_len, self.pad_token_id)
+        labels = np.full_like(layout.input_ids, IGNORE)
         for row, pieces in enumerate(rows):
-            end = 0
             for piece in pieces:
-                begin, end = end, end + len(piece.ids)
-                input_ids[row, begin:end] = piece.ids
-                if self.document_mask or not begin:
-                    labels[row, begin + 1 : end] = piece.labels[1:]
-                    position_ids[row, begin:end] = count[: end - begin]
-                else:
-                    labels[row, begin:end] = piece.labels
-                    position_ids[row, begin:end] = count[begin:end]
-            position_ids[row, end:] = count[: self.seq_len - end]
-        arrays = {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+                begins = self.document_mask or not layout.filled[row]
+                place = layout.put(row, piece.ids, 0 if begins else layout.filled[row])
+                labels[row, place] = piece.labels
+                if begins:
+                    labels[row, place.start] = IGNORE  # nothing precedes it
+        layout.pad()
+        return {
+            "input_ids": torch.from_numpy(layout.input_ids),
+            "labels": torch.from_numpy(labels),
+            "position_ids": torch.from_numpy(layout.position_ids),
+        }
 
 
 @dataclass(frozen=True)
@@ -81,8 +76,8 @@ class PromptCollator:
 
     pad_token_id: int
 
-    def __call__(self, prompts: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
-        """`prompt_ids` and `attention_mask`, each (B, T) int64, T the longest prompt."""
+    def __call__(self, prompts: Sequence[np.ndarray]) -> ContinuationBatch:
+        """B prompts, at least one."""
         width = max(len(prompt) for prompt in prompts)
         prompt_ids = np.full((len(prompts), width), self.pad_token_id, np.int64)
         attention_mask = np.zeros((len(prompts), width), np.int64)

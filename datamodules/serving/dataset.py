@@ -88,7 +88,7 @@ class Documents(Dataset[Piece]):
         return (self.tokens[source], *self.spans[source][begin : begin + 1].tolist()[0])
 
 
-class Prompts(Dataset[np.ndarray]):
+class DocumentPrompts(Dataset[np.ndarray]):
     """What `predict` goes on from, one prompt a document.
 
     Blank rows (-1) are left out of a batch. A batch of nothing else holds the first document: sharded models need

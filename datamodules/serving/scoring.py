@@ -6,18 +6,19 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.cache import key_of
+from datamodules.contract import ConversationBatch, UnfitBatch
 from datamodules.encoding.tokenizer import backend_state, bare
 from datamodules.errors import DataError
 from datamodules.records.conversations import conversation_of
 from datamodules.records.record_source import RECORDS_PEEKED, RecordSource, record_units
-from datamodules.serving.pairs import Layout
+from datamodules.serving.layout import SpanLayout
 from datamodules.sources.bad_records import BadRecords, OnBadRecord
 from datamodules.sources.discover import FILES_PEEKED, first_units
 from datamodules.sources.formats import FORMATS, records
@@ -103,7 +104,7 @@ class Conversations:
         layout = [self.seq_len, self.batch_size, self.rank, self.num_ranks, WINDOW, self.on_bad_record]
         return key_of(units, layout, backend_state(self.tokenizer), asdict(self.template))
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[ConversationBatch | UnfitBatch]:
         items = self._items()
         number = 0
         while window := list(islice(items, WINDOW)):
@@ -151,7 +152,7 @@ class Conversations:
             return _Talk(index, record, ids)
         return _Unfit(index, record, f"{len(ids):,} tokens are more than a row has (data.seq_len={self.seq_len:,})")
 
-    def _batches(self, window: list[_Talk | _Unfit]) -> Iterator[dict[str, Any]]:
+    def _batches(self, window: list[_Talk | _Unfit]) -> Iterator[ConversationBatch | UnfitBatch]:
         talks = [item for item in window if isinstance(item, _Talk)]
         talks.sort(key=lambda talk: (-len(talk.ids), talk.number))
         row_of, num_rows = best_fit(np.array([len(talk.ids) for talk in talks], np.int64), self.seq_len)
@@ -164,12 +165,16 @@ class Conversations:
         if unfit:
             yield {"unfit": [(item.number, item.record, item.reason) for item in unfit]}
 
-    def _batch(self, rows: list[list[_Talk]]) -> dict[str, Any]:
-        layout = Layout(len(rows), self.seq_len, self.pad_token_id)
+    def _batch(self, rows: list[list[_Talk]]) -> ConversationBatch:
+        layout = SpanLayout(len(rows), self.seq_len, self.pad_token_id)
         ends = [layout.add(row, talk.ids) for row, talks in enumerate(rows) for talk in talks]
         talks = [talk for row in rows for talk in row]
-        own = {"records": [talk.record for talk in talks], "indices": [talk.number for talk in talks]}
-        return layout.batch() | {"ends": torch.tensor(ends)} | own
+        return {
+            **layout.batch(),
+            "ends": torch.tensor(ends),
+            "records": [talk.record for talk in talks],
+            "indices": [talk.number for talk in talks],
+        }
 
 
 def _check_columns(record: Record | Bad, unit: Unit, place: Place) -> None:

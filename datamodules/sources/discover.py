@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from tqdm import tqdm
 
@@ -13,7 +14,7 @@ from datamodules.cache import content_digest
 from datamodules.corpora import CORPORA, corpus_file
 from datamodules.errors import DataError
 from datamodules.sources.formats import FORMATS, format_of
-from datamodules.sources.found_files import look
+from datamodules.sources.found_files import FoundFiles, look
 from datamodules.sources.hub import hub_units
 from datamodules.sources.splits import TEST, TRAIN, VALIDATION
 from datamodules.sources.units import Unit
@@ -41,6 +42,17 @@ class Source:
     name: str | None = None
     split: str = "train"
 
+    @cached_property
+    def found(self) -> FoundFiles | None:
+        """What there is at the path, looked for once; see `look`."""
+        return look(self.path)
+
+    def of_split(self, split: str, weight: float | None = None) -> Self:
+        """Another split of what was found."""
+        other = replace(self, split=split, weight=weight)
+        object.__setattr__(other, "found", self.found)
+        return other
+
 
 S = TypeVar("S", bound=Source)
 
@@ -58,7 +70,7 @@ def find_files(source: Source) -> list[str] | None:
     """
     if source.name is not None and Path(source.path).expanduser().exists():
         raise DataError(f"name: it chooses from a hub data set, and {source.path!r} is a local path")
-    found = look(source.path)
+    found = source.found
     if found is None:
         if source.path in CORPORA or (HUB_ID.fullmatch(source.path) and not format_of(source.path)):
             return None
@@ -82,15 +94,14 @@ def sources_to_validate_on(train: Sequence[S], named: Sequence[S] | None, share:
 
 
 def _validation_of(source: S) -> S | None:
-    found = look(source.path)
-    splits = found.splits if found is not None else {}
-    return replace(source, split=VALIDATION, weight=None) if source.split == TRAIN and VALIDATION in splits else None
+    has_own = source.split == TRAIN and source.found is not None and VALIDATION in source.found.splits
+    return source.of_split(VALIDATION) if has_own else None
 
 
 def _to_validate_on(source: S) -> S:
-    found = look(source.path)
-    split = next((split for split in (VALIDATION, TEST) if found is not None and split in found.splits), source.split)
-    return replace(source, split=split)
+    splits = source.found.splits if source.found is not None else {}
+    split = next((split for split in (VALIDATION, TEST) if split in splits), source.split)
+    return source.of_split(split, source.weight)
 
 
 def files_in_words(sources: Iterable[Source], validates: bool) -> list[str]:
@@ -99,7 +110,7 @@ def files_in_words(sources: Iterable[Source], validates: bool) -> list[str]:
     Args:
         validates: whether the files for validation validate.
     """
-    found = [(look(source.path), source.split) for source in sources]
+    found = [(source.found, source.split) for source in sources]
     return [line for files, split in found if files is not None for line in files.in_words(split, validates)]
 
 

@@ -181,10 +181,10 @@ def test_a_folder_s_splits_are_kept_apart(make, plain, tmp_path):
 
 def test_the_last_validation_batch_may_hold_nothing(make, plain):
     module = make([{"prompt": "what"}] * 3, plain, batch_size=2)
-    loader = EvaluationLoader(module._train, SequentialOrder(3, 4), module._collator, 2, rank=1, num_ranks=2)
+    loader = EvaluationLoader(module._train, SequentialOrder(3, 4), module.make_collator(), 2, rank=1, num_ranks=2)
     (batch,) = loader
     assert batch["prompts"] == ["what"]
-    empty = module._collator([])
+    empty = module.make_collator()([])
     assert empty["prompt_ids"].shape == (0, 0)
     assert empty["prompts"] == []
 

@@ -91,8 +91,8 @@ def _shards(data: Any) -> int:
 
 
 def _prompt_files(data: Any) -> int:
-    facts = [json.loads(file.with_name("facts.json").read_text()) for file in dict.fromkeys(data._files)]
-    return len(data._train) + data._train.num_too_long + sum(each["num_bad"] for each in facts)
+    facts = [json.loads(file.with_name("facts.json").read_text()) for file in dict.fromkeys(data._train.files)]
+    return len(data._train) + sum(data._train.num_too_long) + sum(each["num_bad"] for each in facts)
 
 
 KINDS = {

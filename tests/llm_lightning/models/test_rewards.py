@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BloomConfig, FalconConfig, GPT2Config, GPTJConfig
 
-from datamodules.serving.pairs import Layout
+from datamodules.serving.layout import SpanLayout
 from llm_lightning.errors import UserError
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.examination.miniature import randomize
@@ -53,7 +53,7 @@ def of(scorer, batch, name="ends"):
 
 def packed(texts, seq_len, pad=PAD):
     """All in one row, each whole."""
-    layout = Layout(1, seq_len, pad)
+    layout = SpanLayout(1, seq_len, pad)
     ends = [layout.add(0, np.array(text)) for text in texts]
     return layout.batch() | {"ends": torch.tensor(ends)}
 
@@ -77,7 +77,7 @@ def test_neither_packing_nor_neighbours_change_a_reward(scorer, expected, order)
 
 @pytest.mark.parametrize("shared", [20, 7, 1])
 def test_a_shared_prompt_changes_no_reward_and_no_gradient(scorer, expected, shared):
-    layout = Layout(2, 100, PAD)
+    layout = SpanLayout(2, 100, PAD)
     layout.add(0, np.array([5, 6, 7]))
     ends = [layout.add(0, np.array(TEXTS[0]))]
     ends += [layout.add(0, np.array(text[shared:]), slice(3, 3 + shared)) for text in TEXTS[1:]]
@@ -106,7 +106,7 @@ def test_other_networks_read_texts_that_share_a_prompt_in_rows_of_their_own(name
     network = Backbone(config=OTHERS[name], attention=attention).build(task=REWARD).eval()
     torch.manual_seed(3)
     randomize(network)
-    layout = Layout(2, 64, PAD)
+    layout = SpanLayout(2, 64, PAD)
     ends = [layout.add(0, np.array(TEXTS[0])), layout.add(0, np.array(ANSWERS[1]), slice(0, 20))]
     ends.append(layout.add(1, np.array(TEXTS[2])))
     values = of(network, layout.batch() | {"ends": torch.tensor(ends)}).float()

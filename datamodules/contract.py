@@ -1,0 +1,174 @@
+"""What a LightningModule may ask of a DataModule, and what is in the batches of each kind.
+
+Neither package imports the other: a module asks by these names, and does without what a DataModule has not. Only the
+command line sees both, and compares the module's `batch_kind` with the DataModule's before any long work.
+
+B batch, T tokens of a row, M documents, N pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
+
+from torch import Tensor
+
+BatchKind = Literal["texts", "conversations", "pairs of answers", "prompts"]
+"""What is learned from. The batches of texts and of conversations are both `PackedBatch`es."""
+
+
+class PackedBatch(TypedDict):
+    """Packed rows: documents one after the other, without padding between them."""
+
+    input_ids: Tensor
+    """(B, T) int64."""
+    labels: Tensor
+    """(B, T) int64, not shifted; -100 where nothing is learned, as on padding and on a document's first token."""
+    position_ids: Tensor
+    """(B, T) int64, from 0 on in each document; what is padded at a row's end is one too."""
+
+
+class SpanBatch(TypedDict):
+    """Packed rows in which a document may begin with the prompt of an earlier one."""
+
+    input_ids: Tensor
+    """(B, T) int64."""
+    position_ids: Tensor
+    """(B, T) int64, counted from the beginning of a document's prompt."""
+    spans: Tensor
+    """(M, 5) int64: row, start and end of each document; start and end of the prompt in front of an earlier one that it
+    begins with too (0, 0 for none).
+    """
+
+
+class PairBatch(SpanBatch):
+    """N pairs of answers."""
+
+    chosen_ends: Tensor
+    """(N,) int64, the places of the answers' last tokens in the flattened rows (B * T)."""
+    rejected_ends: Tensor
+    """(N,) int64."""
+    chosen_lengths: Tensor
+    """(N,) int64, tokens behind the shared ones."""
+    rejected_lengths: Tensor
+    """(N,) int64."""
+    ties: Tensor
+    """(N,) bool."""
+    margins: Tensor
+    """(N,) float32."""
+    chosen_scores: Tensor
+    """(N,) float32, NaN for none."""
+    rejected_scores: Tensor
+    """(N,) float32, NaN for none."""
+
+
+class ConversationBatch(SpanBatch):
+    """M conversations to score, for `predict`."""
+
+    ends: Tensor
+    """(M,) int64, the places of their last tokens in the flattened rows (B * T)."""
+    records: list[dict[str, Any]]
+    """The records that they were read from."""
+    indices: list[int]
+    """Which ones of the file these are."""
+
+
+class UnfitBatch(TypedDict):
+    """What cannot be scored."""
+
+    unfit: list[tuple[int, dict[str, Any], str]]
+    """Which one of the file, its record, and why."""
+
+
+class ContinuationBatch(TypedDict):
+    """Prompts to go on from, padded on the left."""
+
+    prompt_ids: Tensor
+    """(B, T) int64, T the longest one."""
+    attention_mask: Tensor
+    """(B, T) int64, 0 on padding."""
+
+
+class PromptBatch(ContinuationBatch):
+    """Prompts, with what a reward has to know to judge their answers."""
+
+    prompts: list[str | list[dict[str, Any]]]
+    """Texts, or the messages of conversations."""
+    numbers: list[int]
+    """Of the prompts among all."""
+    columns: dict[str, list[Any]]
+    """The records' other columns, None where a record has it not."""
+
+
+@runtime_checkable
+class Data(Protocol):
+    """Every DataModule."""
+
+    batch_kind: BatchKind
+    tokenizer: Any
+    """A `PreTrainedTokenizerFast`, once the data is built."""
+    new_tokens: Any
+    """Control tokens that the network gets; set before anything is read."""
+    batch_size: int
+
+    def check(self) -> None:
+        """Find a user's mistakes in settings and first records; raises `DataError`."""
+        ...
+
+    def preview(self, num_records: int) -> Iterable[str]:
+        """Lines to print: the first records as the model will see them."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What is trained on, for experiment trackers; at least `path`."""
+        ...
+
+
+@runtime_checkable
+class PackedData(Data, Protocol):
+    """One that packs rows: `TextDataModule`, `InstructionDataModule`, `PreferenceDataModule`."""
+
+    seq_len: int
+
+
+@runtime_checkable
+class PairData(PackedData, Protocol):
+    """One of preferences: `PreferenceDataModule`."""
+
+    share_prompts: bool
+    """Whether a prompt stands once for both answers, which needs document-masked attention."""
+
+    def reference_dataloader(self) -> Iterable[PairBatch]:
+        """The pairs that rewards are normalized on."""
+        ...
+
+    def predict_dataloader(self) -> Scored:
+        """Conversations to score."""
+        ...
+
+
+@runtime_checkable
+class Scored(Protocol):
+    """Conversations to score."""
+
+    @property
+    def key(self) -> str:
+        """Names what is scored and how it is written down."""
+        ...
+
+    def __iter__(self) -> Iterator[ConversationBatch | UnfitBatch]: ...
+
+
+@runtime_checkable
+class PromptData(Data, Protocol):
+    """One of prompts: `PromptDataModule`."""
+
+    max_prompt_tokens: int
+    record_check: Callable[[dict[str, Any]], str | None] | None
+    """From a record's columns to why rewards could not judge an answer to it, or None; the module that trains sets it.
+    Its `key` names it.
+    """
+
+    def example_prompts(self, count: int) -> list[list[int]]:
+        """Token ids of the first held-out prompts, for samples in passing."""
+        ...
