@@ -41,6 +41,7 @@ from llm_lightning.loggers.redact import redact_arguments
 from llm_lightning.messages import readable
 from llm_lightning.modules import PPO, CausalPretraining, RewardModeling, SupervisedFinetuning
 from llm_lightning.modules.base import LanguageModule
+from llm_lightning.modules.checks import check_batches
 from llm_lightning.process.rank import is_first_rank
 from llm_lightning.process.redacted_output import print_traceback, report
 from llm_lightning.rollouts import LocalEngine
@@ -296,9 +297,9 @@ class TrainingCLI(LightningCLI):
             self.trainer.predict(**kwargs)
 
     def _check(self) -> None:
+        check_batches(self.model, self.datamodule, predicts=self.subcommand == "predict")
         self.model.check(self.datamodule)
-        check = getattr(self.datamodule, "check", None)
-        if callable(check):
+        if callable(check := getattr(self.datamodule, "check", None)):
             check()
 
     def _with_weights(self, kwargs: dict[str, Any]) -> dict[str, Any]:

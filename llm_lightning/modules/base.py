@@ -57,6 +57,8 @@ class LanguageModule(LightningModule):
     """
 
     tokenizer: Any = None
+    batch_kind: str | None = None
+    """What it learns from, as DataModules' `batch_kind` names it (see `checks.DATA`); None: anything."""
     task: Task = LANGUAGE
     divisor = "tokens"
     """Of the sums given to `count`, the one that the step's loss is divided by."""

@@ -1,4 +1,4 @@
-"""What is found wrong with a network and its adapter before any weight is read."""
+"""What is found wrong with a network, its adapter and what it is to learn from before any weight is read."""
 
 from typing import Any
 
@@ -10,6 +10,36 @@ from llm_lightning.errors import UserError
 from llm_lightning.models.adapters.adapter import check_targets
 from llm_lightning.models.adapters.merging import is_adapter
 from llm_lightning.models.loading import new_tokens
+
+DATA = {
+    "texts": "TextDataModule",
+    "conversations": "InstructionDataModule",
+    "pairs of answers": "PreferenceDataModule",
+    "prompts": "PromptDataModule",
+}
+"""By what is learned from: the DataModule that gives it."""
+PACKED = ("texts", "conversations")  # the same batches
+
+
+def check_batches(module: Any, datamodule: Any, predicts: bool) -> None:
+    """Compare what a module learns from with what a DataModule gives, where both say it.
+
+    Args:
+        module: with its `batch_kind`.
+        datamodule: with its own.
+        predicts: whether nothing is learned: a language model goes on from prompts of any kind.
+
+    Raises:
+        UserError: the module would not find in a batch what it looks for.
+    """
+    wanted, given = module.batch_kind, getattr(datamodule, "batch_kind", None)
+    fitting = {wanted, *(PACKED if wanted in PACKED else ()), *(["prompts"] if predicts and wanted in PACKED else ())}
+    if wanted is None or given is None or given in fitting:
+        return
+    raise UserError(
+        f"{type(module).__name__} learns from {wanted}, and {type(datamodule).__name__} gives {given}: "
+        f"--data {DATA[wanted]}."
+    )
 
 
 def check_adapter(module: Any) -> None:

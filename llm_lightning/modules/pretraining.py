@@ -23,6 +23,8 @@ class CausalPretraining(LanguageModule):
         kwargs: see `LanguageModule`.
     """
 
+    batch_kind = "texts"
+
     def __init__(
         self, *args: Any, z_loss: float = 0.0, generation: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:

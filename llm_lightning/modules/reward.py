@@ -37,6 +37,7 @@ class RewardModeling(LanguageModule):
         kwargs: see `LanguageModule`.
     """
 
+    batch_kind = "pairs of answers"
     task = REWARD
     divisor = "pairs"
 

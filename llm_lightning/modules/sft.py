@@ -19,6 +19,8 @@ class SupervisedFinetuning(CausalPretraining):
         kwargs: see `CausalPretraining`; `z_loss` and `generation` are among them.
     """
 
+    batch_kind = "conversations"
+
     def __init__(
         self,
         backbone: Backbone,

@@ -71,6 +71,7 @@ class PPO(LanguageModule):
         kwargs: see `LanguageModule`.
     """
 
+    batch_kind = "prompts"
     monitor = ("val/reward", "max")
 
     def __init__(
