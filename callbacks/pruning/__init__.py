@@ -3,8 +3,8 @@
 from callbacks.pruning.callback import Pruning
 from callbacks.pruning.criteria import Criterion, Magnitude, Taylor, Wanda
 from callbacks.pruning.schedules import Constant, Cubic, Linear, OneShot, PruningSchedule
+from callbacks.pruning.structured import Structured
 from callbacks.pruning.structures import NM, Structure, Unstructured
-from callbacks.pruning.units import Structured
 
 __all__ = [
     "NM",

@@ -20,8 +20,8 @@ from callbacks.pruning.criteria import Criterion, Wanda
 from callbacks.pruning.guard import Guard
 from callbacks.pruning.masks import KEEPS_ZEROS, Masks
 from callbacks.pruning.schedules import Cubic, PruningSchedule
+from callbacks.pruning.structured import Structured
 from callbacks.pruning.structures import Structure, layer_of
-from callbacks.pruning.units import Structured
 from callbacks.pruning.weights import Weight, find_weights, local
 from callbacks.stopping.graceful_stop import was_stopped
 from callbacks.stopping.stop_when import StopWhen

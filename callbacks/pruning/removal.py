@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from callbacks.network import base_network
+from callbacks.pruning.structured import Block, Structured, check_sizes
 from callbacks.pruning.structures import Kept
-from callbacks.pruning.units import Block, Structured, check_sizes
 from callbacks.pruning.weights import decoder_layers
 
 

@@ -18,7 +18,7 @@ from callbacks.network import dtype_of, has_adapter, is_sharded
 from callbacks.phase import is_rehearsal
 from callbacks.quantization import layers, report, schemes
 from callbacks.quantization.calibration import Calibration
-from callbacks.quantization.choice import Budget, Measured
+from callbacks.quantization.choice import CompressionBudget, Measured
 from callbacks.quantization.request import Request
 from callbacks.quantization.trial import Trial
 from callbacks.stopping.graceful_stop import was_stopped
@@ -73,7 +73,7 @@ class Quantization(Callback):
         dirpath: str | Path | None = None,
     ) -> None:
         self.schemes = list(schemes)
-        self.budget = Budget.of(max_perplexity_increase, max_megabytes)
+        self.budget = CompressionBudget.of(max_perplexity_increase, max_megabytes)
         self.group_size = group_size
         self.symmetric = symmetric
         self.high_precision = high_precision
@@ -149,7 +149,7 @@ class Quantization(Callback):
     def _check_settings(self) -> None:
         schemes.check_names(self.schemes)
         named = [schemes.SCHEMES[name] for name in self.schemes]
-        if len(named) > 1 and self.budget == Budget(None, None):
+        if len(named) > 1 and self.budget == CompressionBudget(None, None):
             raise CallbackError(
                 "Quantization: several schemes need max_perplexity_increase or max_megabytes to choose by."
             )

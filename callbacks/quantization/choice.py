@@ -50,8 +50,8 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """Limits of what is kept.
+class CompressionBudget:
+    """The most that what is kept may cost.
 
     Args:
         perplexity_increase: Relative, over the original's; None for no limit.
@@ -62,7 +62,7 @@ class Budget:
     megabytes: float | None
 
     @classmethod
-    def of(cls, perplexity_increase: float | str | None, megabytes: float | None) -> "Budget":
+    def of(cls, perplexity_increase: float | str | None, megabytes: float | None) -> "CompressionBudget":
         """From settings, where `2%` is 0.02.
 
         Raises:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 
-class Written(NamedTuple):
+class WrittenConversation(NamedTuple):
     """A document of a conversation, and the hash that decides its side of a split."""
 
     rendered: Rendered
@@ -62,7 +62,7 @@ class ChatEncoder:
                 trained, num_bytes = trained_tokens(encoding, rendered), len(rendered.text.encode())
                 yield Document(ids, trained, num_bytes, split_hash, prompt_tokens(encoding, rendered))
 
-    def written(self, unit: Unit, bad: BadRecords) -> Iterator[Written]:
+    def written(self, unit: Unit, bad: BadRecords) -> Iterator[WrittenConversation]:
         """The unit's conversations as the template writes them."""
         for place, record in records(unit):
             conversation = self._conversation(record, unit)
@@ -73,7 +73,7 @@ class ChatEncoder:
             assert isinstance(conversation, Conversation)
             bad.unread.update(self.template.unread(conversation.messages, conversation.tools))
             split_hash = _split_hash(conversation)
-            yield from (Written(document, split_hash) for document in rendered)
+            yield from (WrittenConversation(document, split_hash) for document in rendered)
 
     def read(self, unit: Unit) -> Iterator[ChatRecord]:
         """The unit's conversations, without those that cannot be read."""

@@ -39,7 +39,7 @@ EQUAL = LeftOut("that are the same once they are cut to the length of a row")
 TOO_LONG = LeftOut("of two answers that are longer than a row without their prompt")
 
 
-class Written(NamedTuple):
+class WrittenPair(NamedTuple):
     """A pair as the template writes it."""
 
     preference: Preference
@@ -106,7 +106,7 @@ class PairEncoder:
                 else:
                     yield document
 
-    def written(self, unit: Unit, bad: BadRecords) -> Iterator[Written]:
+    def written(self, unit: Unit, bad: BadRecords) -> Iterator[WrittenPair]:
         """The unit's pairs as the template writes them."""
         for place, record in records(unit):
             found = self._preferences(record, unit)
@@ -135,20 +135,20 @@ class PairEncoder:
         record = {"messages": messages[:-1], "chosen": messages[-1]["content"], "rejected": rejected}
         preference = preference_of(record, "messages-pair", None)
         written = self._write(preference) if isinstance(preference, Preference) else preference
-        return None if isinstance(written, Written) else written.reason
+        return None if isinstance(written, WrittenPair) else written.reason
 
     def _preferences(self, record: Any, unit: Unit) -> list[Preference] | Bad | LeftOut:
         return record if isinstance(record, Bad) else preferences_of(record, unit.shape, unit.columns, self.labels)
 
-    def _write(self, preference: Preference) -> Written | Bad:
+    def _write(self, preference: Preference) -> WrittenPair | Bad:
         texts = [self.template.write(messages, preference.tools) for messages in _answers(preference)]
         bad = next((text for text in texts if isinstance(text, Bad)), None)
-        return bad or Written(preference, *(str(text) for text in texts))
+        return bad or WrittenPair(preference, *(str(text) for text in texts))
 
     def _unread(self, preference: Preference) -> set[str]:
         return set().union(*(self.template.unread(messages, preference.tools) for messages in _answers(preference)))
 
-    def _document(self, one: Written, chosen: np.ndarray, rejected: np.ndarray) -> Document | LeftOut:
+    def _document(self, one: WrittenPair, chosen: np.ndarray, rejected: np.ndarray) -> Document | LeftOut:
         if np.array_equal(chosen, rejected):
             return IDENTICAL
         shared = common_prefix(chosen, rejected)

@@ -20,7 +20,7 @@ def texts_of(unit: Unit, bad: BadRecords) -> Iterator[str]:
         if isinstance(text, Bad):
             bad.note(place, text)
         elif len(text) > text_files.LONGEST_RECORD:  # where a table has no lines to be measured
-            bad.note(place, text_files.too_long("text"))
+            bad.note(place, text_files.over_limit("text"))
         elif text:
             yield encodable(text)
         else:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from datamodules.errors import DataError
 from datamodules.sources import text_files
-from datamodules.sources.text_files import Records, guarded, not_utf8, open_bytes, rest_of_line, too_long, whole
+from datamodules.sources.text_files import Records, guarded, not_utf8, open_bytes, over_limit, rest_of_line, whole
 from datamodules.sources.units import Bad, Format, Place, Record, Unit
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -76,7 +76,7 @@ def _rows(lines: _Lines, delimiter: str) -> Iterator[tuple[Place, list[str] | Ba
         except StopIteration:
             return
         except _TooLongError:
-            row = too_long("row, from a quote that opens in it," if len(lines.taken) > 1 else "row")
+            row = over_limit("row, from a quote that opens in it," if len(lines.taken) > 1 else "row")
         except csv.Error as error:
             row = _misquoted(error, first, lines.number)
         if isinstance(row, Bad):

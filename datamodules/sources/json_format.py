@@ -22,8 +22,8 @@ from datamodules.sources.text_files import (
     naming,
     not_utf8,
     open_bytes,
+    over_limit,
     rest_of_line,
-    too_long,
     whole,
 )
 from datamodules.sources.units import Bad, Format, Place, Record, Unit
@@ -108,7 +108,7 @@ def _read_lines(unit: Unit) -> Records:
             size = len(line)
             if size > text_files.LONGEST_RECORD:
                 size += 0 if line.endswith(b"\n") else rest_of_line(file)
-                yield offset, too_long("line")
+                yield offset, over_limit("line")
             elif line.strip():
                 yield offset, _parse(line)
             offset += size
@@ -215,7 +215,7 @@ class _Window:
         self.text = self.text[self.place :]
         self.place = 0
         if len(self.text) > text_files.LONGEST_RECORD:
-            raise _UnfitError(f"line {self.lines_before + 1}: {too_long('record').reason}")
+            raise _UnfitError(f"line {self.lines_before + 1}: {over_limit('record').reason}")
         more = self.file.read(max(BUFFER_BYTES, len(self.text)))
         self.is_last = not more
         self.text += more

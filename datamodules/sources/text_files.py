@@ -122,7 +122,7 @@ def rest_of_line(file: io.BufferedReader | io.TextIOBase, most: int = -1) -> int
     return size
 
 
-def too_long(what: str) -> Bad:
+def over_limit(what: str) -> Bad:
     """What is said of a record that is too long to be held."""
     return Bad(f"this {what} is longer than {LONGEST_RECORD >> 20} MiB, the most that one record may have; split it")
 

@@ -1,10 +1,14 @@
 """A generated record on its way from its generator through the filters to the training data."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 Message: TypeAlias = dict[str, Any]
 """`role` and `content`, as chat templates take them."""
+
+Scorer: TypeAlias = Callable[[list[Any], list[str], dict[str, list[Any]]], Sequence[float]]
+"""From prompts (messages), completions and the records' columns to one number a completion, as rewards are."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 
 from callbacks import CallbackError
 from callbacks.monitoring.measurement import Quality, Speed
-from callbacks.quantization.choice import Budget, Measured
+from callbacks.quantization.choice import CompressionBudget, Measured
 
 
 def measured(name, perplexity, disk_bytes):
@@ -33,22 +33,22 @@ ALL = [BROKEN, EIGHT, TWO, FOUR]
     ],
 )
 def test_the_smallest_that_holds_is_chosen_and_by_size_alone_the_best(perplexity_increase, megabytes, kept):
-    assert Budget.of(perplexity_increase, megabytes).choose(ALL, ORIGINAL) is kept
+    assert CompressionBudget.of(perplexity_increase, megabytes).choose(ALL, ORIGINAL) is kept
 
 
 def test_a_refusal_says_why():
-    assert Budget.of("2%", None).refusal(FOUR, ORIGINAL) == "perplexity +9.0%, over 2.0%"
-    assert Budget.of(None, 100).refusal(EIGHT, ORIGINAL) == "200.0 MB, over 100"
-    assert Budget.of("2%", 250).refusal(EIGHT, ORIGINAL) == ""
-    assert Budget.of(None, None).refusal(BROKEN, ORIGINAL) == "its loss is not finite"
+    assert CompressionBudget.of("2%", None).refusal(FOUR, ORIGINAL) == "perplexity +9.0%, over 2.0%"
+    assert CompressionBudget.of(None, 100).refusal(EIGHT, ORIGINAL) == "200.0 MB, over 100"
+    assert CompressionBudget.of("2%", 250).refusal(EIGHT, ORIGINAL) == ""
+    assert CompressionBudget.of(None, None).refusal(BROKEN, ORIGINAL) == "its loss is not finite"
 
 
 @pytest.mark.parametrize("value", ["two", "-1%", -0.1, math.nan, "%"])
 def test_a_share_that_is_none_is_refused(value):
     with pytest.raises(CallbackError, match="max_perplexity_increase"):
-        Budget.of(value, None)
+        CompressionBudget.of(value, None)
 
 
 def test_a_size_that_is_none_is_refused():
     with pytest.raises(CallbackError, match="max_megabytes"):
-        Budget.of(None, 0)
+        CompressionBudget.of(None, 0)

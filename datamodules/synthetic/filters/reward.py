@@ -1,15 +1,12 @@
 """Answers that a reward finds bad."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
 from datamodules.errors import DataError
-from datamodules.synthetic.candidate import Candidate, Message
+from datamodules.synthetic.candidate import Candidate, Scorer
 from datamodules.synthetic.filters.filter import Context, Filter, Scores, Threshold
-
-Scorer = Callable[[list[list[Message]], list[str], dict[str, list[Any]]], Sequence[float]]
 
 
 class Reward(Filter):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -38,9 +38,6 @@ class Draft:
 
 Steps: TypeAlias = Generator[Sequence[Request], Sequence[Reply], list[Draft]]
 """A record on its way: yields what is to be asked next, is sent the replies, and returns what came of them."""
-
-Scorer: TypeAlias = Callable[[list[Any], list[str], dict[str, list[Any]]], Sequence[float]]
-"""From prompts (messages), completions and the records' columns to one number a completion, as rewards are."""
 
 
 class Dropped(Exception):  # noqa: N818 (a record's end, not a fault)

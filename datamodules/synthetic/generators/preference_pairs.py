@@ -4,11 +4,11 @@ import re
 from collections import Counter
 from typing import Any
 
+from datamodules.synthetic.candidate import Scorer
 from datamodules.synthetic.generators.base import (
     Draft,
     Dropped,
     RecordGenerator,
-    Scorer,
     Steps,
     check_template,
     fill,

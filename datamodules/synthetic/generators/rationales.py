@@ -3,11 +3,11 @@
 from typing import Any
 
 from datamodules.errors import DataError
+from datamodules.synthetic.candidate import Scorer
 from datamodules.synthetic.generators.base import (
     Draft,
     Dropped,
     RecordGenerator,
-    Scorer,
     Steps,
     check_template,
     fill,
