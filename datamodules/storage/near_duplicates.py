@@ -46,6 +46,26 @@ def signature(text: str) -> np.ndarray:
     return bands
 
 
+def minima(hashes: np.ndarray, count: int) -> np.ndarray:
+    """The smallest of some hashes under so many permutations: two sets agree in about as large a share of these as is
+    common to both (their Jaccard similarity).
+
+    A permutation is `a * hash + b` modulo 2^32 with an odd `a`, which is quick to compute and loses nothing; the hashes
+    have to be mixed already, as `pieces` are. `signature` permutes by mixing again, as what is in the cache does.
+
+    Args:
+        hashes: (P,) uint64, of which the upper halves count.
+        count: of permutations.
+
+    Returns:
+        (count,) uint32.
+    """
+    constants = mix(np.arange(2 * count, dtype=np.uint64), np.uint64(0)).astype(np.uint32)
+    permuted = (hashes >> np.uint64(32)).astype(np.uint32) * (constants[:count, None] | np.uint32(1))
+    permuted += constants[count:, None]
+    return permuted.min(1)
+
+
 def resembling(read_band: Callable[[int], np.ndarray], held_out: np.ndarray) -> np.ndarray:
     """Of what is held out, what resembles the rest, directly or by way of others that do.
 

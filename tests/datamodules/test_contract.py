@@ -84,8 +84,8 @@ def test_what_predict_goes_on_from(build, kind, records, protocol, batch):
 def test_shapes_of_packed_rows_and_pairs(build):
     rows = next(iter(build(*KINDS[0][:2], seq_len=32).train_dataloader()))
     assert all(value.shape == (2, 32) for value in rows.values())
-    pairs = next(iter(build(*KINDS[2][:2], seq_len=64).train_dataloader()))
-    assert pairs["input_ids"].shape == pairs["position_ids"].shape == (2, 64)
+    pairs = next(iter(build(*KINDS[2][:2], seq_len=256).train_dataloader()))
+    assert pairs["input_ids"].shape == pairs["position_ids"].shape == (2, 256)
     assert pairs["spans"].shape[1] == 5
     per_pair = [value for name, value in pairs.items() if name not in ("input_ids", "position_ids", "spans")]
     assert {tuple(value.shape) for value in per_pair} == {(len(pairs["ties"]),)}
@@ -98,7 +98,7 @@ def test_conversations_to_score_have_a_key(build, tmp_path):
     (tmp_path / "talks.jsonl").write_text(
         json.dumps({"question": "1?", "answer": "Yes."}) + "\n" + json.dumps({"question": "2?", "answer": "x" * 999})
     )
-    data = build(PreferenceDataModule, PAIRS, predict_path=str(tmp_path / "talks.jsonl"), seq_len=64)
+    data = build(PreferenceDataModule, PAIRS, predict_path=str(tmp_path / "talks.jsonl"), seq_len=256)
     check_batch(next(iter(data.reference_dataloader())), contract.PairBatch)
     scored = data.predict_dataloader()
     assert isinstance(scored, contract.Scored) and scored.key

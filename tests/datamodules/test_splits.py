@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from datamodules import DataError, TextDataModule, TextSource
+from datamodules.sources import discover, found_files
 from datamodules.sources.discover import find_files
+from datamodules.sources.found_files import FoundFiles
 
 
 def fill(folder: Path, names: list[str]) -> Path:
@@ -109,6 +111,23 @@ def test_what_is_left_out_is_said_in_a_line(tmp_path, cache, caplog):
         f"{folder}: splits by the files' names: train: 1 file, validation: 1 file; left out: test: 1 file",
         f"{folder}: not read, as of no known format: .png (1)",
     ]
+
+
+def test_a_start_walks_through_a_folder_once(tmp_path, cache, monkeypatch):
+    folder = fill(tmp_path / "data", ["train.jsonl", "dev.jsonl", "test.jsonl"])
+    looked = []
+
+    def look(path: str) -> FoundFiles | None:
+        looked.append(path)
+        return found_files.look(path)
+
+    monkeypatch.setattr(discover, "look", look)
+    data = TextDataModule(str(folder), vocab_size=260, seq_len=32, batch_size=1, cache_dir=str(cache))
+    data.check()  # the command line's own
+    data.prepare_data()
+    data.setup("fit")
+    assert looked == [str(folder)]
+    assert documents(data, data.val_dataloader()) == {"dev.jsonl"}
 
 
 def test_a_named_share_or_path_validates_instead(tmp_path, cache):

@@ -5,9 +5,8 @@ from tempfile import TemporaryFile
 
 import numpy as np
 
-from datamodules.storage.near_duplicates import pieces
+from datamodules.storage.near_duplicates import minima, pieces
 from datamodules.synthetic.candidate import Candidate
-from datamodules.synthetic.filters.extra import needs
 from datamodules.synthetic.filters.filter import Context, Filter, Scores, Threshold
 
 NUM_BANDS, ROWS = 25, 5
@@ -23,18 +22,13 @@ class NearDuplicates(Filter):
     """Drops records that resemble an earlier one, whether that one stays or not.
 
     The score estimates which share of their pieces (runs of five bytes) a record has in common with the most similar of
-    the earlier records that it was compared with: their Jaccard similarity, by `datasketch`'s MinHash with a standard
-    error of at most 0.045. Which records are compared is found by banding and sorting (Leskovec et al., "Mining of
-    Massive Datasets", chapter 3): for each band with the first and the last earlier record that agrees in it.
-
-    `datasketch`'s own index holds Python objects for each band of each record, in memory; here a record is 225 bytes in
-    a file.
+    the earlier records that it was compared with: their Jaccard similarity, by MinHash with a standard error of at most
+    0.045. Which records are compared is found by banding and sorting (Leskovec et al., "Mining of Massive Datasets",
+    chapter 3): for each band with the first and the last earlier record that agrees in it. A record is 225 bytes in a
+    file.
 
     Args:
         threshold: by default, drop what has more than 0.7 in common.
-
-    Raises:
-        DataError: datasketch is not installed.
     """
 
     name = "near_duplicates"
@@ -43,40 +37,18 @@ class NearDuplicates(Filter):
 
     def __init__(self, threshold: Threshold = Threshold(max=0.7)) -> None:  # noqa: B008
         super().__init__(threshold)
-        needs("datasketch", "NearDuplicates")
 
     def scores(self, batches: Iterator[list[Candidate]], context: Context) -> Iterator[Scores]:
         """One number a record: the similarity to the most similar earlier one."""
-        sketch = Sketch()
         with TemporaryFile(dir=context.folder) as file:
             for batch in batches:
                 rows = np.zeros(len(batch), ROW)
-                hashes = np.stack([sketch(candidate.text) for candidate in batch])
+                hashes = np.stack([minima(pieces(candidate.text), NUM_PERM) for candidate in batch])
                 rows["bands"], rows["signature"] = _bands(hashes), hashes
                 file.write(rows.tobytes())
             file.flush()
             if file.tell():
                 yield Scores(_most_similar(np.memmap(file, ROW, "r")))
-
-
-class Sketch:
-    """Texts to the (NUM_PERM,) uint32 minima of their pieces' hashes.
-
-    With `datasketch`'s permutations, but not its `update_batch`, which takes a list of Python numbers: that was more
-    than half of this filter's time. Nor is its mixing of hashes needed, since pieces are mixed already.
-    """
-
-    def __init__(self) -> None:
-        from datasketch import MinHash
-
-        factors, summands = MinHash(NUM_PERM, scheme="affine32").permutations
-        self._factors, self._summands = factors[:, None], summands[:, None]
-
-    def __call__(self, text: str) -> np.ndarray:
-        """(NUM_PERM,) uint32."""
-        hashes = (pieces(text) >> np.uint64(32)).astype(np.uint32) * self._factors
-        hashes += self._summands
-        return hashes.min(1)
 
 
 def _bands(hashes: np.ndarray) -> np.ndarray:

