@@ -85,7 +85,8 @@ def taken_over(before: Checkout, after: Checkout, stage: str) -> list[str]:
         shutil.copytree(before.scratch, one.scratch, dirs_exist_ok=True)
         known = {file.relative_to(one.scratch) for file in one.cache.rglob("*")}
         one.fit(stage, MORE)
-    fresh = [file for file in heir.cache.rglob("*") if file.is_file() and file.relative_to(heir.scratch) not in known]
+    made = [file for file in heir.cache.rglob("*") if file.is_file() and file.relative_to(heir.scratch) not in known]
+    fresh = [file for file in made if file.parent.name != "digests"]  # of files by their paths, which the copy changed
     found = differences(own, heir, stage)
     for one in (own, heir):
         shutil.rmtree(one.scratch)
