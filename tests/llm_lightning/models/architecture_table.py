@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from datamodules.serving.pairs import Layout
+from datamodules.serving.layout import SpanLayout
 from llm_lightning.errors import UserError
 from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.backbone import Backbone
@@ -205,7 +205,7 @@ def _reward(ours: Any, theirs: Any, texts: list[list[int]]) -> Generator[str, No
     """Rewards, two of them of answers to one prompt; returns their squares' sum, so that each text weighs otherwise."""
     first, second, third, fourth = texts
     fourth = third[:SHARED] + [token for token in fourth if token not in third[:SHARED]]
-    layout = Layout(2, 40, VOCABULARY - 1)
+    layout = SpanLayout(2, 40, VOCABULARY - 1)
     ends = [layout.add(row, np.array(text)) for row, text in ((0, first), (0, second), (1, third))]
     ends.append(layout.add(1, np.array(fourth[SHARED:]), slice(0, SHARED)))
     found = rewards(ours, prepare_texts(layout.batch() | {"ends": torch.tensor(ends)}))["ends"]
