@@ -45,9 +45,9 @@ def our_command(job: PPOJob, path: Path) -> list[str]:
         "model.optimizer": optimizer,
         "model.schedule.kind": "constant",
         "model.schedule.warmup": 0,
-        "model.sampling": {"max_new_tokens": job.max_new_tokens, "temperature": job.temperature},
-        "model.num_samples": job.num_samples,
-        "model.epochs": job.epochs,
+        "model.rollout.sampling": {"max_new_tokens": job.max_new_tokens, "temperature": job.temperature},
+        "model.rollout.num_samples": job.num_samples,
+        "model.update.epochs": job.epochs,
         "data": "PromptDataModule",
         "data.path": job.prompts,
         "data.max_prompt_tokens": 128,
@@ -65,7 +65,7 @@ def our_command(job: PPOJob, path: Path) -> list[str]:
         "trainer.callbacks.steps": job.steps,
     }
     if job.algorithm == "grpo":
-        settings |= {"model.advantages": "grpo", "model.kl": {"coef": 0.04, "estimator": "k3", "place": "loss"}}
+        settings |= {"model.advantages.kind": "grpo", "model.kl": {"coef": 0.04, "estimator": "k3", "place": "loss"}}
     else:
         settings["model.critic.kind"] = job.critic
     return fit(settings)

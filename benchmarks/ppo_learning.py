@@ -65,26 +65,27 @@ def optimizer(lr: float) -> str:
 
 def methods(num_answers: int, num_samples: int) -> dict[str, tuple[str, ...]]:
     """The three, with equally many answers a step."""
-    groups = (f"--model.num_samples={num_samples}", f"--data.batch_size={num_answers // num_samples}")
+    groups = (f"--model.rollout.num_samples={num_samples}", f"--data.batch_size={num_answers // num_samples}")
     return {
         "ppo": (f"--data.batch_size={num_answers}", "--model.kl={coef: 0.01}"),
-        "grpo": ("--model.advantages=grpo", *groups, "--model.kl={coef: 0.01, estimator: k3, place: loss}"),
-        "rloo": ("--model.advantages=rloo", *groups, "--model.kl={coef: 0.01}"),
+        "grpo": ("--model.advantages.kind=grpo", *groups, "--model.kl={coef: 0.01, estimator: k3, place: loss}"),
+        "rloo": ("--model.advantages.kind=rloo", *groups, "--model.kl={coef: 0.01}"),
     }
 
 
 RULE = {"function": {"class_path": "llm_lightning.rewards.Length", "init_args": {"target": NUM_WORDS}}}
 NO_COMMA = {"class_path": "llm_lightning.rewards.Pattern", "init_args": {"pattern": "[^,]+", "whole": True}}
 LORA = {"class_path": "peft.LoraConfig", "init_args": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}}
-COMMON = ("--model.schedule.kind=constant", "--model.schedule.warmup=2", "--model.sampling.temperature=0.7")
+COMMON = ("--model.schedule.kind=constant", "--model.schedule.warmup=2", "--model.rollout.sampling.temperature=0.7")
 SMALL = (
-    *COMMON, optimizer(2e-4), "--model.sampling.max_new_tokens=64", "--model.missing_eos_penalty=0.5",
-    "--model.epochs=1", "--model.num_minibatches=4", "--data.max_prompt_tokens=96", "--data.val_share=0.02",
+    *COMMON, optimizer(2e-4), "--model.rollout.sampling.max_new_tokens=64", "--model.rollout.missing_eos_penalty=0.5",
+    "--model.update.epochs=1", "--model.update.num_minibatches=4", "--data.max_prompt_tokens=96",
+    "--data.val_share=0.02",
 )  # fmt: skip
 ADAPTED = (
-    *COMMON, optimizer(3e-4), f"--model.peft={json.dumps(LORA)}", "--model.sampling.max_new_tokens=24",
-    "--model.epochs=1", "--model.num_minibatches=2", "--data.max_prompt_tokens=64", "--data.val_share=0.005",
-    "--trainer.precision=bf16-true",
+    *COMMON, optimizer(3e-4), f"--model.peft={json.dumps(LORA)}", "--model.rollout.sampling.max_new_tokens=24",
+    "--model.update.epochs=1", "--model.update.num_minibatches=2", "--data.max_prompt_tokens=64",
+    "--data.val_share=0.005", "--trainer.precision=bf16-true",
 )  # fmt: skip
 TASKS = {
     "twelve_words": Task({"twelve_words": RULE}, SMALL, methods(64, 4), 50, least=0.9),
@@ -139,7 +140,7 @@ def run(task: Task, method: str, seed: int, args: argparse.Namespace, folder: Pa
     """A policy's training, with its held-out rewards by name before and after."""
     flags = [
         "--model=PPO", f"--model.backbone.path={args.policy}", f"--model.rewards={json.dumps(task.rewards)}",
-        "--data=PromptDataModule", f"--data.path={args.prompts}", f"--data.seed={seed}", f"--model.seed={seed}",
+        "--data=PromptDataModule", f"--data.path={args.prompts}", f"--data.seed={seed}", f"--model.rollout.seed={seed}",
         *task.settings, *task.methods[method],
     ]  # fmt: skip
     # An adapter that has not been trained is none.

@@ -32,7 +32,7 @@ def our_answers(network: Any, prompts: list[Any], eos: int, seed: int) -> int:
     from llm_lightning.rollouts import Sampler, Sampling
 
     keys = [[(seed, number)] for number in range(len(prompts))]
-    answers = Sampler(Sampling(LONGEST_ANSWER), [eos])(network, prompts, keys)
+    answers = Sampler(Sampling(LONGEST_ANSWER), [eos]).sample(network, prompts, keys)
     return sum(len(answer.tokens) for answer in answers)
 
 

@@ -31,7 +31,7 @@ from datamodules import (
     SyntheticDataModule,
     TextDataModule,
 )
-from datamodules.synthetic.engine import Engine
+from datamodules.synthetic.engine import Engine, WrittenText
 from llm_lightning.checkpoints.checkpoint_io import AtomicCheckpointIO, trained_steps
 from llm_lightning.checkpoints.damage import last_good_checkpoint
 from llm_lightning.errors import UserError
@@ -63,9 +63,9 @@ SHORT_NAMES = (
     OpenAIEngine,
 )  # fmt: skip
 
-# Writes synthetic records where no other engine is named; neither package knows the other.
-ENGINE = "llm_lightning.rollouts.LocalEngine"
-Engine.register(LocalEngine)
+# Writes synthetic records where no other engine is named. Neither package knows the other: here mypy compares them.
+ENGINE: type[Engine[WrittenText]] = LocalEngine
+ENGINE_PATH = f"llm_lightning.rollouts.{ENGINE.__name__}"
 
 USER_ERRORS = (
     UserError, DataError, callbacks.CallbackError, ArgumentError, MisconfigurationException, OSError, SafetensorError,
@@ -165,7 +165,7 @@ class TrainingCLI(LightningCLI):
         init_args: Any = config.data.get("init_args") or {}
         if "generators" in init_args:  # a SyntheticDataModule, around the data
             if init_args.engine is None and (path := config.model.init_args.backbone.path):
-                init_args.engine = Namespace(class_path=ENGINE, init_args=Namespace(path=path))
+                init_args.engine = Namespace(class_path=ENGINE_PATH, init_args=Namespace(path=path))
             init_args = init_args.data.init_args
         if "tokenizer" not in init_args:
             return

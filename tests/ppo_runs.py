@@ -17,12 +17,9 @@ model:
         weight: 0.5
       held_out: {function: my_rewards.digits, weight: 0}
     optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 3.0e-3, eps: 1.0e-5}}
-    sampling: {max_new_tokens: 8}
-    num_samples: 2
-    epochs: 2
-    num_minibatches: 2
-    missing_eos_penalty: 0.1
-    scale_rewards: true
+    rollout: {sampling: {max_new_tokens: 8}, num_samples: 2, missing_eos_penalty: 0.1}
+    advantages: {scale_rewards: true}
+    update: {epochs: 2, num_minibatches: 2}
     kl: {coef: 0.05, target: 1.0, horizon: 100}
 data:
   class_path: PromptDataModule

@@ -1,9 +1,8 @@
 """What generators and judges ask of whatever writes their texts: a model in this process, or an endpoint."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from datamodules.synthetic.candidate import Message
 
@@ -43,36 +42,63 @@ class Reply:
     is_finished: bool
 
 
-class Engine(ABC):
-    """Writes texts."""
+class WrittenText(Protocol):
+    """What is asked of an engine's texts; `Reply` is one, and an engine may have a class of its own."""
 
     @property
-    @abstractmethod
+    def text(self) -> str:
+        """Without special tokens."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens it has."""
+        ...
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the model ended it, and not its length."""
+        ...
+
+
+# By a type variable: jsonargparse takes any class for it, and mypy compares it with what is asked above. So it is with
+# `Any` below: to jsonargparse the None of one file is not that of another with postponed annotations.
+Text = TypeVar("Text", bound=WrittenText, covariant=True)
+
+
+class Engine(Protocol[Text]):
+    """Writes texts. Whatever has these methods is one; it need not know this class."""
+
+    @property
     def model(self) -> str:
         """Names the model in caches and provenance: other weights, another name."""
+        ...
 
-    @abstractmethod
-    def write(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
+    def write(self, requests: Sequence[Request]) -> Iterator[tuple[int, Text]]:
         """The texts as they are done, each with its request's place, so that each can be kept at once.
 
-        A request that had to be given up has no reply.
+        A request that had to be given up has no text.
         """
+        ...
 
-    @abstractmethod
     def perplexities(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
         """Of each conversation's last message, given those before it.
 
         Raises:
             DataError: the engine cannot say; endpoints seldom can.
         """
+        ...
 
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What is written into reports; no secrets."""
+        ...
 
-    @abstractmethod
-    def release(self) -> None:
+    def release(self) -> Any:
         """Give back the memory of the model, which is read again when it is needed."""
+        ...
 
-    def check(self) -> None:  # noqa: B027 (most engines have nothing to look at)
-        """Raise `DataError` for settings that cannot work, before anything long begins."""
+    def check(self) -> Any:
+        """Raise `DataError`, or another error that is a user's, for settings that cannot work, before anything long
+        begins.
+        """
+        ...

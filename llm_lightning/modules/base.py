@@ -10,7 +10,7 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from peft import PeftConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -28,9 +28,11 @@ from llm_lightning.models.merge import merge_folder
 from llm_lightning.models.tasks import LANGUAGE, Task
 from llm_lightning.modules.checks import check_adapter, check_behaviour, check_generation
 from llm_lightning.modules.decay import decay_groups
-from llm_lightning.modules.gradients import scale, total_norm
+from llm_lightning.modules.gradients import gradient_norm
+from llm_lightning.modules.ranks import Ranks
 from llm_lightning.modules.resumed_optimizer import Settings, put_back, settings_of
 from llm_lightning.modules.schedule import Schedule
+from llm_lightning.modules.step import OptimizerStep, Totals
 
 STATE_KEY = "llm_lightning"
 
@@ -41,10 +43,9 @@ set_parsing_settings(subclasses_enabled=[QuantizationConfigMixin])
 class LanguageModule(LightningModule):
     """A LightningModule around one network, `self.model`.
 
-    A subclass's `training_step` returns a *sum* of losses and reports it with `count`; before the optimizer step the
-    gradients are divided once, by the trained tokens (or what else `divisor` names) of all micro-batches and all ranks.
-    Lightning's own division by the number of micro-batches, which weighs a token by the length of its neighbours, is
-    undone.
+    A subclass's `training_step` returns a *sum* of losses and reports it by `step.collect`; `modules/step.py` says what
+    becomes of it. Lightning's own division by the number of micro-batches, which weighs a token by the length of its
+    neighbours, is undone.
 
     Args:
         backbone: the network.
@@ -61,7 +62,7 @@ class LanguageModule(LightningModule):
     """What it learns from, as DataModules' `batch_kind` names it (see `checks.DATA`); None: anything."""
     task: Task = LANGUAGE
     divisor = "tokens"
-    """Of the sums given to `count`, the one that the step's loss is divided by."""
+    """Of the sums given to `step.collect`, the one that the step's loss is divided by."""
     monitor: tuple[str, str] = ("val/loss", "min")
     """The metric by which the best weights are chosen, and its better end."""
 
@@ -79,14 +80,10 @@ class LanguageModule(LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.peft = peft
-        self.max_skipped_steps = max_skipped_steps
         self.model: Any = None
         self.adapter: Adapter | None = None
         self.tokens_seen = 0
-        self.skipped_steps = 0
-        self._skipped_in_a_row = 0
-        self._totals: dict[str, Tensor] = {}
-        self._newest: dict[str, Tensor] = {}
+        self.step = OptimizerStep(self.divisor, max_skipped_steps)
         self._optimizer_settings: Settings = []
         self._beginning = Beginning(backbone.path)
 
@@ -171,19 +168,6 @@ class LanguageModule(LightningModule):
         """See `prepare_batch`."""
         return prepare_batch(batch) if "labels" in batch else batch
 
-    def count(self, **sums: Tensor) -> None:
-        """Add a micro-batch's sums (0-d tensors) to those of the optimizer step: at least `loss`, whose gradient it is,
-        `tokens`, and the divisor.
-        """
-        self._newest = sums
-        for name, value in sums.items():
-            value = value.detach().float()
-            self._totals[name] = self._totals[name] + value if name in self._totals else value
-
-    def micro_batch_weight(self) -> Tensor:
-        """() what the newest micro-batch's loss is multiplied by, where gradients cannot be divided afterwards."""
-        return self.num_ranks / self.sum_over_ranks(self._newest[self.divisor].float()).clamp(min=1)
-
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Step, and free the gradients: Lightning does that after the next forward pass, on top of its activations."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
@@ -191,6 +175,11 @@ class LanguageModule(LightningModule):
             self.adapter.after_step(self.trainer.global_step + 1)
         if not self._is_deepspeed:
             optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that have data of their own."""
+        return Ranks.of(self.trainer)
 
     @property
     def _is_deepspeed(self) -> bool:
@@ -203,73 +192,26 @@ class LanguageModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Divide, measure and clip the gradients in one pass over them, and leave out a step that is not finite."""
+        """Make the gradients those of the step's mean loss, and clip them; see `OptimizerStep`."""
         if self._is_deepspeed:
             if not self.trainer.fit_loop._should_accumulate():
-                self._log_deepspeed()
+                # The engine knows the norm once it has stepped: it is that of the step before.
+                norm = self.trainer.strategy.deepspeed_engine.get_global_grad_norm()  # type: ignore[attr-defined]
+                self._log_step(self.step.reduce(torch.tensor(float(norm or 0.0), device=self.device), self.ranks))
             return
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        gradients = [p.grad for p in parameters]
-        totals = self._reduce_totals(total_norm(gradients))
         # Strategies average gradients over ranks, and Lightning divides losses by the micro-batches of a step.
-        divisor = max(totals[self.divisor], 1.0) / (self.num_ranks * self.trainer.accumulate_grad_batches)
-        totals["grad_norm"] = norm_value = totals.pop("norm") / divisor
-        if not (math.isfinite(norm_value) and math.isfinite(totals["loss"])):
-            self._skip_step(optimizer)
-            return
-        self._skipped_in_a_row = 0
-        factor = 1 / divisor
-        if gradient_clip_val and gradient_clip_algorithm != "value":
-            factor *= min(1.0, gradient_clip_val / (norm_value + 1e-6))
-        scale(gradients, factor)
-        if gradient_clip_val and gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-        self.tokens_seen += int(totals["tokens"])
-        self._log_step(totals)
+        divided_by = self.ranks.count * self.trainer.accumulate_grad_batches
+        totals = self.step.reduce(gradient_norm(optimizer), self.ranks, divided_by)
+        if self.step.finish(optimizer, totals, gradient_clip_val, gradient_clip_algorithm):
+            self._log_step(totals)
+        else:
+            self.tell_skipped_step()
 
-    def _log_deepspeed(self) -> None:
-        """The norm is that of the step before: the engine knows it once it has stepped."""
-        norm = self.trainer.strategy.deepspeed_engine.get_global_grad_norm()  # type: ignore[attr-defined]
-        totals = self._reduce_totals(torch.tensor(float(norm or 0.0), device=self.device))
-        self.tokens_seen += int(totals["tokens"])
-        self._log_step(totals | {"grad_norm": totals["norm"]})
-
-    def _reduce_totals(self, norm: Tensor) -> dict[str, float]:
-        """The step's sums over all ranks, and the norm, in the step's only wait for the device."""
-        names = sorted(self._totals)
-        sums = torch.stack([self._totals[name].to(norm.device) for name in names])
-        self._totals = {}
-        sums = self.sum_over_ranks(sums)
-        return dict(zip([*names, "norm"], torch.cat([sums, norm.float().reshape(1)]).tolist(), strict=True))
-
-    @property
-    def num_ranks(self) -> int:
-        """Ranks with data of their own; those that share a layer (tensor parallelism) see the same data."""
-        ranks = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {}
-        return ranks.get("num_replicas", self.trainer.world_size)
-
-    def sum_over_ranks(self, values: Tensor) -> Tensor:
-        """Over the ranks with data of their own."""
-        if self.trainer.world_size == 1:
-            return values
-        values = values.clone()  # strategies add in place
-        return self.trainer.strategy.reduce(values, reduce_op="sum") * (self.num_ranks / self.trainer.world_size)
-
-    def _skip_step(self, optimizer: Optimizer) -> None:
-        """Without gradients no torch optimizer changes anything, not even its moments."""
-        optimizer.zero_grad(set_to_none=True)
-        self._note_skipped_step()
-
-    def _note_skipped_step(self) -> None:
-        self.skipped_steps += 1
-        self._skipped_in_a_row += 1
+    def tell_skipped_step(self) -> None:
+        """Log and say that a step was left out; raises `UserError` where too many were."""
         self.log_counters()
         self.alert("Step left out", f"Step {self.trainer.global_step}: the loss or its gradient is not finite.")
-        if self._skipped_in_a_row >= self.max_skipped_steps:
-            raise UserError(
-                f"{self._skipped_in_a_row} steps in a row were not finite (model.max_skipped_steps). Lower the "
-                "learning rate, lengthen model.schedule.warmup, or start again from an earlier checkpoint."
-            )
+        self.step.check()
 
     def alert(self, title: str, text: str) -> None:
         """Say what goes wrong, on the terminal and through loggers that can tell somebody.
@@ -284,15 +226,16 @@ class LanguageModule(LightningModule):
             if callable(tell):
                 tell(title, text)
 
-    def _log_step(self, totals: dict[str, float]) -> None:
-        metrics = self.step_metrics(totals)
+    def _log_step(self, totals: Totals) -> None:
+        self.tokens_seen += int(totals.sums["tokens"])
+        metrics = self.step_metrics(totals.sums | {"grad_norm": totals.grad_norm})
         self.log("train/loss", metrics.pop("train/loss"), prog_bar=True)
         self.log_dict(metrics | {"train/lr": float(self.trainer.optimizers[0].param_groups[0]["lr"])})
         self.log_counters()
 
     def log_counters(self) -> None:
         """Log what only grows; `tokens` is the x-axis of all other metrics."""
-        self.log("train/skipped_steps", float(self.skipped_steps))
+        self.log("train/skipped_steps", float(self.step.num_skipped))
         self.log("tokens", torch.tensor(self.tokens_seen, dtype=torch.float64))  # float32 counts to 17 million only
 
     def on_validation_epoch_end(self) -> None:
@@ -328,9 +271,13 @@ class LanguageModule(LightningModule):
         """What to log of a step, from its sums over all ranks and `grad_norm`; has at least `train/loss`."""
         raise NotImplementedError
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimizer is given: see `decay_groups`."""
+        return decay_groups(self.model)
+
     def configure_optimizers(self) -> Any:
-        """The optimizer over `decay_groups`, and the schedule counted in its own unit."""
-        optimizer = self.optimizer(decay_groups(self.model))
+        """The optimizer, and the schedule counted in its own unit."""
+        optimizer = self.optimizer(self.parameter_groups())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
 
     def _scheduler(self, optimizer: Optimizer) -> LambdaLR:
@@ -362,7 +309,7 @@ class LanguageModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the counters; of an adapted network keep the adapter alone."""
-        state: dict[str, Any] = {"tokens_seen": self.tokens_seen, "skipped_steps": self.skipped_steps}
+        state: dict[str, Any] = {"tokens_seen": self.tokens_seen, "skipped_steps": self.step.num_skipped}
         if self.adapter is not None:
             checkpoint["state_dict"] = self.adapter.select(checkpoint["state_dict"], prefix="model.")
             state["adapter"] = self.adapter.state_dict()
@@ -378,7 +325,7 @@ class LanguageModule(LightningModule):
             self.adapter.load_state_dict(state.get("adapter"))
         if "state_dict" in checkpoint:  # DeepSpeed compares by itself
             self._check_same_model(checkpoint["state_dict"])
-        self.tokens_seen, self.skipped_steps = state["tokens_seen"], state["skipped_steps"]
+        self.tokens_seen, self.step.num_skipped = state["tokens_seen"], state["skipped_steps"]
 
     def check_beginning(self, state: Mapping[str, Any]) -> None:
         """Raise `UserError` where what `on_save_checkpoint` kept is of a run that began from another network."""

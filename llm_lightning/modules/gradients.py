@@ -1,10 +1,22 @@
 """The norm of gradients, whatever parts of them this rank holds."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+
+def with_gradients(optimizer: Optimizer) -> list[Any]:
+    """The optimizer's parameters that have a gradient."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def gradient_norm(optimizer: Optimizer) -> Tensor:
+    """() `total_norm` of an optimizer's gradients."""
+    return total_norm([p.grad for p in with_gradients(optimizer)])
 
 
 def by_mesh(gradients: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -46,7 +46,7 @@ class CausalPretraining(LanguageModule):
         """Summed loss over the micro-batch's trained tokens; see `LanguageModule` for its divisor."""
         loss, nll, correct, balance = language_loss(self.model, batch, self.z_loss)
         sums = {} if balance is None else {"balance": balance}
-        self.count(
+        self.step.collect(
             loss=loss,
             nll=nll,
             correct=correct,

@@ -90,7 +90,7 @@ class RewardModeling(LanguageModule):
         num_pairs = torch.tensor(float(len(losses)), device=losses.device)
         loss = losses.sum() + orthogonality(self.model) * num_pairs
         decided = ~batch["ties"]
-        self.count(
+        self.step.collect(
             loss=loss,
             nll=losses.sum(),
             pairs=num_pairs,
@@ -205,5 +205,5 @@ class RewardModeling(LanguageModule):
                 values = torch.cat(list(rewards(self.model, batch).values())).double()
             sums += torch.stack([torch.tensor(len(values)).to(values), values.sum(), values.square().sum()])
         self.model.train(was_training)
-        sums = self.sum_over_ranks(sums)
+        sums = self.ranks.sum(sums)
         self.normalization, self._normalized_at = Normalization.of_sums(*sums.tolist()), self.trainer.global_step

@@ -1,8 +1,8 @@
-"""Answers that a model writes, while it is trained or for data."""
+"""Completions that a model writes, while it is trained or for data."""
 
-from llm_lightning.rollouts.engine import Completion, Key, RolloutEngine
+from llm_lightning.rollouts.contract import Completion, EngineCallable, RolloutEngine
 from llm_lightning.rollouts.local_engine import LocalEngine
 from llm_lightning.rollouts.sampler import Sampler
-from llm_lightning.rollouts.sampling import Sampling
+from llm_lightning.rollouts.sampling import Key, Sampling
 
-__all__ = ["Completion", "Key", "LocalEngine", "RolloutEngine", "Sampler", "Sampling"]
+__all__ = ["Completion", "EngineCallable", "Key", "LocalEngine", "RolloutEngine", "Sampler", "Sampling"]

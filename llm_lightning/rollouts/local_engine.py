@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,38 @@ class WrittenText(NamedTuple):
     text: str
     num_tokens: int
     is_finished: bool
+
+
+class TextRequest(Protocol):
+    """What is looked at in a request for a text."""
+
+    @property
+    def messages(self) -> Sequence[dict[str, Any]]:
+        """The conversation so far; it ends with the user."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Names the random numbers."""
+        ...
+
+    @property
+    def temperature(self) -> float:
+        """0 takes the likeliest token."""
+        ...
+
+    @property
+    def top_p(self) -> float:
+        """Share of the probability that tokens are drawn from."""
+        ...
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Length of the text, at most."""
+        ...
+
+
+Request = TypeVar("Request", bound=TextRequest)
 
 
 class LocalEngine:
@@ -117,12 +149,11 @@ class LocalEngine:
         """Tokens that end a text: the tokenizer's, its template's, and those of the generation config."""
         return end_tokens(generation_settings(self.network.generation_config, self.tokenizer))
 
-    def write(self, requests: Sequence[Any]) -> Iterator[tuple[int, WrittenText]]:
+    def write(self, requests: Sequence[Request]) -> Iterator[tuple[int, WrittenText]]:
         """The texts as they are done, each with its request's place.
 
         Args:
-            requests: with `messages`, `seed`, `temperature`, `top_p` and `max_new_tokens`. One whose prompt leaves the
-                context no room for the text gets an empty one that is not finished.
+            requests: one whose prompt leaves the context no room for the text gets an empty one that is not finished.
         """
         groups: dict[Sampling, list[int]] = {}
         for place, request in enumerate(requests):
@@ -131,9 +162,11 @@ class LocalEngine:
         for sampling, places in groups.items():
             yield from self._write([(place, requests[place]) for place in places], sampling)
 
-    def _write(self, requests: Sequence[tuple[int, Any]], sampling: Sampling) -> Iterator[tuple[int, WrittenText]]:
+    def _write(
+        self, requests: Sequence[tuple[int, TextRequest]], sampling: Sampling
+    ) -> Iterator[tuple[int, WrittenText]]:
         longest = getattr(self.network.config.get_text_config(decoder=True), "max_position_embeddings", None) or 2**31
-        prompts: list[tuple[Tensor, int, Any]] = []
+        prompts: list[tuple[Tensor, int, TextRequest]] = []
         for place, request in requests:
             ids = self._ids(list(request.messages), reply=True)
             if len(ids) + sampling.max_new_tokens > longest:

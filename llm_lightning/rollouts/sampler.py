@@ -10,8 +10,8 @@ from torch import Tensor
 
 from llm_lightning.models.heads import base_model, head_scaling, output_head
 from llm_lightning.models.loading.sharding import all_gathered, run_gathered
-from llm_lightning.rollouts.engine import Completion, Key
-from llm_lightning.rollouts.sampling import Sampling, draw, uniforms
+from llm_lightning.rollouts.contract import Completion
+from llm_lightning.rollouts.sampling import Key, Sampling, draw, uniforms
 from llm_lightning.rollouts.slots import Slots, rollout_mode
 from llm_lightning.rollouts.texts import Texts
 from llm_lightning.rollouts.trial import fits_slots
@@ -39,7 +39,7 @@ class Sampler:
     num_slots: int = 64
 
     @torch.no_grad()
-    def __call__(self, model: Any, prompts: Sequence[Tensor], keys: Sequence[Sequence[Key]]) -> list[Completion]:
+    def sample(self, model: Any, prompts: Sequence[Tensor], keys: Sequence[Sequence[Key]]) -> list[Completion]:
         """See `RolloutEngine`."""
         network = base_model(model)
         # Parts that lie on other ranks are fetched once, and not for every token.

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -9,7 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from llm_lightning.errors import UserError
-from llm_lightning.rollouts.engine import Key
+
+Key: TypeAlias = tuple[int, ...]
+"""Names the random numbers of one completion. The same key, prompt and weights give the same completion, whatever else
+is written beside it; so a completion depends on neither the number of ranks nor the size of a batch, and a resumed run
+needs no generator's state."""
 
 HIGHEST_UNIFORM = 1 - 2.0**-23
 """The largest float32 whose product with a sum of probabilities stays below that sum."""

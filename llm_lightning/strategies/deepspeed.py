@@ -67,7 +67,7 @@ class ZeROStrategy(DeepSpeedStrategy):
     @override
     def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         module: Any = self.lightning_module
-        return super().backward(closure_loss * module.micro_batch_weight(), *args, **kwargs)
+        return super().backward(closure_loss * module.step.newest_weight(module.ranks), *args, **kwargs)
 
     @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ FSDP2 = "--trainer.strategy=fsdp2"
 SETTINGS = {
     "ppo with lora": ("ppo", *LORA),
     "ppo with a critic of its own": ("ppo", "--model.critic.kind=network"),
-    "grpo": ("ppo", "--model.advantages=grpo"),
+    "grpo": ("ppo", "--model.advantages.kind=grpo"),
     "reward with lora": ("reward", *LORA),
     "bfloat16": ("pretrain", "--trainer.precision=bf16-mixed"),
     "recomputed activations": ("pretrain", "--model.backbone.activation_checkpointing=true"),

@@ -17,7 +17,7 @@ TEXTS = ["--data.path=texts.jsonl", "--data.vocab_size=300", "--data.seq_len=64"
 PAIRS = ["--model.backbone.path=network", "--data.path=pairs.jsonl", "--data.seq_len=64", "--data.batch_size=1"]
 PREFERENCES = [*PAIRS[:1], "--data.path=preferences.jsonl", *PAIRS[2:]]
 PROMPTS = ["--model.backbone.path=network", "--data.path=pairs.jsonl", "--data.max_prompt_tokens=64",
-           "--data.batch_size=4", "--model.sampling.max_new_tokens=8"]  # fmt: skip
+           "--data.batch_size=4", "--model.rollout.sampling.max_new_tokens=8"]  # fmt: skip
 RULE = "--model.rewards={length: {function: {class_path: llm_lightning.rewards.Length, init_args: {target: 3}}}}"
 STAGES = {
     "pretrain.yaml": [*TEXTS, "--model.backbone.config.num_hidden_layers=1"],

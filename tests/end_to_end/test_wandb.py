@@ -27,7 +27,7 @@ RUNS = {
             "--trainer.logger.init_args.log_model=true"],
     "reward": ["reward.yaml", *NETWORK, "--data.path=preferences.jsonl", "--data.seq_len=64"],
     "ppo": ["ppo.yaml", *NETWORK, "--data.path=pairs.jsonl", "--data.max_prompt_tokens=64",
-            "--model.sampling.max_new_tokens=8", RULE],
+            "--model.rollout.sampling.max_new_tokens=8", RULE],
     "compress": ["sft.yaml", *NETWORK, "--data.path=pairs.jsonl", "--data.seq_len=64",
                  f"--trainer.callbacks+={PRUNING}",
                  "--trainer.callbacks+={class_path: Quantization, init_args: {schemes: [int8]}}"],

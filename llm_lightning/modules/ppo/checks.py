@@ -1,77 +1,52 @@
-"""A user's mistakes in the settings of PPO, found before any weight is read."""
+"""A user's mistakes in settings of PPO that have to do with each other, found before any weight is read."""
 
+from collections.abc import Mapping
 from typing import Any
+
+from lightning.pytorch import LightningDataModule, Trainer
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.adapters import residual
-from llm_lightning.rewards import RecordCheck, RewardModel
+from llm_lightning.models.backbone import Backbone
+from llm_lightning.modules.ppo.settings import Advantages, Rollout, Update
+from llm_lightning.modules.ranks import Ranks
+from llm_lightning.rewards import RecordCheck, Reward, RewardModel
 
 
-def check_ppo(module: Any, datamodule: Any) -> None:
-    """Raise `UserError`.
-
-    Args:
-        module: a `PPO`.
-        datamodule: what it is to learn from; None where that is not known.
-    """
-    module.sampling.check("model.sampling")
-    module.kl.check()
-    module.critic_settings.check()
-    module.guards.check({name: reward.weight for name, reward in module.rewards.items()})
-    _check_numbers(module)
-    _check_rewards(module)
-    _check_adapter(module.peft)
-    if module.sampling.temperature == 0:
-        raise UserError("model.sampling.temperature=0 always writes the same answer: PPO needs a value above 0.")
-    if module.advantages != "gae" and module.num_samples < 2:
+def check_advantages(advantages: Advantages, rollout: Rollout, backbone: Backbone) -> None:
+    """Raise `UserError` where there is nothing to estimate them from."""
+    if advantages.kind != "gae" and rollout.num_samples < 2:
         raise UserError(
-            f"model.advantages={module.advantages} compares answers to one prompt: model.num_samples="
-            f"{module.num_samples} must be at least 2."
+            f"model.advantages.kind={advantages.kind} compares answers to one prompt: model.rollout.num_samples="
+            f"{rollout.num_samples} must be at least 2."
         )
-    if module.advantages == "gae" and module.backbone.behaviour().own_logits:
-        kind = module.backbone.read_config().model_type
+    if advantages.kind == "gae" and backbone.behaviour().own_logits:
+        kind = backbone.read_config().model_type
         raise UserError(
-            f"model.advantages=gae has a critic that reads the policy's states, and {kind} networks only give their "
-            "logits here: take model.advantages=grpo or rloo."
+            f"model.advantages.kind=gae has a critic that reads the policy's states, and {kind} networks only give "
+            "their logits here: take model.advantages.kind=grpo or rloo."
         )
-    if datamodule is not None:
-        _check_data(module, datamodule)
 
 
-def check_strategy(module: Any) -> None:
-    """Raise `UserError` for what would train wrongly, once the trainer is there."""
-    strategy = type(module.trainer.strategy).__name__
+def check_trainer(trainer: Trainer) -> None:
+    """Raise `UserError` for what would train wrongly."""
+    strategy = type(trainer.strategy).__name__
     if strategy not in ("SingleDeviceStrategy", "DDPStrategy", "FSDP2Strategy"):
         raise UserError(f"PPO runs on one device or with trainer.strategy ddp or fsdp2, not yet with {strategy}.")
-    if module.num_ranks < module.trainer.world_size:
+    if Ranks.of(trainer).count < trainer.world_size:
         raise UserError("trainer.strategy.tensor_parallel_size: PPO does not write answers with parts of a layer.")
-    if str(module.trainer.precision).startswith("16-"):
+    if str(trainer.precision).startswith("16-"):
         raise UserError("trainer.precision=16-mixed: PPO has no loss scaling; take bf16-mixed or 32-true.")
 
 
-def _check_numbers(module: Any) -> None:
-    for name, least in (
-        ("num_samples", 1), ("epochs", 1), ("num_minibatches", 1), ("micro_batch_tokens", 1), ("num_slots", 1),
-        ("gamma", 0), ("lam", 0), ("entropy_coef", 0), ("missing_eos_penalty", 0),
-    ):  # fmt: skip
-        if getattr(module, name) < least:
-            raise UserError(f"model.{name}={getattr(module, name)} must be at least {least}.")
-    for name in ("gamma", "lam"):
-        if getattr(module, name) > 1:
-            raise UserError(f"model.{name}={getattr(module, name)} must be at most 1.")
-    if not 0 < module.clip_range < 1:
-        raise UserError(f"model.clip_range={module.clip_range} must lie between 0 and 1.")
-    if module.max_update_kl is not None and module.max_update_kl <= 0:
-        raise UserError(f"model.max_update_kl={module.max_update_kl} must be above 0.")
-
-
-def _check_rewards(module: Any) -> None:
-    if not any(reward.weight for reward in module.rewards.values()):
+def check_rewards(rewards: Mapping[str, Reward]) -> None:
+    """Raise `UserError` where nothing can be learned from them, or one of them finds a mistake."""
+    if not any(reward.weight for reward in rewards.values()):
         raise UserError(
             "model.rewards: there is no reward to learn from. Name one, for example {correct: {function: {class_path: "
             "llm_lightning.rewards.FinalAnswer}}}; its weight must not be 0."
         )
-    for name, reward in module.rewards.items():
+    for name, reward in rewards.items():
         if reward.keep_special_tokens and isinstance(reward.function, RewardModel):
             raise UserError(
                 f"model.rewards.{name}.keep_special_tokens: a RewardModel writes texts down by its own template, and "
@@ -81,7 +56,8 @@ def _check_rewards(module: Any) -> None:
             check()
 
 
-def _check_adapter(config: Any) -> None:
+def check_adapter(config: Any) -> None:
+    """Raise `UserError` for the peft configs (None: no adapter) that do not go with a reference."""
     if config is None:
         return
     name = type(config).__name__
@@ -94,21 +70,32 @@ def _check_adapter(config: Any) -> None:
         )
 
 
-def _check_data(module: Any, datamodule: Any) -> None:
-    prompt_tokens = getattr(datamodule, "max_prompt_tokens", None)
+def check_data(
+    datamodule: LightningDataModule,
+    rewards: Mapping[str, Reward],
+    rollout: Rollout,
+    update: Update,
+    backbone: Backbone,
+) -> None:
+    """Raise `UserError` where the data has no prompts, or not as many as the settings ask for.
+
+    The DataModule is told to look whether the rewards can judge a record.
+    """
+    data: Any = datamodule
+    prompt_tokens = getattr(data, "max_prompt_tokens", None)
     if prompt_tokens is None:
-        raise UserError(f"PPO learns from prompts, and {type(datamodule).__name__} has none: --data PromptDataModule.")
-    datamodule.record_check = RecordCheck(module.rewards)
-    longest = getattr(module.backbone.read_config().get_text_config(decoder=True), "max_position_embeddings", None)
-    new_tokens = module.sampling.max_new_tokens
+        raise UserError(f"PPO learns from prompts, and {type(data).__name__} has none: --data PromptDataModule.")
+    data.record_check = RecordCheck(rewards)
+    longest = getattr(backbone.read_config().get_text_config(decoder=True), "max_position_embeddings", None)
+    new_tokens = rollout.sampling.max_new_tokens
     if longest and prompt_tokens + new_tokens > longest:
         raise UserError(
-            f"data.max_prompt_tokens={prompt_tokens} and model.sampling.max_new_tokens={new_tokens} are more than the "
-            f"network's {longest} positions: lower one of them."
+            f"data.max_prompt_tokens={prompt_tokens} and model.rollout.sampling.max_new_tokens={new_tokens} are more "
+            f"than the network's {longest} positions: lower one of them."
         )
-    num_answers = datamodule.batch_size * module.num_samples
-    if num_answers % module.num_minibatches:
+    num_completions = data.batch_size * rollout.num_samples
+    if num_completions % update.num_minibatches:
         raise UserError(
-            f"model.num_minibatches={module.num_minibatches} does not divide the {num_answers} answers of a rank "
-            f"(data.batch_size={datamodule.batch_size} times model.num_samples={module.num_samples})."
+            f"model.update.num_minibatches={update.num_minibatches} does not divide the {num_completions} answers of a "
+            f"rank (data.batch_size={data.batch_size} times model.rollout.num_samples={rollout.num_samples})."
         )

@@ -65,7 +65,7 @@ class Watch:
             signs.append(("kl", f"{text}: raise model.kl.coef, or lower the learning rate."))
         if guards.min_entropy is not None and entropy < guards.min_entropy:
             text = f"the policy's entropy is {entropy:.4f} nats a token (model.guards.min_entropy={guards.min_entropy})"
-            signs.append(("entropy", f"{text}: raise model.kl.coef or model.entropy_coef."))
+            signs.append(("entropy", f"{text}: raise model.kl.coef or model.update.entropy_coef."))
         if guards.held_out is not None:
             self.rewards = [*self.rewards, metrics["train/reward"]][-guards.window :]
             self.held_out = [*self.held_out, metrics[f"reward/{guards.held_out}"]][-guards.window :]

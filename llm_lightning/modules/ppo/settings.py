@@ -1,13 +1,94 @@
-"""Settings of PPO that belong together."""
+"""The settings of PPO, in groups; each checks its own values and names them as the command line does."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.objectives.policy import KLEstimator
+from llm_lightning.rollouts import Sampling
 
-Advantages = Literal["gae", "grpo", "rloo"]
+
+@dataclass
+class Rollout:
+    """How completions come about.
+
+    Args:
+        sampling: how their tokens are drawn.
+        num_samples: completions of each prompt.
+        num_slots: completions that are written at the same time; bounds memory.
+        missing_eos_penalty: what a completion that was cut off for its length loses.
+        seed: of the completions' random numbers.
+    """
+
+    sampling: Sampling = Sampling()  # noqa: RUF009 (frozen)
+    num_samples: int = 1
+    num_slots: int = 64
+    missing_eos_penalty: float = 0.0
+    seed: int = 1
+
+    def check(self) -> None:
+        """Raise `UserError` for values that cannot work."""
+        self.sampling.check("model.rollout.sampling")
+        if self.sampling.temperature == 0:
+            raise UserError(
+                "model.rollout.sampling.temperature=0 always writes the same answer: PPO needs a value above 0."
+            )
+        check_least("model.rollout", self, num_samples=1, num_slots=1, missing_eos_penalty=0)
+
+
+@dataclass
+class Advantages:
+    """From the scores of completions to what each of their tokens is worth.
+
+    Args:
+        kind: `gae`: by a critic (PPO); `grpo`, `rloo`: over the other completions of the prompt, without one.
+        gamma: discount of a token, of `gae`; 1, as completions are short and rewarded at their end.
+        lam: lambda of generalized advantage estimation.
+        scale_rewards: divide scores by their standard deviation over the run so far.
+    """
+
+    kind: Literal["gae", "grpo", "rloo"] = "gae"
+    gamma: float = 1.0
+    lam: float = 0.95
+    scale_rewards: bool = False
+
+    def check(self) -> None:
+        """Raise `UserError` for values that cannot work."""
+        check_least("model.advantages", self, gamma=0, lam=0)
+        for name in ("gamma", "lam"):
+            if getattr(self, name) > 1:
+                raise UserError(f"model.advantages.{name}={getattr(self, name)} must be at most 1.")
+
+
+@dataclass
+class Update:
+    """How much is learned from a rollout.
+
+    Args:
+        epochs: times that each completion is learned from.
+        num_minibatches: optimizer steps of an epoch.
+        clip_range: how far the probability of a token moves in one rollout's updates.
+        max_update_kl: nats of a token between the policy that wrote and the one that is updated; beyond, the rest of
+            the rollout's updates is left out. None: never.
+        entropy_coef: bonus for a nat of entropy.
+        micro_batch_tokens: tokens of one forward and backward pass: bounds memory, changes nothing else.
+    """
+
+    epochs: int = 4
+    num_minibatches: int = 1
+    clip_range: float = 0.2
+    max_update_kl: float | None = None
+    entropy_coef: float = 0.0
+    micro_batch_tokens: int = 8192
+
+    def check(self) -> None:
+        """Raise `UserError` for values that cannot work."""
+        check_least("model.update", self, epochs=1, num_minibatches=1, micro_batch_tokens=1, entropy_coef=0)
+        if not 0 < self.clip_range < 1:
+            raise UserError(f"model.update.clip_range={self.clip_range} must lie between 0 and 1.")
+        if self.max_update_kl is not None and self.max_update_kl <= 0:
+            raise UserError(f"model.update.max_update_kl={self.max_update_kl} must be above 0.")
 
 
 @dataclass
@@ -18,8 +99,8 @@ class KLPenalty:
         coef: cost of a nat; 0: no reference is kept, and the distance is not known.
         estimator: see `kl_estimate`. k1 in the reward is the penalty of InstructGPT, k3 in the loss that of GRPO.
         place: `reward`: each token pays in its reward. `loss`: added to the loss, differentiated through the policy.
-        target: nats of an answer that `coef` is adapted to reach (arXiv:1909.08593); None: it stays as it is.
-        horizon: answers over which it is adapted.
+        target: nats of a completion that `coef` is adapted to reach (arXiv:1909.08593); None: it stays as it is.
+        horizon: completions over which it is adapted.
     """
 
     coef: float = 0.05
@@ -85,3 +166,10 @@ class CriticSettings:
         if self.kind == "trunk":
             return None
         return replace(policy, path=self.path or policy.path, quantization=None)
+
+
+def check_least(group: str, settings: Any, **least: float) -> None:
+    """Raise `UserError` for the first of a group's settings that is below its least value."""
+    for name, value in least.items():
+        if getattr(settings, name) < value:
+            raise UserError(f"{group}.{name}={getattr(settings, name)} must be at least {value}.")

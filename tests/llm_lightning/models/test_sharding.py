@@ -166,10 +166,10 @@ def test_a_rollout_gathers_once_however_long_it_is(mesh, saved, monkeypatch):
     counts, texts = [], []
     for length in (2, 12):
         calls.clear()
-        texts.append(Sampler(Sampling(max_new_tokens=length), [3])(network, prompts, keys))
+        texts.append(Sampler(Sampling(max_new_tokens=length), [3]).sample(network, prompts, keys))
         counts.append(len(calls))
     assert 2 <= counts[0] <= 3 and counts[1] <= counts[0]  # two layers, and the root where it is not whole already
-    expected = Sampler(Sampling(max_new_tokens=12), [3])(backbone.build(), prompts, keys)
+    expected = Sampler(Sampling(max_new_tokens=12), [3]).sample(backbone.build(), prompts, keys)
     assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(texts[1], expected, strict=True))
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,14 +13,16 @@ from callbacks import RunCheckpoint
 from datamodules import PromptDataModule
 from llm_lightning.errors import UserError
 from llm_lightning.models.backbone import Backbone
+from llm_lightning.modules.gradients import gradient_norm
 from llm_lightning.modules.ppo.guards import Guards
 from llm_lightning.modules.ppo.metrics import Averages
 from llm_lightning.modules.ppo.ppo import PPO
-from llm_lightning.modules.ppo.settings import CriticSettings, KLPenalty
+from llm_lightning.modules.ppo.settings import Advantages, CriticSettings, KLPenalty, Rollout, Update
 from llm_lightning.modules.schedule import Schedule
 from llm_lightning.rewards import Reward
 from llm_lightning.rollouts import Sampling
 
+ROLLOUT = Rollout(Sampling(12))
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", lora_dropout=0.1)
 
 
@@ -55,7 +58,7 @@ def fit(policy_folder, prompts_file, tmp_path):
         kind=Recorder, **settings,
     ):  # fmt: skip
         seed_everything(1, verbose=False)
-        settings = {"sampling": Sampling(12), "schedule": Schedule("constant", warmup=0)} | settings
+        settings = {"rollout": ROLLOUT, "schedule": Schedule("constant", warmup=0)} | settings
         rewards = settings.pop("rewards", {"a": Reward(share_of_a)})
         module = kind(Backbone(path=str(policy_folder)), rewards, fast(lr), **settings)
         data = PromptDataModule(
@@ -85,8 +88,8 @@ def weights(module):
 def test_an_update_is_what_the_formulas_say(fit):
     """The loss of a minibatch against loops in float64 over single sequences; with every term of it switched on."""
     module = fit(
-        1, kl=KLPenalty(0.2, "k3", place="loss"), entropy_coef=0.1, critic=CriticSettings(coef=0.5), epochs=1, lam=0.9,
-        missing_eos_penalty=0.3,
+        1, kl=KLPenalty(0.2, "k3", place="loss"), critic=CriticSettings(coef=0.5), advantages=Advantages(lam=0.9),
+        update=Update(epochs=1, entropy_coef=0.1), rollout=replace(ROLLOUT, missing_eos_penalty=0.3),
     )  # fmt: skip
     e, settings = module.experiences[0], module.critic_settings
     with torch.no_grad():  # somewhere else than where the experience was made
@@ -120,7 +123,7 @@ def test_an_update_is_what_the_formulas_say(fit):
 @pytest.mark.parametrize("peft", [None, LORA])
 def test_the_first_update_begins_at_a_ratio_of_one(fit, peft):
     """Dropout is in the config and in the adapter: it must be off in every pass."""
-    module = fit(1, epochs=1, peft=peft)
+    module = fit(1, update=Update(epochs=1), peft=peft)
     metrics = module.history[0]
     assert metrics["train/update_kl"] < 1e-9
     assert metrics["train/clip_share"] == 0
@@ -144,7 +147,10 @@ def test_the_critic_begins_where_the_rewards_are(fit):
 
 
 def test_advantages_come_from_the_reward_less_kl(fit):
-    module = fit(2, kl=KLPenalty(0.3, "k1"), lam=1.0, gamma=1.0, missing_eos_penalty=0.25, batch_size=32)
+    module = fit(
+        2, kl=KLPenalty(0.3, "k1"), advantages=Advantages(gamma=1.0, lam=1.0), batch_size=32,
+        rollout=replace(ROLLOUT, missing_eos_penalty=0.25),
+    )  # fmt: skip
     e = module.experiences[1]
     kl = (e.logprobs - e.ref_logprobs).double()
     assert kl.abs().max() > 1e-3
@@ -169,7 +175,9 @@ def test_a_reward_never_lands_on_padding(fit):
     def only_if_done(prompts, completions, columns):
         return [1.0] * len(completions)
 
-    module = fit(1, rewards={"one": Reward(only_if_done)}, kl=KLPenalty(0.0), lam=1.0, batch_size=64)
+    module = fit(
+        1, rewards={"one": Reward(only_if_done)}, kl=KLPenalty(0.0), advantages=Advantages(lam=1.0), batch_size=64
+    )
     e = module.experiences[0]
     assert e.is_finished.any() and not e.is_finished.all()
     for row, completion in enumerate(e.completions):
@@ -187,17 +195,22 @@ def test_a_reward_never_lands_on_padding(fit):
         ("gae", {"lr": 3e-3}),
         pytest.param("gae", {"lr": 3e-3, "critic": CriticSettings("network")}, marks=pytest.mark.slow),
         ("gae", {"lr": 3e-2, "peft": LORA}),
-        ("grpo", {"lr": 3e-3, "num_samples": 4, "batch_size": 8}),
+        ("grpo", {"lr": 3e-3, "rollout": Rollout(Sampling(6), 4), "batch_size": 8}),
         pytest.param(
             "rloo",
-            {"lr": 3e-3, "num_samples": 4, "batch_size": 8, "kl": KLPenalty(0.02, "k3", place="loss")},
+            {
+                "lr": 3e-3,
+                "rollout": Rollout(Sampling(6), 4),
+                "batch_size": 8,
+                "kl": KLPenalty(0.02, "k3", place="loss"),
+            },
             marks=pytest.mark.slow,
         ),
     ],
 )
 def test_it_learns(fit, method, settings):
-    settings = {"kl": KLPenalty(0.02), "batch_size": 32, "sampling": Sampling(6)} | settings
-    module = fit(16, advantages=method, **settings)
+    settings = {"kl": KLPenalty(0.02), "batch_size": 32, "rollout": Rollout(Sampling(6))} | settings
+    module = fit(16, advantages=Advantages(method), **settings)
     first, last = (sum(m["train/reward"] for m in part) / 3 for part in (module.history[:3], module.history[-3:]))
     assert last > first + 0.12, (first, last)
     assert all(math.isfinite(value) for metrics in module.history for value in metrics.values())
@@ -217,16 +230,16 @@ def test_the_reference_does_not_move_and_is_in_no_checkpoint(fit):
 
 
 def test_epochs_minibatches_and_their_early_end(fit):
-    module = fit(1, epochs=3, num_minibatches=4)
+    module = fit(1, update=Update(3, 4))
     assert module.history[0]["train/num_optimizer_steps"] == 12
     assert module.trainer.global_step == 1
-    ended = fit(1, epochs=3, num_minibatches=4, max_update_kl=1e-6, lr=1e-2, batch_size=32)
+    ended = fit(1, update=Update(3, 4, max_update_kl=1e-6), lr=1e-2, batch_size=32)
     assert ended.history[0]["train/num_optimizer_steps"] == 1
 
 
 def test_micro_batches_change_nothing(fit):
-    whole = fit(2, epochs=2, num_minibatches=2)
-    cut = fit(2, epochs=2, num_minibatches=2, micro_batch_tokens=30)
+    whole = fit(2, update=Update(2, 2))
+    cut = fit(2, update=Update(2, 2, micro_batch_tokens=30))
     assert len(cut.experiences[0].groups(range(8), 30)) > 3
     for name, value in weights(whole).items():
         assert torch.allclose(value, weights(cut)[name], atol=2e-5), name
@@ -243,7 +256,10 @@ def test_one_pass_an_answer_gives_the_same_as_scoring_it_before(fit, kl):
             assert self.updates_once
             self.updates_once = False
 
-    settings = {"advantages": "grpo", "num_samples": 4, "epochs": 1, "kl": kl, "micro_batch_tokens": 300}
+    settings = {
+        "advantages": Advantages("grpo"), "rollout": replace(ROLLOUT, num_samples=4), "kl": kl,
+        "update": Update(1, micro_batch_tokens=300),
+    }  # fmt: skip
     once, scored = fit(3, **settings), fit(3, kind=Scoring, **settings)
     timeless = lambda m: {k: v for k, v in m.items() if not k.startswith("throughput/")}  # noqa: E731
     assert [timeless(m) for m in once.history] == [timeless(m) for m in scored.history]
@@ -252,7 +268,7 @@ def test_one_pass_an_answer_gives_the_same_as_scoring_it_before(fit, kl):
 
 
 def test_every_step_is_from_other_random_numbers_and_a_seed_repeats(fit):
-    first, again, other = fit(2), fit(2), fit(2, seed=2)
+    first, again, other = fit(2), fit(2), fit(2, rollout=replace(ROLLOUT, seed=2))
     texts = [row["continuation"] for row in first.samples]
     assert texts == [row["continuation"] for row in again.samples]
     assert texts != [row["continuation"] for row in other.samples]
@@ -261,16 +277,17 @@ def test_every_step_is_from_other_random_numbers_and_a_seed_repeats(fit):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"scale_rewards": True, "kl": KLPenalty(0.1, target=0.5, horizon=100)}, {"peft": LORA}]
+    "settings",
+    [{"advantages": Advantages(scale_rewards=True), "kl": KLPenalty(0.1, target=0.5, horizon=100)}, {"peft": LORA}],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(fit, tmp_path, settings):
-    whole = fit(6, epochs=2, **settings)
-    fit(3, epochs=2, callbacks=[RunCheckpoint(3, dirpath=tmp_path / "ckpt")], **settings)
-    resumed = fit(6, epochs=2, ckpt_path=tmp_path / "ckpt" / "step=3.ckpt", **settings)
+    whole = fit(6, update=Update(2), **settings)
+    fit(3, update=Update(2), callbacks=[RunCheckpoint(3, dirpath=tmp_path / "ckpt")], **settings)
+    resumed = fit(6, update=Update(2), ckpt_path=tmp_path / "ckpt" / "step=3.ckpt", **settings)
     timeless = lambda m: {k: v for k, v in m.items() if not k.startswith("throughput/")}  # noqa: E731
     assert [timeless(m) for m in resumed.history] == [timeless(m) for m in whole.history[3:]]
     assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
-    assert resumed.kl_coef == whole.kl_coef
+    assert resumed.kl_coef.value == whole.kl_coef.value
     assert resumed.tokens_seen == whole.tokens_seen
 
 
@@ -292,13 +309,13 @@ def test_the_adapted_kl_coefficient_goes_up_where_the_policy_goes_too_far(fit):
 
 def test_weights_that_autocast_keeps_do_not_go_stale(fit):
     """Under bf16-mixed a forward pass without gradient comes first, and several optimizer steps follow it."""
-    module = fit(2, epochs=3, precision="bf16-mixed", lr=3e-3)
+    module = fit(2, update=Update(3), precision="bf16-mixed", lr=3e-3)
     assert module.history[0]["train/grad_norm"] > 0
     assert module.history[0]["train/update_kl"] > 1e-6
 
 
 def test_what_adds_up_small_steps_is_exact_under_bf16_true(fit):
-    module = fit(2, precision="bf16-true", scale_rewards=True, batch_size=300)
+    module = fit(2, precision="bf16-true", advantages=Advantages(scale_rewards=True), batch_size=300)
     e = module.experiences[1]
     assert next(module.model.parameters()).dtype == torch.bfloat16
     assert {e.scores.dtype, e.logprobs.dtype, e.values.dtype, module.critic.head.weight.dtype} == {torch.float32}
@@ -332,17 +349,16 @@ def test_the_policy_is_saved_for_transformers_alone(fit, tmp_path):
 
 
 def test_a_step_that_is_not_finite_is_left_out_and_counted(fit):
-    class Broken(Recorder):
-        pass
-
     module = fit(1)
     before = weights(module)
     for parameter in module.parameters():
         parameter.grad = torch.full_like(parameter, math.nan)
     module.trainer.fit_loop.epoch_loop.manual_optimization.on_run_start()
     module.log_counters = lambda: None
-    module._optimizer_step(is_first=False)
-    assert module.skipped_steps == 1
+    module.step.collect(loss=torch.tensor(1.0), tokens=torch.tensor(1.0))
+    totals = module.step.reduce(gradient_norm(module.optimizers()), module.ranks, divided_by=1.0)
+    module._optimizer_step(totals, is_first=False)
+    assert module.step.num_skipped == 1
     assert all(torch.equal(value, weights(module)[name]) for name, value in before.items())
 
 
@@ -352,7 +368,7 @@ def test_guards_warn_or_stop(fit, capsys):
     assert module.num_updates == 4
     stopped = fit(4, guards=Guards("stop", min_entropy=100.0))
     assert stopped.num_updates == 1
-    assert "raise model.kl.coef or model.entropy_coef" in capsys.readouterr().out
+    assert "raise model.kl.coef or model.update.entropy_coef" in capsys.readouterr().out
 
 
 def test_a_frozen_reference_is_a_copy_of_what_was_read(fit, policy_folder):

@@ -135,7 +135,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted():
     poisoned.bad = (1,)
     fit(poisoned, rows)
     clean = fit(module(), [rows[0], *rows[2:]])
-    assert poisoned.skipped_steps == 1
+    assert poisoned.step.num_skipped == 1
     assert poisoned.losses == clean.losses
     for a, b in zip(poisoned.model.parameters(), clean.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -146,7 +146,7 @@ def test_too_many_in_a_row_stop_the_run():
     poisoned.bad = (0, 2, 3, 4)
     with pytest.raises(UserError, match="3 steps in a row"):
         fit(poisoned, [ragged_row(i) for i in range(8)])
-    assert poisoned.skipped_steps == 4
+    assert poisoned.step.num_skipped == 4
 
 
 def test_no_gradient_is_alive_during_a_forward_pass():

@@ -233,7 +233,7 @@ def test_a_head_that_starts_at_zero_is_half_right_in_training_and_in_validation(
     (batch,) = list(data(PAIRS, seq_len=1024).train_dataloader())
     batch = prepare_texts(batch)
     module.training_step(batch, 0)
-    totals = {name: float(value) for name, value in module._totals.items()}
+    totals = {name: float(value) for name, value in module.step.sums.items()}
     module.validation_step(batch, 0)
     assert module.step_metrics(totals | {"grad_norm": 1.0})["train/accuracy"] == 0.5
     assert module.evaluation_metrics("test")["accuracy"] == 0.5

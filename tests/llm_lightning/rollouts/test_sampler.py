@@ -77,7 +77,7 @@ def generated(network, prompts, max_new_tokens: int) -> list[list[int]]:
 def test_greedy_answers_equal_those_of_generate(name, num_slots):
     network, asked = network_of(NETWORKS[name]), prompts()
     expected = generated(network, asked, 80)
-    ours = Sampler(Sampling(80, temperature=0), [EOS], num_slots)(network, asked, keys_for(len(asked)))
+    ours = Sampler(Sampling(80, temperature=0), [EOS], num_slots).sample(network, asked, keys_for(len(asked)))
     assert [answer.tokens.tolist() for answer in ours] == expected
     assert [answer.is_finished for answer in ours] == [EOS in answer for answer in expected]
     if name == "llama":  # what the test is worth: answers of several lengths, some cut off, slots that grew
@@ -89,7 +89,7 @@ def test_greedy_answers_equal_those_of_generate(name, num_slots):
 def test_logprobs_are_those_of_a_full_forward_pass():
     network, asked = network_of(NETWORKS["llama"]), prompts()
     sampling = Sampling(40, temperature=0.8, top_p=0.9)
-    for number, answer in enumerate(Sampler(sampling, [EOS], 6)(network, asked, keys_for(len(asked), 2))):
+    for number, answer in enumerate(Sampler(sampling, [EOS], 6).sample(network, asked, keys_for(len(asked), 2))):
         prompt = asked[number // 2]
         with torch.no_grad():
             logits = network(torch.cat([prompt, answer.tokens])[None]).logits[0].double() / 0.8
@@ -100,9 +100,9 @@ def test_logprobs_are_those_of_a_full_forward_pass():
 
 def test_an_answer_depends_on_nothing_that_is_written_beside_it():
     network, asked = network_of(NETWORKS["llama"]), prompts()
-    together = Sampler(Sampling(30), [EOS])(network, asked, keys_for(len(asked), 3))
-    few_slots = Sampler(Sampling(30), [EOS], 4)(network, asked, keys_for(len(asked), 3))
-    alone = Sampler(Sampling(30), [EOS])(network, [asked[4]], [[(11, 4, 1)]])
+    together = Sampler(Sampling(30), [EOS]).sample(network, asked, keys_for(len(asked), 3))
+    few_slots = Sampler(Sampling(30), [EOS], 4).sample(network, asked, keys_for(len(asked), 3))
+    alone = Sampler(Sampling(30), [EOS]).sample(network, [asked[4]], [[(11, 4, 1)]])
     assert [a.tokens.tolist() for a in together] == [a.tokens.tolist() for a in few_slots]
     assert alone[0].tokens.tolist() == together[4 * 3 + 1].tokens.tolist()
     assert len({tuple(a.tokens.tolist()) for a in together}) > 35
@@ -113,7 +113,7 @@ def test_answers_are_as_likely_as_the_network_says():
     prompt = prompts([6])
     with torch.no_grad():
         expected = network(prompt[0][None]).logits[0, -1].softmax(-1)
-    answers = Sampler(Sampling(1), [EOS])(network, prompt, keys_for(1, 4000))
+    answers = Sampler(Sampling(1), [EOS]).sample(network, prompt, keys_for(1, 4000))
     shares = torch.bincount(torch.cat([a.tokens for a in answers]), minlength=VOCAB) / 4000
     assert float((shares - expected).abs().max()) < 0.025
 
@@ -124,7 +124,7 @@ def test_a_prompt_is_computed_once_and_what_is_over_costs_nothing():
     network.get_decoder().register_forward_pre_hook(
         lambda _, __, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    answers = Sampler(Sampling(200), [EOS])(network, asked, keys_for(2, 16))
+    answers = Sampler(Sampling(200), [EOS]).sample(network, asked, keys_for(2, 16))
     lengths = sorted(len(a.tokens) for a in answers)
     assert seen[0] == (1, 30)
     steps = [rows for rows, width in seen[1:]]
@@ -141,7 +141,7 @@ def test_refilled_slots_keep_the_batch_full():
     network.get_decoder().register_forward_pre_hook(
         lambda _, __, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    answers = Sampler(Sampling(40), [EOS], 8)(network, asked, keys_for(40))
+    answers = Sampler(Sampling(40), [EOS], 8).sample(network, asked, keys_for(40))
     assert len(answers) == 40
     steps = [r for r in rows if r > 1]
     assert max(steps) == 8
@@ -151,7 +151,7 @@ def test_refilled_slots_keep_the_batch_full():
 def test_the_network_is_left_as_it_was(network):
     network.train()
     attention = network.config._attn_implementation
-    Sampler(Sampling(4), [EOS])(network, prompts([3]), keys_for(1))
+    Sampler(Sampling(4), [EOS]).sample(network, prompts([3]), keys_for(1))
     assert network.training
     assert network.config._attn_implementation == attention
     assert all(parameter.grad is None for parameter in network.parameters())
@@ -161,13 +161,13 @@ def test_an_adapter_is_sampled_from_with_the_adapter():
     from peft import LoraConfig
 
     network, asked = network_of(NETWORKS["llama"]), prompts()
-    plain = Sampler(Sampling(20, temperature=0), [EOS])(network, asked, keys_for(len(asked)))
+    plain = Sampler(Sampling(20, temperature=0), [EOS]).sample(network, asked, keys_for(len(asked)))
     model = Adapter(network, LoraConfig(r=4, target_modules="all-linear")).model
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.5)
-    adapted = Sampler(Sampling(20, temperature=0), [EOS])(model, asked, keys_for(len(asked)))
+    adapted = Sampler(Sampling(20, temperature=0), [EOS]).sample(model, asked, keys_for(len(asked)))
     assert [a.tokens.tolist() for a in adapted] == generated(model, asked, 20)
     assert [a.tokens.tolist() for a in adapted] != [a.tokens.tolist() for a in plain]
 
@@ -176,10 +176,10 @@ def test_an_adapter_is_sampled_from_with_the_adapter():
 def test_networks_that_fit_no_slots_read_the_whole_text_for_every_token(name):
     network, asked = network_of(WITHOUT_SLOTS[name]), prompts([3, 17, 1, 8])
     expected = [generated(network, [prompt], 12)[0] for prompt in asked]
-    ours = Sampler(Sampling(12, temperature=0), [EOS], 3)(network, asked, keys_for(len(asked)))
+    ours = Sampler(Sampling(12, temperature=0), [EOS], 3).sample(network, asked, keys_for(len(asked)))
     assert not fits_slots(network)
     assert [answer.tokens.tolist() for answer in ours] == expected
 
 
 def test_nothing_to_write(network):
-    assert Sampler(Sampling(4), [EOS])(network, [], []) == []
+    assert Sampler(Sampling(4), [EOS]).sample(network, [], []) == []

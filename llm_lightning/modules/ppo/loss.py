@@ -1,0 +1,52 @@
+"""What a completion's tokens cost in an update: the policy's part, the bonus and the penalty, and the critic's part."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from llm_lightning.modules.ppo.experience import Experience
+from llm_lightning.modules.ppo.metrics import Averages
+from llm_lightning.modules.ppo.settings import CriticSettings, KLPenalty, Update
+from llm_lightning.objectives import policy
+from llm_lightning.objectives.language import TokenLogprobs
+
+
+def token_losses(
+    now: TokenLogprobs,
+    values: Tensor | None,
+    experience: Experience,
+    rows: Sequence[int],
+    settings: tuple[Update, KLPenalty, CriticSettings],
+    kl_coef: float,
+    averages: Averages,
+) -> tuple[Tensor, Tensor]:
+    """Of M tokens of these rows: the loss (M,), and without gradient the KL (M,) from the policy that wrote them.
+
+    Args:
+        now: (M,) logprobs, and entropies where they earn a bonus, of the policy as it is.
+        values: (M,) of the critic as it is; None without one.
+        experience: what the rows were when they were written.
+        rows: of the experience.
+        settings: of the update, the penalty and the critic.
+        kl_coef: what a nat costs now, where the penalty is part of the loss.
+        averages: each part is counted there.
+    """
+    update, kl, critic = settings
+    old, ref, advantages, old_values, returns = experience.take(
+        rows, "logprobs", "ref_logprobs", "advantages", "values", "returns"
+    )
+    actor = policy.policy_loss(now.logprobs, old, advantages, update.clip_range)
+    averages.add("train/policy_loss", actor.loss)
+    averages.add("train/clip_share", actor.is_clipped)
+    averages.add("train/update_kl", actor.kl)
+    loss = actor.loss
+    if update.entropy_coef:
+        loss = loss - update.entropy_coef * now.entropies
+    if kl.in_loss:
+        loss = loss + kl_coef * policy.kl_estimate(now.logprobs, ref, kl.estimator)
+    if values is not None:
+        errors = policy.value_loss(values, old_values, returns, critic.clip_range)
+        averages.add("train/value_loss", errors)
+        loss = loss + critic.coef * errors
+    averages.add("train/loss", loss)
+    return loss, actor.kl
