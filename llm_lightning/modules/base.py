@@ -1,7 +1,7 @@
 """What all modules share: the network, the optimizer, the loss divisor of a whole step, and the model folder."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,9 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from peft import PeftConfig
-from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from llm_lightning.errors import UserError
 from llm_lightning.models.adapters.adapter import Adapter
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.description import describe
@@ -26,7 +23,13 @@ from llm_lightning.models.loading.identity import Beginning
 from llm_lightning.models.loading.sharding import Sharding
 from llm_lightning.models.merge import merge_folder
 from llm_lightning.models.tasks import LANGUAGE, Task
-from llm_lightning.modules.checks import check_adapter, check_behaviour, check_generation
+from llm_lightning.modules.checks import (
+    check_adapter,
+    check_behaviour,
+    check_generation,
+    check_positions,
+    check_same_model,
+)
 from llm_lightning.modules.decay import decay_groups
 from llm_lightning.modules.gradients import gradient_norm
 from llm_lightning.modules.ranks import Ranks
@@ -90,20 +93,11 @@ class LanguageModule(LightningModule):
     def check(self, datamodule: LightningDataModule | None = None) -> None:
         """Find a user's mistakes before any long work starts; raises `UserError`."""
         self.schedule.check()
-        check_adapter(self)
-        whole = self.backbone.read_config()
-        check_generation(self)
-        check_behaviour(self, whole)
-        config = whole.get_text_config(decoder=True)
-        longest = getattr(config, "max_position_embeddings", None)
-        seq_len = getattr(datamodule, "seq_len", None)
-        virtual = getattr(self.peft, "num_virtual_tokens", None) or 0
-        if longest and seq_len and seq_len + virtual > longest:
-            tokens = f" with {virtual} virtual tokens (model.peft.num_virtual_tokens)" if virtual else ""
-            raise UserError(
-                f"data.seq_len={seq_len}{tokens} is longer than the network's {longest} positions: lower data.seq_len, "
-                "or for a network from scratch raise model.backbone.config.max_position_embeddings."
-            )
+        check_adapter(self.backbone, self.peft, self.task)
+        config = self.backbone.read_config()
+        check_generation(self.backbone, self.task)
+        check_behaviour(self.backbone, self.peft, self.task, config)
+        check_positions(config, self.peft, getattr(datamodule, "seq_len", None))
 
     def setup(self, stage: str) -> None:
         """Take the tokenizer from the DataModule."""
@@ -112,11 +106,11 @@ class LanguageModule(LightningModule):
 
     @property
     def sharding(self) -> Sharding | None:
-        """How the strategy wants the network cut up; None: whole on each rank."""
+        """How the strategy wants the network sharded; None: whole on each rank."""
         return getattr(self.trainer.strategy, "sharding", None) if self._trainer is not None else None
 
     def configure_model(self) -> None:
-        """Build the network on the rank's own device, or in parts on all ranks, with its adapter."""
+        """Build the network on the rank's own device, or sharded over all ranks, with its adapter."""
         if self.model is None:
             self.model = self.build_network(self.backbone)
         if self.peft is not None and self.adapter is None:
@@ -132,13 +126,13 @@ class LanguageModule(LightningModule):
                 self.adapter.after_fill()
 
     def build_network(self, backbone: Backbone) -> Any:
-        """A network; without weights where it has to be cut up before it is filled."""
+        """A network; without weights where it is sharded before they are loaded."""
         if self.sharding is not None:
             backbone.check_sharded()
         return backbone.build(self.tokenizer, self.task, empty=self.sharding is not None)
 
     def fill(self, backbone: Backbone, network: Any, names: Mapping[str, str] | None = None) -> None:
-        """Cut a network from `build_network` up and give it its weights; see `sharding.fill` for `names`."""
+        """Shard a network from `build_network` and load its weights; see `sharding.fill` for `names`."""
         assert self.sharding is not None
         names = names or {name: name for name in network.state_dict()}
         self.sharding.apply(network)
@@ -278,21 +272,10 @@ class LanguageModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer, and the schedule counted in its own unit."""
         optimizer = self.optimizer(self.parameter_groups())
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
-
-    def _scheduler(self, optimizer: Optimizer) -> LambdaLR:
         self._optimizer_settings = settings_of(optimizer)
         whole_run = self.trainer.estimated_stepping_batches if self.schedule.unit == "steps" else math.inf
-        total = float(self.schedule.total or whole_run)
-
-        def by_tokens(_: int) -> float:
-            return self.schedule.factor(self.tokens_seen, total)
-
-        def by_steps(step: int) -> float:
-            return self.schedule.factor(step, total)
-
-        factor: Callable[[int], float] = by_tokens if self.schedule.unit == "tokens" else by_steps
-        return LambdaLR(optimizer, factor)
+        scheduler = self.schedule.scheduler(optimizer, float(whole_run), lambda: self.tokens_seen)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def save_model(self, folder: Path) -> None:
         """Write the model folder that transformers loads, or peft for an adapter; every rank calls it."""
@@ -324,19 +307,10 @@ class LanguageModule(LightningModule):
         if self.adapter is not None:
             self.adapter.load_state_dict(state.get("adapter"))
         if "state_dict" in checkpoint:  # DeepSpeed compares by itself
-            self._check_same_model(checkpoint["state_dict"])
+            own = self.state_dict() if self.adapter is None else self.adapter.select(self.state_dict(), prefix="model.")
+            check_same_model(own, checkpoint["state_dict"])
         self.tokens_seen, self.step.num_skipped = state["tokens_seen"], state["skipped_steps"]
 
     def check_beginning(self, state: Mapping[str, Any]) -> None:
         """Raise `UserError` where what `on_save_checkpoint` kept is of a run that began from another network."""
         self._beginning.check(*([state["backbone"]] if "backbone" in state else []))
-
-    def _check_same_model(self, saved: Mapping[str, Tensor]) -> None:
-        own = self.state_dict() if self.adapter is None else self.adapter.select(self.state_dict(), prefix="model.")
-        for name in sorted(own.keys() | saved.keys()):
-            here, there = (tuple(x[name].shape) if name in x else "absent" for x in (own, saved))
-            if here != there:
-                raise UserError(
-                    f"The checkpoint is of another model: {name} is {there} there and {here} here. Give the settings "
-                    "it was made with, another trainer.default_root_dir, or start over with --resume false."
-                )

@@ -1,15 +1,20 @@
-"""What is found wrong with a network, its adapter and what it is to learn from before any weight is read."""
+"""What is found wrong with a network, its adapter, its data and its checkpoint before anything is overwritten."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from peft import PeftConfig
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.adapters.adapter import check_targets
 from llm_lightning.models.adapters.merging import is_adapter
+from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.loading import new_tokens
+from llm_lightning.models.tasks import Task
 
 DATA = {
     "texts": "TextDataModule",
@@ -42,9 +47,8 @@ def check_batches(module: Any, datamodule: Any, predicts: bool) -> None:
     )
 
 
-def check_adapter(module: Any) -> None:
-    """Raise `UserError` where a `LanguageModule`'s adapter does not go with its backbone."""
-    backbone, peft = module.backbone, module.peft
+def check_adapter(backbone: Backbone, peft: PeftConfig | None, task: Task) -> None:
+    """Raise `UserError` where an adapter does not go with its backbone."""
     if peft is None:
         if backbone.quantization is not None:
             raise UserError(
@@ -66,30 +70,53 @@ def check_adapter(module: Any) -> None:
             "MERGED`, and give model.backbone.path=MERGED."
         )
     with torch.device("meta"):
-        network = module.task.from_config(backbone.read_config(), trust_remote_code=backbone.trust_remote_code)
+        network = task.from_config(backbone.read_config(), trust_remote_code=backbone.trust_remote_code)
     check_targets(network, peft)
 
 
-def check_generation(module: Any) -> None:
+def check_generation(backbone: Backbone, task: Task) -> None:
     """Say which generation settings of the base are left out; raise `UserError` where they cannot be used at all."""
-    left_out = {} if module.task.head else module.backbone.generation_config()[1]
+    left_out = {} if task.head else backbone.generation_config()[1]
     if left_out:
         settings = ", ".join(f"{name}={value}" for name, value in left_out.items())
         rank_zero_info(
-            f"{module.backbone.path}: of its generation settings {settings} have no effect or no meaning; they are "
+            f"{backbone.path}: of its generation settings {settings} have no effect or no meaning; they are "
             "left out, here and in the model folders that are saved."
         )
 
 
-def check_behaviour(module: Any, config: PreTrainedConfig) -> None:
+def check_behaviour(backbone: Backbone, peft: PeftConfig | None, task: Task, config: PreTrainedConfig) -> None:
     """Say where the network cannot be run the fast way; raise `UserError` where it cannot be right in any, or has an
     adapter with virtual tokens, which stand before packed documents.
     """
-    behaviour, kind = module.backbone.behaviour(module.task, config), config.model_type
-    if getattr(module.peft, "is_prompt_learning", False) and not (behaviour.packs and not behaviour.own_logits):
+    behaviour, kind = backbone.behaviour(task, config), config.model_type
+    if getattr(peft, "is_prompt_learning", False) and not (behaviour.packs and not behaviour.own_logits):
         raise UserError(
-            f"model.peft={type(module.peft).__name__} puts virtual tokens before packed documents, and {kind} networks "
+            f"model.peft={type(peft).__name__} puts virtual tokens before packed documents, and {kind} networks "
             "cannot be packed: take LoRA, --config configs/peft/lora.yaml."
         )
     if line := behaviour.in_words(kind):
         rank_zero_info(line)
+
+
+def check_positions(config: PreTrainedConfig, peft: PeftConfig | None, seq_len: int | None) -> None:
+    """Raise `UserError` where a row (None: the data has none) is longer than what the network can tell apart."""
+    longest = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    virtual = getattr(peft, "num_virtual_tokens", None) or 0
+    if longest and seq_len and seq_len + virtual > longest:
+        tokens = f" with {virtual} virtual tokens (model.peft.num_virtual_tokens)" if virtual else ""
+        raise UserError(
+            f"data.seq_len={seq_len}{tokens} is longer than the network's {longest} positions: lower data.seq_len, "
+            "or for a network from scratch raise model.backbone.config.max_position_embeddings."
+        )
+
+
+def check_same_model(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Raise `UserError` where a checkpoint has other weights, by name and shape."""
+    for name in sorted(own.keys() | saved.keys()):
+        here, there = (tuple(x[name].shape) if name in x else "absent" for x in (own, saved))
+        if here != there:
+            raise UserError(
+                f"The checkpoint is of another model: {name} is {there} there and {here} here. Give the settings "
+                "it was made with, another trainer.default_root_dir, or start over with --resume false."
+            )

@@ -1,8 +1,12 @@
 """Learning-rate schedules: a warm-up, then cosine, linear, constant, or WSD, over steps or over tokens."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from llm_lightning.errors import UserError
 
@@ -65,3 +69,16 @@ class Schedule:
         elif self.kind == "cosine":
             left = 0.5 * (1 - math.cos(math.pi * left))
         return self.min_ratio + (1 - self.min_ratio) * left
+
+    def scheduler(self, optimizer: Optimizer, whole_run: float, tokens_seen: Callable[[], int]) -> LambdaLR:
+        """This schedule on an optimizer.
+
+        Args:
+            optimizer: whose groups' rates are the peaks.
+            whole_run: its length where `total` does not say.
+            tokens_seen: so far, where they are counted.
+        """
+        total = float(self.total or whole_run)
+        if self.unit == "tokens":
+            return LambdaLR(optimizer, lambda _: self.factor(tokens_seen(), total))
+        return LambdaLR(optimizer, lambda step: self.factor(step, total))

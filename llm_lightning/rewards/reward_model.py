@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llm_lightning.errors import UserError
+from llm_lightning.models.rewards import prepare_texts, rewards
 from llm_lightning.models.untrusted_text import UntrustedText
 from llm_lightning.rewards.scoring import Columns, Prompt
 
@@ -109,15 +110,15 @@ class RewardModel:
         return ids[-longest:] if longest else ids
 
     def _scores(self, rows: list[list[int]]) -> Tensor:
-        """(B,) float32. The last token is found by the lengths, not by the pad id, which may be the EOS id."""
+        """(B,) float32 of texts, padded on the right."""
         width = max(map(len, rows))
         pad = self.tokenizer.pad_token_id or 0
         input_ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=self.device)
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        attention_mask = (torch.arange(width, device=self.device) < lengths[:, None]).long()
+        batch = {
+            "input_ids": input_ids,
+            "attention_mask": (torch.arange(width, device=self.device) < lengths[:, None]).long(),
+        }
         if not hasattr(self.model, "score"):  # encoders pool by themselves
-            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0].float()
-        trunk = getattr(self.model, self.model.base_model_prefix)
-        states = trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        last = states[torch.arange(len(rows), device=self.device), lengths - 1]
-        return self.model.score(last)[:, 0].float()
+            return self.model(**batch).logits[:, 0].float()
+        return rewards(self.model, prepare_texts(batch))["ends"]

@@ -1,17 +1,27 @@
-"""The step itself, without a trainer: against torch's own clipping and one whole batch, in float64."""
+"""The step itself: against torch and one whole batch in float64; by hand as by Lightning."""
 
 import copy
 import math
 
 import pytest
 import torch
+from lightning.pytorch import Trainer, seed_everything
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
 
+from datamodules import PromptDataModule
 from llm_lightning.errors import UserError
+from llm_lightning.models.backbone import Backbone
 from llm_lightning.modules.gradients import gradient_norm
+from llm_lightning.modules.ppo.metrics import Averages
+from llm_lightning.modules.ppo.ppo import PPO
+from llm_lightning.modules.ppo.settings import Advantages, KLPenalty, Rollout, Update
 from llm_lightning.modules.ranks import Ranks
+from llm_lightning.modules.schedule import Schedule
 from llm_lightning.modules.step import OptimizerStep
+from llm_lightning.rewards import Reward
+from llm_lightning.rollouts import Sampling
 
 ROWS = 12
 """Row i has i trained tokens of 12: the first has none."""
@@ -167,3 +177,71 @@ def test_where_losses_are_divided_before_a_micro_batch_weighs_by_its_own_tokens_
     assert float(step.newest_weight(Ranks(2, lambda tokens: tokens + 5))) == pytest.approx(2 / 8)
     step.collect(loss=torch.tensor(0.0), tokens=torch.tensor(0.0))
     assert float(step.newest_weight(Ranks())) == 1.0
+
+
+class ByHand(PPO):
+    """Keeps what it learned from."""
+
+    def evaluate(self, experience):
+        super().evaluate(experience)
+        self.experience = experience
+
+
+class ByLightning(PPO):
+    """The same losses of the same micro-batches, in Lightning's own loop."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.automatic_optimization = True
+
+    def training_step(self, rows, batch_idx):
+        loss, _ = self.loss(self.experience, rows, Averages(self.device))
+        self.step.collect(loss=loss, tokens=self.experience.mask[rows].sum().double())
+        return loss
+
+    def step_metrics(self, totals):
+        self.norm = totals["grad_norm"]
+        return {"train/loss": totals["loss"] / totals["tokens"]}
+
+
+def length(prompts, completions, columns):
+    return [float(len(text)) for text in completions]
+
+
+@pytest.mark.parametrize("clip_val", [None, 0.01])
+def test_a_step_by_hand_is_that_of_lightning(policy_folder, prompts_file, tmp_path, clip_val):
+    def module(kind):
+        seed_everything(1, verbose=False)
+        made = kind(
+            Backbone(path=str(policy_folder)), {"length": Reward(length)}, lambda p: torch.optim.SGD(p, lr=0.5),
+            rollout=Rollout(Sampling(12), 2), advantages=Advantages("rloo"), kl=KLPenalty(0.0),
+            update=Update(1, micro_batch_tokens=60), schedule=Schedule("constant", warmup=0),
+        )  # fmt: skip
+        made.gradient_clip_val = clip_val
+        return made
+
+    def fit(module, data, **settings):
+        trainer = Trainer(
+            accelerator="cpu", devices=1, max_steps=1, logger=False, default_root_dir=tmp_path,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, **settings,
+        )  # fmt: skip
+        trainer.fit(module, data)
+        return module
+
+    data = PromptDataModule(str(prompts_file), str(policy_folder), batch_size=4, cache_dir=str(tmp_path / "cache"))
+    by_hand = module(ByHand)
+    norms = []
+    by_hand.finish = lambda metrics, *args: norms.append(metrics["train/grad_norm"])
+    fit(by_hand, data, use_distributed_sampler=False)
+    groups = by_hand.experience.groups(range(8), 60)
+    assert len(groups) > 2
+
+    by_lightning = module(ByLightning)
+    by_lightning.experience = by_hand.experience
+    loader = DataLoader(groups, batch_size=None, collate_fn=list)
+    fit(by_lightning, loader, accumulate_grad_batches=len(groups), gradient_clip_val=clip_val)
+    assert by_lightning.norm == pytest.approx(norms[0], rel=1e-5)
+    start = Backbone(path=str(policy_folder)).build()
+    assert not torch.equal(by_hand.model.lm_head.weight, start.lm_head.weight)
+    for own, other in zip(by_hand.model.parameters(), by_lightning.model.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
