@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llm_lightning.errors import UserError
+from llm_lightning.models.examination.examination import examined
 from llm_lightning.models.rewards import prepare_texts, rewards
 from llm_lightning.models.untrusted_text import UntrustedText
 from llm_lightning.rewards.scoring import Columns, Prompt
@@ -62,7 +63,8 @@ class RewardModel:
         model = self._read(AutoModelForSequenceClassification, dtype="auto", use_safetensors=True)
         if model.config.num_labels != 1:
             raise UserError(f"RewardModel.path={self.path!r} has {model.config.num_labels} labels; a reward is one.")
-        return model.to(self.device).eval().requires_grad_(False)
+        model = model.to(self.device).eval().requires_grad_(False)
+        return examined(model) if hasattr(model, "score") else model
 
     def _read(self, kind: Any, **options: Any) -> Any:
         try:

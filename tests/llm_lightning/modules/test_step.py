@@ -223,7 +223,8 @@ def test_a_step_by_hand_is_that_of_lightning(policy_folder, prompts_file, tmp_pa
     def fit(module, data, **settings):
         trainer = Trainer(
             accelerator="cpu", devices=1, max_steps=1, logger=False, default_root_dir=tmp_path,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, **settings,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            limit_val_batches=0, **settings,
         )  # fmt: skip
         trainer.fit(module, data)
         return module
