@@ -131,3 +131,7 @@ class CachedEngine(Engine):
     def release(self) -> None:
         """The engine's."""
         self.engine.release()
+
+    def check(self) -> None:
+        """The engine's."""
+        self.engine.check()

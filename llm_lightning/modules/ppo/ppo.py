@@ -273,6 +273,7 @@ class PPO(RewardedPolicy):
 
     def _accumulate(self, experience: Experience, rows: list[int], num_tokens: float, averages: Averages) -> Totals:
         """Gradients of a minibatch, over micro-batches, divided by its tokens on all ranks."""
+        optimizer: Any = self.optimizers()
         groups = self._groups(experience, rows)
         for number, group in enumerate(groups, 1):
             unfinished = number < len(groups) and hasattr(self.trainer.strategy, "block_backward_sync")
@@ -281,7 +282,7 @@ class PPO(RewardedPolicy):
                 # Strategies average gradients over ranks.
                 self.manual_backward(loss * self.trainer.world_size / num_tokens)
             self.step.collect(loss=loss, kl=kl.double(), tokens=experience.mask[group].sum().double())
-        return self.step.reduce(gradient_norm(self.optimizers()), self.ranks, divided_by=num_tokens)
+        return self.step.reduce(gradient_norm(optimizer), self.ranks, divided_by=num_tokens)
 
     def _optimizer_step(self, totals: Totals, *, is_first: bool) -> None:
         """Clip and step; what is not finite is left out."""
