@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
+from datamodules.sources.surrogates import encodable
 from datamodules.sources.units import is_empty
 
 MESSAGE_KEYS = ("role", "content", "tool_calls", "name", "tool_call_id")
@@ -80,7 +81,7 @@ def unread_in_words(counts: Mapping[str, int]) -> Iterator[str]:
     """A line to print: which keys were not written, and in how many records; none where there were none."""
     if counts:
         keys = ", ".join(f"{name} ({count:,} records)" for name, count in sorted(counts.items()))
-        yield f"not read: the chat template writes nothing of these keys of turns: {keys}"
+        yield encodable(f"not read: the chat template writes nothing of these keys of turns: {keys}")
 
 
 def additions(turn: Mapping[str, Any], read: Iterable[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from datamodules.records.shapes import PROMPT_SHAPES, SHAPES, as_list, detect_sh
 from datamodules.sources.bad_records import BadRecords, OnBadRecord
 from datamodules.sources.discover import Source, first_units, resolve
 from datamodules.sources.formats import FORMATS, records
+from datamodules.sources.surrogates import encodable
 from datamodules.sources.units import Bad, Record, Unit
 
 RECORDS_PEEKED = 16
@@ -126,7 +127,7 @@ def with_shape(units: list[Unit], source: RecordSource, shapes: Shapes, announce
     except DataError as error:
         raise DataError(f"{error}{inner_records(first, units[0].path)}") from None
     if announce and shapes is not PROMPT_SHAPES:  # of prompts it is said which column each one comes from
-        rank_zero_info(f"{source.path}: {shape_in_words(shape, shapes)}")
+        rank_zero_info(encodable(f"{source.path}: {shape_in_words(shape, shapes)}"))
     return [replace(unit, column="", shape=shape.name, columns=columns) for unit in units]
 
 

@@ -22,6 +22,7 @@ from datamodules.serving.layout import SpanLayout
 from datamodules.sources.bad_records import BadRecords, OnBadRecord
 from datamodules.sources.discover import FILES_PEEKED, first_units
 from datamodules.sources.formats import FORMATS, records
+from datamodules.sources.surrogates import encodable
 from datamodules.sources.units import Bad, Place, Record, Unit
 from datamodules.storage.packing import best_fit
 from datamodules.templates.chat_template import template_of
@@ -144,7 +145,7 @@ class Conversations:
 
     def _tell(self, unread: set[str]) -> None:
         for key in sorted(unread - self._told):
-            rank_zero_info(f"not read: the chat template writes nothing of the key {key} of turns")
+            rank_zero_info(encodable(f"not read: the chat template writes nothing of the key {key} of turns"))
         self._told |= unread
 
     def _fitting(self, index: int, record: Record, ids: np.ndarray) -> _Talk | _Unfit:

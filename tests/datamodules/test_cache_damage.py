@@ -128,7 +128,7 @@ def named(tmp_path_factory) -> str:
 
 
 def prompts(path: str, tokenizer: str, cache: Path) -> list:
-    data = PromptDataModule(path, tokenizer, batch_size=4, val_share=0.1, cache_dir=str(cache))
+    data = PromptDataModule(path, tokenizer=tokenizer, batch_size=4, val_share=0.1, cache_dir=str(cache))
     data.prepare_data()
     data.setup("fit")
     loaders = (data.train_dataloader(), data.val_dataloader())

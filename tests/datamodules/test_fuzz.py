@@ -14,7 +14,7 @@ def tokenizer(tmp_path_factory) -> str:
 
 
 @pytest.mark.parametrize("first", range(0, NUM_SEEDS, 10))
-def test_records_are_read_or_refused_in_words_and_all_are_accounted_for(first, tokenizer, tmp_path):
+def test_records_are_read_or_refused_in_words_and_all_are_accounted_for(first, tokenizer, tmp_path, caplog):
     for seed in range(first, first + 10):
         (folder := tmp_path / str(seed)).mkdir()
         case = Case.of(seed)
@@ -22,6 +22,7 @@ def test_records_are_read_or_refused_in_words_and_all_are_accounted_for(first, t
             check(case, tokenizer, folder)
         except Exception as error:
             raise AssertionError(f"seed {seed} ({case}): {error!r}") from error
+        "".join(caplog.messages).encode()  # half a character in a message would end whoever writes it to a file
 
 
 def test_the_cases_are_of_every_kind_and_some_are_read_and_some_refused(tokenizer, tmp_path):

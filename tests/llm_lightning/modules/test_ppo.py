@@ -63,7 +63,7 @@ def fit(policy_folder, prompts_file, tmp_path):
         module = kind(Backbone(path=str(policy_folder)), rewards, fast(lr), **settings)
         data = PromptDataModule(
             str(prompts_file),
-            str(policy_folder),
+            tokenizer=str(policy_folder),
             batch_size=batch_size,
             max_prompt_tokens=40,
             cache_dir=str(tmp_path / "cache"),

@@ -229,7 +229,9 @@ def test_a_step_by_hand_is_that_of_lightning(policy_folder, prompts_file, tmp_pa
         trainer.fit(module, data)
         return module
 
-    data = PromptDataModule(str(prompts_file), str(policy_folder), batch_size=4, cache_dir=str(tmp_path / "cache"))
+    data = PromptDataModule(
+        str(prompts_file), tokenizer=str(policy_folder), batch_size=4, cache_dir=str(tmp_path / "cache")
+    )
     by_hand = module(ByHand)
     norms = []
     by_hand.finish = lambda metrics, *args: norms.append(metrics["train/grad_norm"])
