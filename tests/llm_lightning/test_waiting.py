@@ -60,7 +60,7 @@ def test_other_processes_are_seen_and_this_one_is_not_counted():
 def test_the_command_sets_it_before_torch_is_loaded():
     code = (
         "import sys, os\n"
-        "from llm_lightning import waiting\n"
+        "from llm_lightning.process import waiting\n"
         "def choose(environment=os.environ):\n"
         "    assert 'torch' not in sys.modules\n"
         "    os.environ['OMP_WAIT_POLICY'] = 'PASSIVE'\n"
