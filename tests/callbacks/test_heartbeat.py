@@ -10,13 +10,15 @@ from tiny_run import free_port, heartbeats, recorded, running, wait_until
 from callbacks import CallbackError, Heartbeat
 from callbacks.monitoring.heartbeat import EXIT_CODE
 
+BEATING = 100
+"""Steps after which every rank has sent a beat: two seconds."""
 RUN = {"world_size": 2, "max_steps": 100_000, "val_check_interval": 100_000, "step_seconds": 0.02}
 
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_rank_that_is_silent_is_named_and_the_run_ends(processes, tmp_path, lost):
     with running(processes, tmp_path, port=free_port(), callbacks=heartbeats, **RUN) as ranks:
-        wait_until(lambda: len(recorded(tmp_path, lost)) > 3)
+        wait_until(lambda: len(recorded(tmp_path, lost)) > BEATING)
         os.kill(ranks[lost].pid, signal.SIGSTOP)
         left = ranks[1 - lost]
         left.join(60)
@@ -30,7 +32,7 @@ def test_a_rank_that_is_silent_is_named_and_the_run_ends(processes, tmp_path, lo
 
 def test_a_rank_that_is_gone_is_named(processes, tmp_path):
     with running(processes, tmp_path, port=free_port(), callbacks=heartbeats, **RUN) as ranks:
-        wait_until(lambda: len(recorded(tmp_path, 1)) > 3)
+        wait_until(lambda: len(recorded(tmp_path, 1)) > BEATING)
         os.kill(ranks[1].pid, signal.SIGKILL)
         ranks[0].join(60)
         assert ranks[0].exitcode not in (0, None)

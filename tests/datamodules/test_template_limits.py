@@ -8,14 +8,9 @@ import time
 
 import pytest
 
-from datamodules import (
-    DataError,
-    InstructionDataModule,
-    PreferenceDataModule,
-    PromptDataModule,
-    chat_template,
-    template_limits,
-)
+from datamodules import DataError, InstructionDataModule, PreferenceDataModule, PromptDataModule
+from datamodules.templates import chat_template
+from datamodules.templates import limits as template_limits
 from datamodules.templates.limits import CostError, bounded
 
 from .chat_tokenizers import chat_tokenizer
