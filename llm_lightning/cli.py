@@ -15,7 +15,6 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from safetensors import SafetensorError
 from torch import distributed as dist
@@ -49,7 +48,7 @@ from llm_lightning.run.finished import check_finished, compare_settings, tell, t
 from llm_lightning.run.folder import RunConfig, as_written, move_aside, saved_precision
 from llm_lightning.run.left_behind import refuse_links, remove_leftovers, report_unwritten
 from llm_lightning.run.lock import RunLock
-from llm_lightning.run.precision import default_precision, use_fast_float32
+from llm_lightning.run.precision import accelerator_here, default_precision, use_fast_float32
 from llm_lightning.run.trainer import RunTrainer
 from llm_lightning.settings.environment import with_environment
 from llm_lightning.settings.shipped import with_found_configs
@@ -231,7 +230,7 @@ class TrainingCLI(LightningCLI):
         """Fill in `trainer.precision`; what was chosen is part of the run, and a resumed run reads it there."""
         accelerator = config.accelerator
         if accelerator in ("auto", "gpu"):
-            accelerator = _AcceleratorConnector._choose_auto_accelerator()
+            accelerator = accelerator_here()
         if accelerator == "cpu":
             use_fast_float32()
         if config.precision is not None:

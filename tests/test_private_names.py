@@ -1,4 +1,4 @@
-"""What we use of libraries' private names: all of it is in one table, and the installed versions still have it.
+"""What we use of libraries' private names: it is in one table, in one place a package, and in the installed versions.
 
 A release of a library may take such a name away without a word; the upper bounds in pyproject.toml end with the last
 versions that this table was held against.
@@ -23,7 +23,6 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer import call
-from lightning.pytorch.trainer.connectors import accelerator_connector
 from torch import nn
 from torch.distributed import checkpoint as dcp
 from wandb.sdk import wandb_run
@@ -76,8 +75,6 @@ PRIVATE: dict[str, Callable[[], Any]] = {
     "_call_lightning_module_hook": lambda: call,
     "_call_strategy_hook": lambda: call,
     # The rest of Lightning: llm_lightning/cli.py, commands/, strategies/, checkpoints/, loggers/ and modules/base.py
-    "_AcceleratorConnector": lambda: accelerator_connector,
-    "_choose_auto_accelerator": lambda: accelerator_connector._AcceleratorConnector,
     "_METADATA_FILENAME": lambda: load,
     "_data_parallel_size": ModelParallelStrategy,
     "_experiment": wandb_logger,
@@ -107,7 +104,7 @@ PRIVATE: dict[str, Callable[[], Any]] = {
     "_StorageInfo": lambda: dcp.filesystem,
     "_nested_dict": lambda: dcp,
     "_slice_file": lambda: dcp.FileSystemReader,
-    # transformers: llm_lightning/models/, rollouts/slots.py and callbacks/monitoring/measurement.py
+    # transformers: llm_lightning/models/ and callbacks/monitoring/measurement.py
     "_attn_implementation": transformers.LlamaConfig,
     "_attn_implementation_internal": transformers.LlamaConfig,
     "_heterogeneity_spec": layerwise_config,
@@ -132,9 +129,20 @@ def test_the_table_is_whole():
     assert [name for name in PRIVATE if name not in text] == [], "not used any more"
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_each_is_asked_of_others_in_one_place(package):
+    inside = Path(package.__file__).parent
+    users: dict[str, list[str]] = {name: [] for name in PRIVATE}
+    for path, tree in sources().items():
+        if path.is_relative_to(inside):
+            for name in PRIVATE.keys() & names_of_others(tree):
+                users[name].append(str(path.relative_to(inside)))
+    assert {name: paths for name, paths in users.items() if len(paths) > 1} == {}
+
+
 def test_callbacks_know_lightnings_loop_in_one_place_alone():
     every = list(PRIVATE)
-    of_loops = COUNTERS | set(every[: every.index("_AcceleratorConnector")])
+    of_loops = COUNTERS | set(every[: every.index("_METADATA_FILENAME")])
     inside = Path(callbacks.__file__).parent
     users = {path for path, tree in sources().items() if path.is_relative_to(inside) and of_loops & names(tree)}
     assert users == {inside / "training_loop.py"}
@@ -152,6 +160,10 @@ def private(found: Iterable[str]) -> set[str]:
 
 def names(tree: ast.AST) -> set[str]:
     return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+
+def names_of_others(tree: ast.AST) -> set[str]:
+    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and not of_self(node)}
 
 
 def foreign_names(tree: ast.AST) -> set[str]:

@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 
 from torch import nn
 
+from llm_lightning.models.attention import attention_of
 from llm_lightning.models.heads import base_model
 
 AROUND = {"base_layer", "original_module", "adaption_prompt", "bottleneck"}
@@ -28,7 +29,7 @@ def describe(model: nn.Module, precision: str) -> str:
     dtypes = ", ".join(f"{_millions(count)} in {dtype}" for dtype, count in trained.items())
     line = (
         f"{type(network).__name__.removeprefix('FSDP')}: {_millions(total)} parameters, {share} trained ({dtypes}); "
-        f"precision {precision}, attention {network.config._attn_implementation}"
+        f"precision {precision}, attention {attention_of(network)}"
     )
     return "\n".join([line, *(f"  {kind}" for kind in trained_kinds(model))]) if share != "all" else line
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.adapters.merging import merged_copy
-from llm_lightning.models.attention import ATTENTION
+from llm_lightning.models.attention import ATTENTION, attention_of, with_attention
 from llm_lightning.models.generation import generation_settings
 from llm_lightning.models.heads import base_model
 from llm_lightning.models.loading.sharding import is_sharded, reshard, shape_of, whole
@@ -48,7 +48,7 @@ def save_model_folder(
     logging.disable_progress_bar()
     if network.can_generate():
         network.generation_config = generation_settings(network.generation_config, tokenizer)
-    with _config_for_others(network.config):
+    with _config_for_others(network):
         if adapter is None:
             _save_in_parts(model, folder, is_global_zero) if in_parts else model.save_pretrained(folder)
         elif adapter.is_on_its_base(model):
@@ -120,13 +120,12 @@ def _save_configs(network: Any, folder: Path) -> None:
 
 
 @contextmanager
-def _config_for_others(config: Any) -> Iterator[None]:
+def _config_for_others(network: Any) -> Iterator[None]:
     """In training there is no cache, and our attention is a name that nobody else knows."""
-    use_cache, attention = config.use_cache, config._attn_implementation
-    config.use_cache = True
-    if attention == ATTENTION:
-        config._attn_implementation_internal = None
+    config, attention = network.config, attention_of(network)
+    use_cache, config.use_cache = config.use_cache, True
     try:
-        yield
+        with with_attention(config, None if attention == ATTENTION else attention):
+            yield
     finally:
-        config.use_cache, config._attn_implementation_internal = use_cache, attention
+        config.use_cache = use_cache

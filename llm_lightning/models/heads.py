@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from llm_lightning.models.adapters.adalora import orthogonality
 from llm_lightning.models.adapters.virtual_tokens import prompt_config, prompted_states
-from llm_lightning.models.attention import ATTENTION, Documents
+from llm_lightning.models.attention import ATTENTION, Documents, attention_of
 from llm_lightning.models.balance import Routing
 from llm_lightning.models.loading.sharding import RUN, is_zero3, run_gathered
 from llm_lightning.models.running.apart import run_apart
@@ -105,7 +105,7 @@ def hidden_states(model: nn.Module, batch: Mapping[str, Any], routing: Routing |
     behaviour = behaviour_of(network)
     kind: Any = type(network)
     names = ["position_ids", "attention_mask"]
-    if network.config._attn_implementation == ATTENTION:
+    if attention_of(network) == ATTENTION:
         names.append("documents")
 
     def run(rows: Mapping[str, Any]) -> Tensor:

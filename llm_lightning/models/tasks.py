@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from llm_lightning.errors import UserError
+from llm_lightning.models.attention import attention_of
 from llm_lightning.models.loading.sharding import gathered_zero3
 
 
@@ -102,7 +103,7 @@ TASKS = {task.peft_type: task for task in (LANGUAGE, REWARD)}
 def with_fresh_head(network: PreTrainedModel, task: Task) -> PreTrainedModel:
     """The network's layers, as they are, under the head of another task."""
     with torch.device("meta"):
-        model = task.from_config(network.config, attn_implementation=network.config._attn_implementation)
+        model = task.from_config(network.config, attn_implementation=attention_of(network))
     setattr(model, model.base_model_prefix, network.base_model)
     dtype, device = network.dtype, network.device
     assert task.head is not None

@@ -7,7 +7,7 @@ through transformers' attention interface.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm_lightning.errors import UserError
-from llm_lightning.models.attention import Documents, document_attention
+from llm_lightning.models.attention import Documents, document_attention, with_attention
 from llm_lightning.models.attention.plain import softmax_with_sinks
 
 ROLLOUT_ATTENTION = "llm_lightning_rollout"
@@ -206,14 +206,13 @@ def rollout_mode(network: Any, with_slots: bool = True) -> Iterator[None]:
     # A name without a mask function of its own: transformers then makes no mask.
     AttentionInterface.register(ROLLOUT_ATTENTION, rollout_attention)
     config, training = network.config.get_text_config(decoder=True), network.training
-    former = config._attn_implementation_internal
-    if with_slots:
-        config._attn_implementation_internal = ROLLOUT_ATTENTION
     network.eval()
     try:
         # A compiled layer would be compiled anew for every shape.
-        with torch.compiler.set_stance("force_eager"):
+        with (
+            with_attention(config, ROLLOUT_ATTENTION) if with_slots else nullcontext(),
+            torch.compiler.set_stance("force_eager"),
+        ):
             yield
     finally:
         network.train(training)
-        config._attn_implementation_internal = former

@@ -4,9 +4,16 @@ import time
 from collections.abc import Callable
 
 import torch
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator, XLAAccelerator
 
 PROBE_SIZE = 768
 MIN_SPEEDUP = 1.5
+
+
+def accelerator_here() -> str:
+    """What Lightning takes for `trainer.accelerator=auto` on this machine."""
+    kinds = {"tpu": XLAAccelerator, "mps": MPSAccelerator, "cuda": CUDAAccelerator}
+    return next((name for name, kind in kinds.items() if kind.is_available()), "cpu")
 
 
 def use_fast_float32() -> None:
@@ -30,7 +37,7 @@ def default_precision(accelerator: str) -> str:
     or at half the speed of float32, depending on the maker and on AMX, so there both are timed (about 20 ms).
 
     Args:
-        accelerator: `cuda`, `cpu`, ... as Lightning resolved it.
+        accelerator: `cuda`, `cpu`, ...; for `auto` what `accelerator_here` finds.
     """
     if accelerator == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"

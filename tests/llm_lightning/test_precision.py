@@ -1,7 +1,13 @@
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
-from llm_lightning.run.precision import use_fast_float32
+from llm_lightning.run.precision import accelerator_here, use_fast_float32
+
+
+def test_the_accelerator_is_the_one_that_lightning_takes():
+    trainer = Trainer(accelerator="auto", logger=False, enable_checkpointing=False)
+    assert accelerator_here() == trainer.accelerator.name()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from llm_lightning.errors import UserError
 from llm_lightning.models.adapters import adalora, empty, residual
 from llm_lightning.models.adapters.bottleneck import BottleneckConfig, add_bottlenecks, save_bottleneck
 from llm_lightning.models.adapters.virtual_tokens import IN_ATTENTION, IN_EMBEDDINGS, prompt_config
-from llm_lightning.models.attention import ATTENTION
+from llm_lightning.models.attention import ATTENTION, attention_of
 from llm_lightning.models.loading.gguf import kept_beside
 from llm_lightning.models.loading.new_tokens import with_rows
 from llm_lightning.models.loading.sharding import is_sharded, is_zero3, reshard, whole
@@ -237,7 +237,7 @@ def _check_method(network: PreTrainedModel, config: Any, name: str) -> None:
         if not config.num_virtual_tokens:
             raise UserError(f"model.peft={name} needs num_virtual_tokens, for example 20.")
     if config.peft_type in IN_ATTENTION:
-        if network.config._attn_implementation != ATTENTION:
+        if attention_of(network) != ATTENTION:
             raise UserError(f"model.peft={name} needs model.backbone.attention={ATTENTION}, the default.")
         if any(m._compiled_call_impl is not None for m in network.modules()):
             raise UserError(f"model.peft={name} does not go with model.backbone.compile: leave that out.")

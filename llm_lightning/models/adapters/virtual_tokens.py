@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_lightning.models.attention import ATTENTION, Documents
+from llm_lightning.models.attention import ATTENTION, Documents, attention_of
 
 IN_EMBEDDINGS = ("PROMPT_TUNING", "P_TUNING")
 IN_ATTENTION = ("PREFIX_TUNING",)
@@ -124,7 +124,7 @@ def prompted_states(model: Any, network: Any, batch: Mapping[str, Any]) -> Tenso
             documents=documents.to(device),
             prefix=Prefix(layers, insertion),
         ).last_hidden_state
-    own = network.config._attn_implementation == ATTENTION
+    own = attention_of(network) == ATTENTION
     embeddings = network.get_input_embeddings()(input_ids).flatten(0, 1)
     row = decoder(
         inputs_embeds=insertion.insert(prompt[0].to(embeddings.dtype), embeddings),

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-import torch._dynamo
 from torch import Tensor, nn
 
 from llm_lightning.errors import UserError

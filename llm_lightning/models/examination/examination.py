@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from llm_lightning.errors import UserError
-from llm_lightning.models.attention import ATTENTION
+from llm_lightning.models.attention import ATTENTION, attention_of
 from llm_lightning.models.balance import check_balance, is_balanced
 from llm_lightning.models.examination.miniature import SPECIAL_FROM, VOCABULARY, miniature, parts_of, randomize
 from llm_lightning.models.examination.on_the_side import on_the_side
@@ -44,7 +44,7 @@ def examined(network: Any) -> Any:
         UserError: it cannot be right.
     """
     task = REWARD if hasattr(network, str(REWARD.head)) else LANGUAGE
-    examine(network.config, network.config._attn_implementation, task).attach(network)
+    examine(network.config, attention_of(network), task).attach(network)
     return network
 
 
