@@ -1,13 +1,11 @@
 import multiprocessing
 import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+ROOT = Path(__file__).parents[2]
 torch.set_num_threads(1)  # a second thread only waits for the first on networks this small
 
 
@@ -15,10 +13,10 @@ torch.set_num_threads(1)  # a second thread only waits for the first on networks
 def processes() -> multiprocessing.context.ForkServerContext:
     """Starts real processes in which Lightning and transformers are imported already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny_run"])
+    context.set_forkserver_preload(["tests.callbacks.tiny_run"])
     # The server looks for modules where a new interpreter does, and silently does without those it cannot find.
     with pytest.MonkeyPatch.context() as patch:
-        paths = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
+        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
         multiprocessing.forkserver.ensure_running()
     return context

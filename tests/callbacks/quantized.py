@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_llama import VOCABULARY, TinyData, TinyModule, tiny_tokenizer, tiny_trainer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from callbacks import Quantization
 from callbacks.quantization import SCHEMES, Calibration
 from callbacks.quantization.layers import linear_layers
 from callbacks.quantization.request import load_network
+from tests.callbacks.tiny_llama import VOCABULARY, TinyData, TinyModule, tiny_tokenizer, tiny_trainer
 
 ON_CPU = [name for name, scheme in SCHEMES.items() if scheme.runs_on(torch.device("cpu"))]
 OPTIONS: dict[str, dict[str, Any]] = {name: {"iters": 4} for name in ("int4", "int3", "int2")}

@@ -2,10 +2,9 @@
 
 import json
 
-from tiny_llama import tiny_trainer
-from tiny_run import agree, exit_codes, free_port
-
 from callbacks.stopping.agreement import Agreement
+from tests.callbacks.tiny_llama import tiny_trainer
+from tests.callbacks.tiny_run import agree, exit_codes, free_port
 
 
 def test_two_ranks_hear_the_largest_number_at_the_same_later_call(processes, tmp_path):

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from tiny_llama import TinyData, tiny_network, tiny_tokenizer, tiny_trainer
 
 from callbacks import (
     CallbackError,
@@ -19,6 +18,7 @@ from callbacks import (
     Throughput,
 )
 from callbacks.pruning import Linear, Unstructured
+from tests.callbacks.tiny_llama import TinyData, tiny_network, tiny_tokenizer, tiny_trainer
 
 
 class Bare(LightningModule):

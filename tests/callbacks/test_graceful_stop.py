@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from lightning.pytorch import Callback
-from tiny_llama import TinyData, TinyModule, tiny_trainer
-from tiny_run import exit_codes, finish, free_port, recorded, running, wait_until
 
 from callbacks import GracefulStop, RunCheckpoint
+from tests.callbacks.tiny_llama import TinyData, TinyModule, tiny_trainer
+from tests.callbacks.tiny_run import exit_codes, finish, free_port, recorded, running, wait_until
 
 STEPS, ACCUMULATION = 16, 2
 SETTINGS = {"max_steps": STEPS, "accumulate_grad_batches": ACCUMULATION, "val_check_interval": 6}

@@ -5,10 +5,10 @@ import re
 import signal
 
 import pytest
-from tiny_run import free_port, heartbeats, recorded, running, wait_until
 
 from callbacks import CallbackError, Heartbeat
 from callbacks.monitoring.heartbeat import EXIT_CODE
+from tests.callbacks.tiny_run import free_port, heartbeats, recorded, running, wait_until
 
 BEATING = 100
 """Steps after which every rank has sent a beat: two seconds."""

@@ -3,7 +3,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_llama import TinyData, TinyModule, tiny_network, tiny_trainer
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from callbacks import CallbackError
@@ -19,6 +18,7 @@ from callbacks.monitoring.measurement import (
     text_table,
     validation_batches,
 )
+from tests.callbacks.tiny_llama import TinyData, TinyModule, tiny_network, tiny_trainer
 
 DOCUMENTS = (5, 1, 10, 16, 3, 29)
 

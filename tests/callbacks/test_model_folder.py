@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny_llama import TinyData, TinyModule, tiny_trainer
-from tiny_run import ever_better_folders, exit_codes, recorded, running, wait_until
 from transformers import AutoModelForCausalLM
 
 from callbacks import CallbackError, GracefulStop, ModelFolder
 from callbacks.artifacts.model_folder import _recover, swap_in
+from tests.callbacks.tiny_llama import TinyData, TinyModule, tiny_trainer
+from tests.callbacks.tiny_run import ever_better_folders, exit_codes, recorded, running, wait_until
 
 
 def weights(network):

@@ -9,9 +9,9 @@ from contextlib import contextmanager, redirect_stderr
 import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny_llama import TinyData, TinyModule, tiny_trainer
 
 from callbacks import CallbackError, Throughput, TrainingProgress
+from tests.callbacks.tiny_llama import TinyData, TinyModule, tiny_trainer
 
 
 def fit(root, *callbacks, resumed_from=None, **settings):

@@ -7,14 +7,24 @@ import sys
 
 import pytest
 import torch
-from quantized import IDS, ON_CPU, TEMPLATES, WideModule, effective_weights, fit, needs, quantization, wide_network
-from tiny_llama import Rows, TinyData, tiny_trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from callbacks import CallbackError, GracefulStop, Quantization
 from callbacks.quantization import SCHEMES, Calibration
 from callbacks.quantization.layers import linear_layers
 from callbacks.quantization.request import load_network
+from tests.callbacks.quantized import (
+    IDS,
+    ON_CPU,
+    TEMPLATES,
+    WideModule,
+    effective_weights,
+    fit,
+    needs,
+    quantization,
+    wide_network,
+)
+from tests.callbacks.tiny_llama import Rows, TinyData, tiny_trainer
 
 CLEAN = """
 import sys, torch

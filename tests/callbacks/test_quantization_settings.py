@@ -2,12 +2,12 @@ import importlib.util
 
 import pytest
 import torch
-from quantized import WideModule, fit, needs, quantization, wide_network
 
 from callbacks import CallbackError, Quantization
 from callbacks.quantization import Calibration, schemes
 from callbacks.quantization.layers import check_quantized
 from callbacks.quantization.request import load_network
+from tests.callbacks.quantized import WideModule, fit, needs, quantization, wide_network
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
-from tiny_llama import TinyData, TinyModule, tiny_trainer
-from tiny_run import exit_codes, finish, free_port, recorded, running, wait_until
 
 from callbacks import RandomState
 from callbacks.artifacts.random_state import generator_states, set_generator_states
+from tests.callbacks.tiny_llama import TinyData, TinyModule, tiny_trainer
+from tests.callbacks.tiny_run import exit_codes, finish, free_port, recorded, running, wait_until
 
 CPU = torch.device("cpu")
 

@@ -3,10 +3,10 @@ from typing import Any
 
 import pytest
 from lightning.pytorch.callbacks import Checkpoint
-from tiny_llama import TinyData, TinyModule, tiny_trainer
 
 from callbacks import RunCheckpoint
 from llm_lightning.loggers.metrics_file import MetricsFile
+from tests.callbacks.tiny_llama import TinyData, TinyModule, tiny_trainer
 
 
 class Fails(Checkpoint):

@@ -1,11 +1,11 @@
 import pytest
 import torch
 from lightning.pytorch import seed_everything
-from tiny_llama import TinyData, TinyModule, tiny_network, tiny_tokenizer, tiny_trainer
-from tiny_run import finish, free_port, short_samples
 
 from callbacks import CallbackError, Samples
 from callbacks.monitoring.samples import DEFAULT_GENERATION, generate_texts, is_sharded
+from tests.callbacks.tiny_llama import TinyData, TinyModule, tiny_network, tiny_tokenizer, tiny_trainer
+from tests.callbacks.tiny_run import finish, free_port, short_samples
 
 GREEDY = {"do_sample": False}
 

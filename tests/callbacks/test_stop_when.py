@@ -5,8 +5,6 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Callback
-from tiny_llama import TinyData, TinyModule, tiny_trainer
-from tiny_run import finish, free_port, recorded, stops_by_what_one_rank_sees
 from transformers import AutoModelForCausalLM
 
 from callbacks import (
@@ -22,6 +20,8 @@ from callbacks import (
     StopWhen,
     Target,
 )
+from tests.callbacks.tiny_llama import TinyData, TinyModule, tiny_trainer
+from tests.callbacks.tiny_run import finish, free_port, recorded, stops_by_what_one_rank_sees
 
 NAN, INF = math.nan, math.inf
 NOISE = [3.0, 3.2, 2.9, 3.1, 3.0, 2.8, 3.1, 2.9]  # within a band of 2.4 to 3.6

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import matplotlib.image
 import pytest
 from lightning.pytorch import Callback
-from tiny_llama import TinyData, TinyModule, tiny_trainer
 
 from callbacks import Curves, GracefulStop, ModelFolder, RunSummary, Throughput
 from callbacks.monitoring.curves import draw_curves, read_metrics
 from llm_lightning.loggers import MetricsFile
+from tests.callbacks.tiny_llama import TinyData, TinyModule, tiny_trainer
 
 
 class StopAt(Callback):

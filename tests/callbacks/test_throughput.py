@@ -8,12 +8,12 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig, get_peft_model
-from tiny_llama import BATCH_SIZE, SEQ_LEN, TinyData, TinyModule, tiny_trainer
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from callbacks import CallbackError, Throughput
 from callbacks.monitoring.flops import TokenFlops, measured_flops, peak_flops
+from tests.callbacks.tiny_llama import BATCH_SIZE, SEQ_LEN, TinyData, TinyModule, tiny_trainer
 
 CPU = torch.device("cpu")
 

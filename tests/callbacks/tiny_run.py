@@ -16,7 +16,6 @@ import torch
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
-from tiny_llama import ShardedTinyModule, TinyData, TinyModule, tiny_trainer
 
 from callbacks import (
     GracefulStop,
@@ -30,6 +29,7 @@ from callbacks import (
     Throughput,
 )
 from callbacks.stopping.agreement import Agreement
+from tests.callbacks.tiny_llama import ShardedTinyModule, TinyData, TinyModule, tiny_trainer
 
 
 class Record(Callback):

@@ -2,8 +2,7 @@
 
 from datamodules.records.conversations import Conversation, conversation_of, detect_shape
 from datamodules.sources.units import Bad
-
-from .conftest import EMOJI, SPANISH
+from tests.datamodules.conftest import EMOJI, SPANISH
 
 SYSTEM = {"role": "system", "content": "Sé breve."}
 USER = {"role": "user", "content": SPANISH}

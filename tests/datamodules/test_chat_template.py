@@ -12,8 +12,7 @@ from datamodules.records.conversations import Conversation
 from datamodules.sources.units import Bad
 from datamodules.templates.chat_template import ChatTemplate
 from datamodules.templates.choice import NAMES, find_template
-
-from .chat_tokenizers import MARKS, SPECIAL, chat_tokenizer
+from tests.datamodules.chat_tokenizers import MARKS, SPECIAL, chat_tokenizer
 
 
 def conversation(*turns: str, tools=None) -> Conversation:

@@ -14,8 +14,7 @@ from datamodules import (
     TextDataModule,
     contract,
 )
-
-from .chat_tokenizers import chat_tokenizer
+from tests.datamodules.chat_tokenizers import chat_tokenizer
 
 FLOATS = ("margins", "chosen_scores", "rejected_scores")
 

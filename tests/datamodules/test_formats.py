@@ -13,8 +13,7 @@ from datamodules.records.text_source import TextSource, text_units
 from datamodules.records.texts import texts_of
 from datamodules.sources import text_files
 from datamodules.sources.bad_records import BadRecords
-
-from .conftest import EMOJI, SPANISH
+from tests.datamodules.conftest import EMOJI, SPANISH
 
 
 def read(path: Path | str, cache: Path, on_bad_record: str = "stop", **options) -> list[str]:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from .fuzz.cases import KINDS, Case, check
-from .fuzz.tokenizers import save_tokenizer
+from tests.datamodules.fuzz.cases import KINDS, Case, check
+from tests.datamodules.fuzz.tokenizers import save_tokenizer
 
 NUM_SEEDS = 60
 

@@ -10,9 +10,8 @@ from datamodules import DataError, InstructionDataModule, RecordSource
 from datamodules.encoding import tokenization
 from datamodules.serving.preview import marked
 from datamodules.sources import text_files
-
-from .chat_tokenizers import TEMPLATES, chat_tokenizer
-from .conftest import EMOJI, SPANISH
+from tests.datamodules.chat_tokenizers import TEMPLATES, chat_tokenizer
+from tests.datamodules.conftest import EMOJI, SPANISH
 
 
 def pairs(count: int) -> list[dict[str, str]]:

@@ -12,8 +12,7 @@ from datamodules.records.shapes import ANSWERS, PREFERENCE_SHAPES, PROMPT_SHAPES
 from datamodules.records.turns import UnfitError
 from datamodules.serving.pairs import Pairs
 from datamodules.sources.units import Bad
-
-from .chat_tokenizers import chat_tokenizer
+from tests.datamodules.chat_tokenizers import chat_tokenizer
 
 
 def tuned(record, columns=None):

@@ -11,9 +11,8 @@ import pytest
 from datamodules import DataError, InstructionDataModule, PreferenceDataModule, PromptDataModule
 from datamodules.records.record_source import RecordSource
 from datamodules.serving.scoring import Conversations
-
-from .chat_tokenizers import chat_tokenizer
-from .test_template_probe import ASSISTANT, USER, WITH_TOOLS, call, chatml, outcome, template
+from tests.datamodules.chat_tokenizers import chat_tokenizer
+from tests.datamodules.test_template_probe import ASSISTANT, USER, WITH_TOOLS, call, chatml, outcome, template
 
 PLANNING = "{% if m.role == 'assistant' and m.tool_plan %}{{ '<plan>' + m.tool_plan + '</plan>' }}{% endif %}"
 

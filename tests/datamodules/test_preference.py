@@ -11,9 +11,8 @@ from datamodules.encoding import tokenization
 from datamodules.serving.pairs import Pairs
 from datamodules.sources import text_files
 from datamodules.storage.near_duplicates import signature
-
-from .chat_tokenizers import chat_tokenizer
-from .conftest import EMOJI, SPANISH
+from tests.datamodules.chat_tokenizers import chat_tokenizer
+from tests.datamodules.conftest import EMOJI, SPANISH
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 CHATML = "<|im_start|>{}\n{}<|im_end|>\n"

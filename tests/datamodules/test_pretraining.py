@@ -234,7 +234,7 @@ def test_one_odd_record_does_not_decide_which_column_is_read(module, tmp_path, t
 def test_packing_is_logged(module, tmp_path):
     from lightning.pytorch.loggers import CSVLogger
 
-    from .recorder import Recorder
+    from tests.datamodules.recorder import Recorder
 
     logger = CSVLogger(tmp_path)
     settings = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}

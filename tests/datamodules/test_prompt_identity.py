@@ -6,8 +6,7 @@ import pytest
 
 from datamodules import DataError, InstructionDataModule, PreferenceDataModule, PromptDataModule
 from datamodules.serving.pairs import Pairs
-
-from .chat_tokenizers import chat_tokenizer
+from tests.datamodules.chat_tokenizers import chat_tokenizer
 
 # As ChatML, with the tools before the first turn.
 CHATML = (

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import recorder
+from tests.datamodules import recorder
 
 
 def two_ranks(name: str, settings: dict) -> list[dict]:

@@ -6,9 +6,8 @@ import pytest
 from datamodules.records.conversations import Conversation, conversation_of, detect_shape
 from datamodules.sources.formats import records
 from datamodules.sources.units import Bad, Unit
-
-from .conftest import EMOJI, SPANISH
-from .conversations import ASSISTANT, SYSTEM, USER, convert, said
+from tests.datamodules.conftest import EMOJI, SPANISH
+from tests.datamodules.conversations import ASSISTANT, SYSTEM, USER, convert, said
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

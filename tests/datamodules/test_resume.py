@@ -3,8 +3,7 @@
 import pytest
 
 from datamodules import DataError
-
-from .recorder import fit
+from tests.datamodules.recorder import fit
 
 
 @pytest.fixture

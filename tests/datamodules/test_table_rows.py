@@ -10,9 +10,8 @@ import pytest
 from datamodules import DataError, InstructionDataModule, PreferenceDataModule, PromptDataModule, TextDataModule
 from datamodules.sources.formats import records
 from datamodules.sources.units import Bad, Unit
-
-from .chat_tokenizers import chat_tokenizer
-from .test_template_probe import ASSISTANT, RESULT, USER, WITH_TOOLS, tool
+from tests.datamodules.chat_tokenizers import chat_tokenizer
+from tests.datamodules.test_template_probe import ASSISTANT, RESULT, USER, WITH_TOOLS, tool
 
 DAMAGE = {b"@@@@": b"\xed\xa0\x80\xff", b"####": b"caf\xe9"}
 

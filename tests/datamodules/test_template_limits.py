@@ -12,9 +12,8 @@ from datamodules import DataError, InstructionDataModule, PreferenceDataModule, 
 from datamodules.templates import chat_template
 from datamodules.templates import limits as template_limits
 from datamodules.templates.limits import CostError, bounded
-
-from .chat_tokenizers import chat_tokenizer
-from .test_template_probe import ASSISTANT, USER, chatml, outcome, template
+from tests.datamodules.chat_tokenizers import chat_tokenizer
+from tests.datamodules.test_template_probe import ASSISTANT, USER, chatml, outcome, template
 
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = a %}{% endfor %}{% endfor %}"
 CALLS = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"

@@ -12,8 +12,7 @@ from datamodules.sources.units import Bad
 from datamodules.templates import chat_template
 from datamodules.templates.chat_template import ChatTemplate, template_of
 from datamodules.templates.choice import NAMES, find_template
-
-from .chat_tokenizers import chat_tokenizer
+from tests.datamodules.chat_tokenizers import chat_tokenizer
 
 END = "<|im_end|>"
 TURN = "{{ '<|im_start|>' + m.role + '\n' + (m.content or '')"

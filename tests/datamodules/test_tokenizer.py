@@ -12,8 +12,7 @@ from datamodules.encoding.tokenization import encoder_digest
 from datamodules.encoding.tokenizer import framing, load_tokenizer, train, trained_tokenizer
 from datamodules.errors import DataError
 from datamodules.records.text_source import TextSource, text_units
-
-from .conftest import EMOJI, SPANISH
+from tests.datamodules.conftest import EMOJI, SPANISH
 
 
 @pytest.fixture(scope="module")

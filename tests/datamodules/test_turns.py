@@ -9,9 +9,8 @@ from datamodules.records.preferences import preference_of
 from datamodules.records.shapes import PREFERENCE_SHAPES, detect_shape
 from datamodules.sources.formats import records
 from datamodules.sources.units import Unit
-
-from .conftest import EMOJI, SPANISH
-from .conversations import ASSISTANT, SYSTEM, USER, convert, said
+from tests.datamodules.conftest import EMOJI, SPANISH
+from tests.datamodules.conversations import ASSISTANT, SYSTEM, USER, convert, said
 
 WEATHER = {"name": "weather", "description": "Weather of a place", "parameters": {"type": "object", "properties": {}}}
 

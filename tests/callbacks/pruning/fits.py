@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from tiny_llama import TinyData, TinyModule, tiny_trainer
 
 from callbacks import Pruning
 from callbacks.pruning.weights import local
 from callbacks.training_loop import is_accumulating
+from tests.callbacks.tiny_llama import TinyData, TinyModule, tiny_trainer
 
 
 class Zeros(Callback):

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_llama import tiny_network
 
 from callbacks import CallbackError
 from callbacks.pruning import NM, Magnitude, Structured, Taylor, Unstructured, Wanda
 from callbacks.pruning.weights import find_weights
+from tests.callbacks.tiny_llama import tiny_network
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
-from pruning.fits import Chosen, fit
-from tiny_llama import tiny_network
 
 from callbacks import CallbackError, Pruning
 from callbacks.pruning import Cubic, Structured, Taylor, Unstructured
+from tests.callbacks.pruning.fits import Chosen, fit
+from tests.callbacks.tiny_llama import tiny_network
 
 IDS = torch.arange(3, 51).view(2, 24)
 

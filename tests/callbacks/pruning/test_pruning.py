@@ -1,13 +1,13 @@
 import pytest
 import torch
 from lightning.pytorch import Callback
-from pruning.fits import Chosen, fit
-from tiny_llama import TinyData, tiny_network, tiny_trainer
 
 from callbacks import CallbackError, ModelFolder, Pruning, RunCheckpoint, StopWhen
 from callbacks.pruning import NM, Constant, Cubic, Linear, Magnitude, OneShot, Structured, Taylor, Unstructured, Wanda
 from callbacks.pruning.criteria import Criterion
 from callbacks.stopping.conditions import NoImprovement
+from tests.callbacks.pruning.fits import Chosen, fit
+from tests.callbacks.tiny_llama import TinyData, tiny_network, tiny_trainer
 
 TWENTY = {"max_steps": 20, "val_check_interval": 10}
 

@@ -5,14 +5,14 @@ import signal
 
 import pytest
 import torch
-from pruning import runs
-from pruning.fits import Chosen
-from tiny_llama import TinyData, tiny_trainer
-from tiny_run import exit_codes, finish, free_port, recorded, running, wait_until
 
 from callbacks import Pruning
 from callbacks.pruning import Cubic, Magnitude, OneShot, Unstructured
 from callbacks.pruning.masks import unpack
+from tests.callbacks.pruning import runs
+from tests.callbacks.pruning.fits import Chosen
+from tests.callbacks.tiny_llama import TinyData, tiny_trainer
+from tests.callbacks.tiny_run import exit_codes, finish, free_port, recorded, running, wait_until
 
 TWENTY = {"max_steps": 16, "val_check_interval": 16}
 

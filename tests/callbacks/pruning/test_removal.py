@@ -6,8 +6,6 @@ import sys
 
 import pytest
 import torch
-from pruning.fits import Chosen, fit
-from tiny_llama import tiny_network
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from callbacks import CallbackError, ModelFolder, Pruning, RunSummary
@@ -16,6 +14,8 @@ from callbacks.pruning.masks import Masks
 from callbacks.pruning.removal import remove_units
 from callbacks.pruning.weights import find_weights
 from callbacks.training_loop import end_fit
+from tests.callbacks.pruning.fits import Chosen, fit
+from tests.callbacks.tiny_llama import tiny_network
 
 IDS = torch.arange(3, 51).view(2, 24)
 SIZES = {"vocab_size": 128, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 4,

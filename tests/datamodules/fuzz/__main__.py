@@ -7,8 +7,8 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-from .cases import Case, check
-from .tokenizers import save_tokenizer
+from tests.datamodules.fuzz.cases import Case, check
+from tests.datamodules.fuzz.tokenizers import save_tokenizer
 
 
 def main() -> int:

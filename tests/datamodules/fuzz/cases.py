@@ -15,9 +15,8 @@ import zstandard
 
 from datamodules import DataError, InstructionDataModule, PreferenceDataModule, PromptDataModule, TextDataModule
 from datamodules.storage.statistics import left_out
-
-from .good_records import INSTRUCTION, PREFERENCE, PROMPT, TEXT, Shape
-from .mutations import DAMAGED, as_json, broken_row, columnar, csv_row, damaged, mutated
+from tests.datamodules.fuzz.good_records import INSTRUCTION, PREFERENCE, PROMPT, TEXT, Shape
+from tests.datamodules.fuzz.mutations import DAMAGED, as_json, broken_row, columnar, csv_row, damaged, mutated
 
 SEQ_LEN = 256
 NUM_GOOD = 6

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..conftest import EMOJI
+from tests.datamodules.conftest import EMOJI
 
 Path = tuple[Any, ...]
 LONG = 40_000

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..chat_tokenizers import chat_tokenizer
+from tests.datamodules.chat_tokenizers import chat_tokenizer
 
 
 def save_tokenizer(folder: Path) -> str:
