@@ -11,6 +11,7 @@ from callbacks.monitoring.reliability import draw_reliability
 from callbacks.monitoring.samples import Samples
 from callbacks.pruning import report as pruning_report
 from callbacks.quantization.report import write_json
+from tests.callbacks.tiny_llama import TinyModule, tiny_trainer
 
 
 @pytest.fixture
@@ -43,22 +44,22 @@ def test_links_are_replaced(root, victim, name):
 
 
 def test_samples(root, victim):
-    trainer = SimpleNamespace(default_root_dir=str(root), global_step=3, loggers=[])
-    (root / "samples" / "step-000003.txt").symlink_to(victim)
+    trainer = tiny_trainer(root)
+    (root / "samples" / "step-000000.txt").symlink_to(victim)
     Samples()._write(trainer, ["a prompt"], [" and more"])
-    assert victim.read_text() == "mine" and "and more" in (root / "samples" / "step-000003.txt").read_text()
-    (root / "samples" / "step-000003.txt").unlink()
+    assert victim.read_text() == "mine" and "and more" in (root / "samples" / "step-000000.txt").read_text()
+    (root / "samples" / "step-000000.txt").unlink()
     (root / "samples").rmdir()
     (root / "samples").symlink_to(victim.parent)
     with pytest.raises(OSError, match="is a link"):
         Samples()._write(trainer, ["a prompt"], [" and more"])
-    assert not (victim.parent / "step-000003.txt").exists()
+    assert not (victim.parent / "step-000000.txt").exists()
 
 
 def test_the_id_of_a_run_is_no_other_files_text(root, victim):
     victim.write_text("root:x:0:0:root:/root")
     callback, note = WandbRunId(), root / "wandb" / "run-id"
-    callback.setup(SimpleNamespace(default_root_dir=str(root), is_global_zero=True), None, "fit")
+    callback.setup(tiny_trainer(root), TinyModule(), "fit")
     note.parent.mkdir()
     note.symlink_to(victim)
     assert callback.state_dict() == {}
@@ -74,8 +75,7 @@ def test_the_id_of_a_run_is_no_other_files_text(root, victim):
 def test_a_model_folder_that_is_a_link_is_not_written_into(root, victim, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (root / "model").symlink_to(tmp_path / "elsewhere")
-    strategy = SimpleNamespace(broadcast=lambda value: value)
     callback = ModelFolder()
     with pytest.raises(OSError, match="is a link"):
-        callback._write(SimpleNamespace(strategy=strategy), None, root / "model" / "last")
+        callback._write(tiny_trainer(root), TinyModule(), root / "model" / "last")
     assert not list((tmp_path / "elsewhere").iterdir())

@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import matplotlib.image
 import pytest
@@ -21,6 +20,20 @@ class StopAt(Callback):
     def on_train_batch_end(self, trainer, *_):
         if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+class TinyPolicy(TinyModule):
+    """Its rewards are the ones that a test asks for."""
+
+    monitor = ("val/reward", "max")
+
+    def training_step(self, batch, batch_idx):
+        self.log_dict({"train/reward": 0.125, "train/kl": 7.8912})
+        return self.model(**batch).loss
+
+    def validation_step(self, batch, batch_idx):
+        reward = (float("nan"), -3.0, -0.5, -1234.0)[self.trainer.global_step - 1]
+        self.log_dict({"val/reward": reward, "val/reward/correct": reward, "val/reward/short": 0.25})
 
 
 def fit(root, *callbacks, **settings):
@@ -57,23 +70,20 @@ def test_the_best_validation_is_kept_over_a_resume(tmp_path):
 
 
 def test_the_best_validation_is_the_one_that_the_module_goes_by(tmp_path):
-    module = SimpleNamespace(monitor=("val/reward", "max"))
     summary = RunSummary()
-    run = SimpleNamespace(
-        callbacks=[], default_root_dir=tmp_path, fast_dev_run=False, sanity_checking=False,
-        state=SimpleNamespace(fn="fit"),
-    )  # fmt: skip
-    for run.global_step, reward in ((1, float("nan")), (2, -3.0), (3, -0.5), (4, -1234.0)):
-        parts = {"val/reward/correct": reward, "val/reward/short": 0.25}
-        run.callback_metrics = {"val/reward": reward, "train/reward": 0.125, "train/kl": 7.8912, **parts}
-        summary.on_validation_end(run, module)
-    printed = {line[:14].strip(): line[16:] for line in summary.text(run).splitlines()}
+    trainer = tiny_trainer(tmp_path, callbacks=[summary], max_steps=4, val_check_interval=1)
+    trainer.fit(TinyPolicy(), TinyData())
+    printed = {line[:14].strip(): line[16:] for line in summary.text(trainer).splitlines()}
     assert printed == {
         "steps": "4", "train reward": "0.125", "val reward": "-0.5 (best, step 3), -1,234 (last)",
         "rewards": "correct -0.5, short 0.25", "KL": "7.891 nats an answer",
     }  # fmt: skip
-    run.callback_metrics = {"train/reward": 0.5}
-    assert RunSummary().text(run).splitlines()[1:] == ["  train reward  0.5"]
+    untried = tiny_trainer(tmp_path, max_steps=1)
+    untried.fit(TinyPolicy(), TinyData())
+    assert RunSummary().text(untried).splitlines()[1:] == [
+        "  train reward  0.125",
+        "  KL            7.891 nats an answer",
+    ]
 
 
 def test_both_speak_after_a_graceful_stop(tmp_path, capsys):

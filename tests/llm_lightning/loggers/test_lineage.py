@@ -1,13 +1,12 @@
 """What a stranger's run folder says decides nothing about which files are sent."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
-import torch
 
 from llm_lightning.loggers.lineage import NOTE, input_model_artifact, output_model_artifact
 from llm_lightning.loggers.wandb import WandbRun
+from tests.callbacks.tiny_llama import TinyData, TinyModule, tiny_trainer
 
 
 @pytest.fixture
@@ -105,8 +104,8 @@ def test_the_next_stage_uses_the_very_artifact_that_a_run_made(tmp_path, log_mod
     (folder / "more").mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "more/a.json"):
         (folder / name).write_text(name)
-    metrics = {"val/loss": torch.tensor(1.5), "train/loss": torch.tensor(2.0)}
-    trainer = SimpleNamespace(default_root_dir=str(tmp_path / "run"), callback_metrics=metrics, global_step=3)
+    trainer = tiny_trainer(tmp_path / "run", max_steps=3, val_check_interval=3)
+    trainer.fit(TinyModule(), TinyData())
     made = output_model_artifact(trainer, "abc123", log_model)
     used = input_model_artifact(str(folder), log_model)
     assert (used.name, used.digest, dict(used.metadata)) == (made.name, made.digest, dict(made.metadata))
