@@ -1,4 +1,4 @@
-"""Runs the real command line in processes of its own, on a small network and real text."""
+"""The real command line in processes of its own, and the small network and the text that it runs on."""
 
 import os
 import subprocess
@@ -83,8 +83,8 @@ def folder(tmp_path, texts) -> Path:
 
 
 @pytest.fixture
-def command(folder, cache):
-    """Start `llm-lightning ARGS` in `folder`; `.wait()` or `.communicate()` as with any process."""
+def fresh_command(folder, cache):
+    """As `command`, in a process that has imported nothing: for ranks, and where its environment has to be its own."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LLM_LIGHTNING")} | {
         "PYTHONPATH": str(ROOT),
         "LLM_LIGHTNING_CACHE": str(cache),
@@ -106,11 +106,11 @@ def command(folder, cache):
 
 
 @pytest.fixture
-def run(command):
-    """Run `llm-lightning ARGS` to its end; returns exit code and output."""
+def fresh_run(fresh_command):
+    """As `run`, in a process that has imported nothing."""
 
     def finish(*args: str, env: dict[str, str] | None = None) -> tuple[int, str]:
-        process = command(*args, env=env)
+        process = fresh_command(*args, env=env)
         output, _ = process.communicate(timeout=240)
         return process.returncode, output
 

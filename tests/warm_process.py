@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,6 +29,44 @@ def _main(args: list[str], folder: str, output: str, environment: dict[str, str]
     os._exit(code)
 
 
+class Fork:
+    """A run of the command line in a fork, with what tests ask of a `subprocess.Popen`."""
+
+    def __init__(self, process: multiprocessing.Process, output: Path) -> None:
+        self._process, self._output = process, output
+        process.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("llm-lightning", timeout, self._read())
+        return self._process.exitcode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        self.wait(timeout)
+        return self._read(), None
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def _read(self) -> str:
+        return self._output.read_text() if self._output.exists() else ""
+
+
 @pytest.fixture(scope="session")
 def warm():
     context = multiprocessing.get_context("forkserver")
@@ -36,27 +75,28 @@ def warm():
 
 
 @pytest.fixture
-def begin(warm, folder, cache, tmp_path_factory):
-    """Start `llm-lightning ARGS` in `folder`; `.process` is the process, `.output()` what it wrote."""
+def command(warm, folder, cache, tmp_path_factory):
+    """Start `llm-lightning ARGS` in `folder`; the fork is waited for, asked and killed as a `subprocess.Popen` is."""
+    forks: list[Fork] = []
 
-    class Run:
-        def __init__(self, *args: str, env: dict[str, str] | None = None) -> None:
-            self.path = tmp_path_factory.mktemp("output") / "output.txt"
-            environment = {"LLM_LIGHTNING_CACHE": str(cache), "HF_HUB_OFFLINE": "1"} | (env or {})
-            self.process = warm.Process(target=_main, args=(list(args), str(folder), str(self.path), environment))
-            self.process.start()
+    def start(*args: str, env: dict[str, str] | None = None) -> Fork:
+        output = tmp_path_factory.mktemp("output") / "output.txt"
+        environment = {"LLM_LIGHTNING_CACHE": str(cache), "HF_HUB_OFFLINE": "1"} | (env or {})
+        forks.append(Fork(warm.Process(target=_main, args=(list(args), str(folder), str(output), environment)), output))
+        return forks[-1]
 
-        def output(self) -> str:
-            return Path(self.path).read_text() if Path(self.path).exists() else ""
-
-        def end(self) -> tuple[int, str]:
-            self.process.join(timeout=120)
-            return self.process.exitcode, self.output()
-
-    return Run
+    yield start
+    for fork in forks:
+        fork.kill()
 
 
 @pytest.fixture
-def quick(begin):
+def run(command):
     """Run `llm-lightning ARGS` to its end; returns exit code and output."""
-    return lambda *args, env=None: begin(*args, env=env).end()
+
+    def finish(*args: str, env: dict[str, str] | None = None) -> tuple[int, str]:
+        process = command(*args, env=env)
+        output, _ = process.communicate(timeout=240)
+        return process.returncode, output
+
+    return finish

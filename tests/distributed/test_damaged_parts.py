@@ -91,14 +91,14 @@ def test_validation_takes_the_one_before_and_moves_nothing(runs):
     assert (runs / "first-flip-kept" / "checkpoints" / "step=4.ckpt").is_dir()
 
 
-def test_ranks_that_the_command_starts_itself_agree_too(run, folder):
+def test_ranks_that_the_command_starts_itself_agree_too(fresh_run, folder):
     args = ("--config", "tiny.yaml", FSDP2, *TWO, "--model.backbone.dropout=0", "--trainer.val_check_interval=9")
-    code, output = run("fit", *args, SIX, "--trainer.default_root_dir=whole")
+    code, output = fresh_run("fit", *args, SIX, "--trainer.default_root_dir=whole")
     assert code == 0, output
-    code, output = run("fit", *args, FOUR)
+    code, output = fresh_run("fit", *args, FOUR)
     assert code == 0, output
     flip_in("state_dict.")(folder / "run" / "checkpoints" / "step=4.ckpt" / SECOND)
-    code, output = run("fit", *args, SIX)
+    code, output = fresh_run("fit", *args, SIX)
     assert code == 0 and "Going on from run/checkpoints/step=3.ckpt" in output, output
     assert output.count("is damaged") == 1 or output.count("Taken instead") == 1
     losses = [{s: r["train/loss"] for s, r in metrics(folder / name, 6).items()} for name in ("run", "whole")]

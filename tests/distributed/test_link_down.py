@@ -81,8 +81,10 @@ def both(folder, cache, hosts):
         process.wait()
 
 
-def test_it_fails_in_time_says_which_rank_and_goes_on(both, run, folder):
-    code, output = run(*FIT[:4], "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.default_root_dir=straight")
+def test_it_fails_in_time_says_which_rank_and_goes_on(both, fresh_run, folder):
+    code, output = fresh_run(
+        *FIT[:4], "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.default_root_dir=straight"
+    )
     assert code == 0, output
 
     ranks = both(*FIT, SLOW)

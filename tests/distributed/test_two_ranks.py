@@ -16,13 +16,13 @@ def column(folder, name):
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
-def test_two_ranks_give_the_losses_and_the_weights_of_one(run, folder):
+def test_two_ranks_give_the_losses_and_the_weights_of_one(fresh_run, folder):
     """The same rows a step, split over ranks with different numbers of trained tokens."""
     one = (*FIT, "--data.batch_size=4", "--trainer.default_root_dir=one")
     two = (*FIT, "--data.batch_size=2", "--trainer.default_root_dir=two", "--trainer.devices=2",
            "--trainer.strategy=ddp")  # fmt: skip
     for args in (one, two):
-        code, output = run(*args)
+        code, output = fresh_run(*args)
         assert code == 0, output
     for name in ("train/loss", "train/grad_norm", "train/bits_per_byte", "val/loss", "tokens"):
         found = column(folder / "two", name)
@@ -35,25 +35,25 @@ def test_two_ranks_give_the_losses_and_the_weights_of_one(run, folder):
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-5)
 
 
-def test_saved_on_two_resumed_on_one(run, folder):
+def test_saved_on_two_resumed_on_one(fresh_run, folder):
     two = ("--data.batch_size=2", "--trainer.devices=2", "--trainer.strategy=ddp", "--model.schedule.kind=constant")
     one = ("--data.batch_size=4", "--model.schedule.kind=constant")
-    assert run(*FIT, *one, "--trainer.default_root_dir=straight")[0] == 0
-    code, output = run(*FIT, *two, "--trainer.max_steps=4")
+    assert fresh_run(*FIT, *one, "--trainer.default_root_dir=straight")[0] == 0
+    code, output = fresh_run(*FIT, *two, "--trainer.max_steps=4")
     assert code == 0, output
-    code, output = run(*FIT, *one)
+    code, output = fresh_run(*FIT, *one)
     assert code == 0 and "step=4.ckpt" in output, output
     assert column(folder / "run", "train/loss") == pytest.approx(column(folder / "straight", "train/loss"), rel=1e-5)
 
 
-def test_two_ranks_of_ppo_are_one(run, ppo_folder):
+def test_two_ranks_of_ppo_are_one(fresh_run, ppo_folder):
     """The same prompts a step, the same answers, whitening, minibatches and running statistics over both ranks."""
     fit = ("fit", "--config", "ppo.yaml", "--trainer.max_steps=3")
     one = (*fit, "--trainer.default_root_dir=one")
     two = (*fit, "--data.batch_size=2", "--trainer.default_root_dir=two", "--trainer.devices=2",
            "--trainer.strategy=ddp")  # fmt: skip
     for args in (one, two):
-        code, output = run(*args)
+        code, output = fresh_run(*args)
         assert code == 0, output
     found, expected = (metrics(ppo_folder / name) for name in ("two", "one"))
     assert found.keys() == expected.keys() == {"1", "2", "3"}

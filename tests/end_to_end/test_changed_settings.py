@@ -14,8 +14,8 @@ def rates(folder):
         return {int(row["step"]): float(row["train/lr"]) for row in csv.DictReader(file) if row["train/lr"]}
 
 
-def test_what_takes_effect_is_said_and_true_and_the_rest_is_refused(quick, folder):
-    assert quick(*FIT, "--trainer.max_steps=6")[0] == 0
+def test_what_takes_effect_is_said_and_true_and_the_rest_is_refused(run, folder):
+    assert run(*FIT, "--trainer.max_steps=6")[0] == 0
     run, before = folder / "run", (folder / "run" / "config.yaml").read_text()
     refused = {
         "model.backbone.config.hidden_act": ("gelu",),
@@ -24,15 +24,15 @@ def test_what_takes_effect_is_said_and_true_and_the_rest_is_refused(quick, folde
         "model.optimizer": ("torch.optim.SGD", "--model.optimizer.lr=0.1"),
     }
     for name, (value, *more) in refused.items():
-        code, output = quick(*FIT, "--trainer.max_steps=12", f"--{name}={value}", *more)
+        code, output = run(*FIT, "--trainer.max_steps=12", f"--{name}={value}", *more)
         assert code == 2 and f"error: {name}: the run in run was begun with" in output and "--resume false" in output
     assert (run / "config.yaml").read_text() == before
 
-    code, output = quick(
+    code, output = run(
         *FIT, "--trainer.max_steps=12", "--model.optimizer.lr=6e-5", "--model.optimizer.weight_decay=0.5"
     )
     assert code == 0 and "trainer.max_steps 6 -> 12" in output and "model.optimizer.lr 0.0006 -> 6e-05" in output
-    assert quick(*FIT, "--trainer.max_steps=12", "--trainer.default_root_dir=straight")[0] == 0
+    assert run(*FIT, "--trainer.max_steps=12", "--trainer.default_root_dir=straight")[0] == 0
     of_twelve = rates(folder / "straight")
     for step in range(7, 13):  # the first one too is of the longer schedule, and of the new peak
         assert abs(rates(run)[step] / of_twelve[step] - 0.1) < 1e-6
@@ -47,16 +47,16 @@ def test_what_takes_effect_is_said_and_true_and_the_rest_is_refused(quick, folde
 
     # Of a folder without config.yaml the checkpoint itself tells that the optimizer was another one.
     (run / "config.yaml").unlink()
-    code, output = quick(*FIT, "--trainer.max_steps=14", "--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=1")
+    code, output = run(*FIT, "--trainer.max_steps=14", "--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=1")
     assert code == 2 and "model.optimizer: the checkpoint is of another one" in output, output
 
     for text in ("a: !!python/object:os.system {}\n", "- 1\n", "a: [\n"):
         (run / "config.yaml").write_text(text)
-        code, output = quick(*FIT, "--trainer.max_steps=14")
+        code, output = run(*FIT, "--trainer.max_steps=14")
         assert code == 2 and "run/config.yaml" in output and "Traceback" not in output
 
 
-def test_other_data_or_another_network_in_a_used_folder(quick, folder, network):
+def test_other_data_or_another_network_in_a_used_folder(run, folder, network):
     for name in ("pairs", "others"):
         pairs = [{"question": f"What is {i}?", "answer": f"{name} {i}"} for i in range(40)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
@@ -74,14 +74,14 @@ def test_other_data_or_another_network_in_a_used_folder(quick, folder, network):
     )  # fmt: skip
     for killed in (True, False):
         at = "{class_path: tests.signals.SignalAt, init_args: {name: SIGTERM, step: 0}}"
-        code, output = quick(*args, f"--trainer.callbacks+={at}" if killed else "--trainer.log_every_n_steps=1")
+        code, output = run(*args, f"--trainer.callbacks+={at}" if killed else "--trainer.log_every_n_steps=1")
         assert code == (143 if killed else 0), output
         before = (folder / "run" / "config.yaml").read_text()
-        code, output = quick(*args, "--data.path=others.jsonl")
+        code, output = run(*args, "--data.path=others.jsonl")
         assert code == 2 and "not those of the checkpoint" in output and "--resume false" in output, output
-        code, output = quick(*args, "--model.backbone.path=other")
+        code, output = run(*args, "--model.backbone.path=other")
         assert code == 2 and "another network" in output and "--resume false" in output, output
         assert (folder / "run" / "config.yaml").read_text() == before
     (folder / "pairs.jsonl").rename(folder / "same.jsonl")
-    code, output = quick(*args, "--model.backbone.path=moved", "--data.path=same.jsonl")
+    code, output = run(*args, "--model.backbone.path=moved", "--data.path=same.jsonl")
     assert code == 0 and "This run is finished" in output, output

@@ -28,36 +28,36 @@ def kill_at(step, in_validation="false", every=3):
     "interval",
     ["--trainer.val_check_interval=8", pytest.param("--trainer.val_check_interval=1.0", marks=pytest.mark.slow)],
 )
-def test_kills_and_more_epochs_lose_no_row(quick, folder, interval):
+def test_kills_and_more_epochs_lose_no_row(run, folder, interval):
     fit = (*FIT, interval)
-    assert quick(*fit, "--trainer.max_epochs=1")[0] == 0
+    assert run(*fit, "--trainer.max_epochs=1")[0] == 0
     run = folder / "run"
     before = (run / "metrics.csv").read_text()
-    code, output = quick(*fit, "--trainer.max_epochs=1")
+    code, output = run(*fit, "--trainer.max_epochs=1")
     assert code == 0 and f"This run is finished: run/checkpoints/step={STEPS}.ckpt ends its last epoch" in output
     assert "trainer.max_epochs" in output and (run / "metrics.csv").read_text() == before
 
     # A second resumption within an epoch that was begun behind a checkpoint at an epoch's end.
     fit = (*fit, "--trainer.max_epochs=2")
-    assert quick(*fit, *kill_at(STEPS + 2, every=1))[0] == -9
-    assert quick(*fit, *kill_at(STEPS + 4, every=100))[0] == -9
-    code, output = quick(*fit)
+    assert run(*fit, *kill_at(STEPS + 2, every=1))[0] == -9
+    assert run(*fit, *kill_at(STEPS + 4, every=100))[0] == -9
+    code, output = run(*fit)
     assert code == 0 and f"step={STEPS + 2}.ckpt" in output, output
-    assert quick(*fit, "--trainer.default_root_dir=straight")[0] == 0
+    assert run(*fit, "--trainer.default_root_dir=straight")[0] == 0
     assert rows(run) == rows(folder / "straight") and len(rows(run)) == 2 * STEPS
 
     shutil.rmtree(run / "model" / "last")  # as if killed before it was written
     before = (run / "metrics.csv").read_text()
-    code, output = quick(*fit)
+    code, output = run(*fit)
     assert code == 0 and "nothing was left to train" in output and (run / "model" / "last").exists()
     assert (run / "metrics.csv").read_text() == before
 
 
-def test_a_kill_before_the_last_export_adds_no_row(quick, folder):
+def test_a_kill_before_the_last_export_adds_no_row(run, folder):
     fit = ("fit", "--config=tiny.yaml", "--trainer.max_steps=6", "--trainer.val_check_interval=4")
-    assert quick(*fit)[0] == 0
+    assert run(*fit)[0] == 0
     before = (folder / "run" / "metrics.csv").read_text()
     shutil.rmtree(folder / "run" / "model" / "last")
-    assert quick(*fit)[0] == 0
+    assert run(*fit)[0] == 0
     assert (folder / "run" / "metrics.csv").read_text() == before
     assert (folder / "run" / "model" / "last").exists()

@@ -118,8 +118,8 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("args", "message"), MISTAKES)
-def test_a_mistake_is_one_message(quick, ppo_folder, args, message):
-    code, output = quick(*FIT, *args)
+def test_a_mistake_is_one_message(run, ppo_folder, args, message):
+    code, output = run(*FIT, *args)
     assert code == 2, output
     assert message in output.splitlines()[-1] or message in output, output
     assert "Traceback" not in output
@@ -144,22 +144,22 @@ def test_a_broken_reward_is_one_message(run, ppo_folder, name):
     assert "Traceback" not in output
 
 
-def test_a_record_without_an_answer_is_named_before_any_network_is_built(quick, ppo_folder):
+def test_a_record_without_an_answer_is_named_before_any_network_is_built(run, ppo_folder):
     final = ("--model.rewards.vowels.function=llm_lightning.rewards.FinalAnswer",)
     with (ppo_folder / "prompts.jsonl").open("a") as file:
         file.write('{"prompt": "How many?", "answer": "several"}\n')
-    code, output = quick(*FIT, *final)
+    code, output = run(*FIT, *final)
     assert code == 2
     assert "prompts.jsonl:61: FinalAnswer: column 'answer' holds no number" in output
     assert "Traceback" not in output and not (ppo_folder / "runs/ppo/checkpoints").exists()
-    code, output = quick(*FIT, *final, "--model.rewards.vowels.function.init_args.column=solution")
+    code, output = run(*FIT, *final, "--model.rewards.vowels.function.init_args.column=solution")
     assert code == 2
     assert "prompts.jsonl:1: FinalAnswer.column='solution': the record has the columns" in output
 
 
-def test_an_empty_prompt_is_named(quick, ppo_folder):
+def test_an_empty_prompt_is_named(run, ppo_folder):
     with (ppo_folder / "prompts.jsonl").open("a") as file:
         file.write('{"prompt": "", "answer": 1}\n')
-    code, output = quick(*FIT)
+    code, output = run(*FIT)
     assert code == 2
     assert "prompts.jsonl:61: no prompt" in output

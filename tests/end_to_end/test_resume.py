@@ -120,8 +120,8 @@ def test_no_validation_is_lost_where_the_run_stops(run, folder, name, step, in_v
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks into /proc for whether the handler is there")
-def test_a_signal_during_the_imports_ends_the_run_after_its_first_step(command, folder):
-    process = command(*FIT)
+def test_a_signal_during_the_imports_ends_the_run_after_its_first_step(fresh_command, folder):
+    process = fresh_command(*FIT)
     status = Path(f"/proc/{process.pid}/status")
     usr1 = 1 << (signal.SIGUSR1 - 1)
     while not int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) & usr1:

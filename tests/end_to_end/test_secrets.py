@@ -75,7 +75,7 @@ def test_a_refusal_that_repeats_the_key(planted, server, capfd):
 
 
 @pytest.mark.slow  # trains, validates and predicts in processes of their own
-def test_a_run_with_wandb_leaves_none(planted, run):
+def test_a_run_with_wandb_leaves_none(planted, fresh_run):
     logger = (
         "--trainer.logger.class_path=llm_lightning.loggers.WandbRun",
         f"--trainer.logger.notes=see https://me:{FLAG}@host",
@@ -87,11 +87,11 @@ def test_a_run_with_wandb_leaves_none(planted, run):
         "HF_TOKEN": QUERY,
         "LLM_LIGHTNING__DATA__ENGINE__INIT_ARGS__EXTRA__API_KEY": EXTRA,
     }
-    code, output = run("fit", *args, env=env)
+    code, output = fresh_run("fit", *args, env=env)
     assert code == 0 and "llm-lightning predict" in output, output
     assert list((planted / "run" / "wandb").glob("offline-run-*/*.wandb")), output
     assert_nowhere(planted, output, but=("instruct.yaml",))
     for command in ("validate", "preview"):
-        code, output = run(command, *args, env=env)
+        code, output = fresh_run(command, *args, env=env)
         assert code == 0, output
         assert_nowhere(planted, output, but=("instruct.yaml",))

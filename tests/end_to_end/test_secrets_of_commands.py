@@ -59,11 +59,11 @@ trainer: {accelerator: cpu, devices: 1, precision: 32-true, default_root_dir: ru
 
 
 @pytest.mark.slow  # each command is a process of its own: W&B writes its files as it ends
-def test_a_run_with_wandb_and_what_is_made_of_it(chat, run):
+def test_a_run_with_wandb_and_what_is_made_of_it(chat, fresh_run):
     env = {"WANDB_MODE": "offline", "WANDB_API_KEY": LOOKS[3], "HF_TOKEN": LOOKS[0], "MY_PASSWORD": "Key-In-The-Env-1"}
     args = (*TRAIN, "--model.peft", LORA)
     for command in ("fit", "test", "predict"):
-        code, output = run(command, *args, env=env)
+        code, output = fresh_run(command, *args, env=env)
         assert code == 0, output
         assert_nowhere(chat, output, [*ALL, "Key-In-The-Env-1"])
     assert len(list((chat / "run" / "wandb").glob("offline-run-*/*.wandb"))) >= 2
@@ -72,16 +72,16 @@ def test_a_run_with_wandb_and_what_is_made_of_it(chat, run):
     # What a user trains on is no setting: it comes out as it went in.
     predictions = [json.loads(line) for line in (chat / "run" / "predictions.jsonl").read_text().splitlines()]
     assert predictions and all("password: Data-" in json.dumps(each) for each in predictions)
-    code, output = run("merge", "run/model/last", "merged", env=env)
+    code, output = fresh_run("merge", "run/model/last", "merged", env=env)
     assert code == 0 and (chat / "merged" / "model.safetensors").exists(), output
     assert_nowhere(chat, output, [*ALL, "Key-In-The-Env-1"])
 
 
 @pytest.mark.slow  # five processes, four of which train
-def test_an_ablation(chat, run):
+def test_an_ablation(chat, fresh_run):
     args = ("--config=synthetic.yaml", *TRAIN[1:], "--trainer.max_steps=2", "--trainer.val_check_interval=2")
     args += ("--data.generators.again.init_args.count=8", "--seeds=2")
-    code, output = run("ablate", *args, env={"WANDB_MODE": "offline", "HF_TOKEN": LOOKS[0]})
+    code, output = fresh_run("ablate", *args, env={"WANDB_MODE": "offline", "HF_TOKEN": LOOKS[0]})
     assert code == 0 and "mean difference" in output, output
     assert len(list((chat / "run" / "ablation").glob("*/config.yaml"))) == 4
     assert_nowhere(chat, output, ALL)
@@ -136,14 +136,14 @@ def test_copied_configurations_hold_what_the_package_holds(chat, capfd):
 
 
 @pytest.mark.slow  # W&B asks its server again for half a minute
-def test_a_server_of_wandb_that_repeats_the_key(chat, run):
+def test_a_server_of_wandb_that_repeats_the_key(chat, fresh_run):
     pytest.importorskip("wandb_workspaces")
     with ChatServer().running() as server:
         said = {"errors": [{"message": f"no such key: {LOOKS[3]}, {TEXTS[0]}"}]}
         server.fault = lambda body, attempt: lambda handler: send_json(handler, json.dumps(said).encode(), 400)
         address = server.url.removesuffix("/v1")
         env = {"WANDB_API_KEY": LOOKS[3], "WANDB_BASE_URL": address, "WANDB_MODE": "online"}
-        code, output = run("workspace", "sft", "--entity=me", "--project=them", "--debug", env=env)
+        code, output = fresh_run("workspace", "sft", "--entity=me", "--project=them", "--debug", env=env)
     assert code == 2 and "llm-lightning: error" in output and server.calls, output
     assert_nowhere(chat, output, [LOOKS[3], SECRETS[0]])
 

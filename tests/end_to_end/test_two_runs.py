@@ -1,6 +1,5 @@
 """A folder that a run is in."""
 
-import os
 import signal
 import time
 
@@ -13,26 +12,26 @@ def content(folder):
     }  # the run that holds it goes on beating
 
 
-def test_a_second_run_is_refused_and_reading_is_not(begin, quick, folder):
-    first = begin(*FIT)
+def test_a_second_run_is_refused_and_reading_is_not(command, run, folder):
+    first = command(*FIT)
     metrics = folder / "run" / "metrics.csv"
     while not (list((folder / "run").glob("checkpoints/step=*.ckpt")) and metrics.exists()):
-        assert first.process.is_alive(), first.output()
+        assert first.poll() is None, first.communicate()[0]
         time.sleep(0.01)
-    os.kill(first.process.pid, signal.SIGSTOP)
+    first.send_signal(signal.SIGSTOP)
     before = content(folder / "run")
     for also in ((), ("--resume=false",), ("--trainer.max_steps=5",)):
-        code, output = quick(*FIT, *also)
-        assert code == 2 and f"Process {first.process.pid} on" in output and "trainer.default_root_dir" in output
+        code, output = run(*FIT, *also)
+        assert code == 2 and f"Process {first.pid} on" in output and "trainer.default_root_dir" in output
     assert content(folder / "run") == before
-    code, output = quick("validate", "--config=tiny.yaml")
+    code, output = run("validate", "--config=tiny.yaml")
     assert code == 0, output
     assert content(folder / "run") == before
-    code, output = quick("predict", "--config=tiny.yaml", "--trainer.limit_predict_batches=1")
+    code, output = run("predict", "--config=tiny.yaml", "--trainer.limit_predict_batches=1")
     assert code == 0, output
     assert {p.name for p in content(folder / "run").keys() - before.keys()} == {"predictions.jsonl", ".predict.lock"}
 
-    os.kill(first.process.pid, signal.SIGKILL)
-    first.end()
-    code, output = quick(*FIT)
+    first.kill()
+    first.wait()
+    code, output = run(*FIT)
     assert code == 0 and "Going on from" in output, output

@@ -31,36 +31,36 @@ def sentence(module: str, given: str, data: str) -> str:
 
 
 @pytest.mark.parametrize(("module", "data"), WRONG)
-def test_a_wrong_pair_names_the_right_datamodule(quick, network, module, data):
-    code, output = quick("fit", *arguments(module, data, network))
+def test_a_wrong_pair_names_the_right_datamodule(run, network, module, data):
+    code, output = run("fit", *arguments(module, data, network))
     assert code == 2, output
     assert output.strip().splitlines()[-1] == sentence(module, GIVEN[data], data)
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
-def test_other_commands_say_it_too(quick, network, command):
-    code, output = quick(command, *arguments("RewardModeling", "InstructionDataModule", network))
+def test_other_commands_say_it_too(run, network, command):
+    code, output = run(command, *arguments("RewardModeling", "InstructionDataModule", network))
     assert code == 2, output
     wanted = sentence("RewardModeling", "conversations", "InstructionDataModule")
     assert output.strip().splitlines()[-1] == wanted
 
 
-def test_data_around_data_counts_as_what_is_in_it(quick, network, folder):
+def test_data_around_data_counts_as_what_is_in_it(run, network, folder):
     (folder / "synthetic.yaml").write_text(
         "data:\n  class_path: SyntheticDataModule\n  init_args:\n"
         "    data: {class_path: PreferenceDataModule, init_args: {path: texts.jsonl}}\n    generators: {}\n"
     )
     model = [f"--model.backbone.path={network}", "--trainer.accelerator=cpu"]
-    code, output = quick("fit", "--model=SupervisedFinetuning", *model, "--config=synthetic.yaml")
+    code, output = run("fit", "--model=SupervisedFinetuning", *model, "--config=synthetic.yaml")
     assert code == 2, output
     wanted = sentence("SupervisedFinetuning", "pairs of answers", "SyntheticDataModule")
     assert output.strip().splitlines()[-1] == wanted
 
 
-def test_a_language_model_goes_on_from_prompts_too(quick, network, folder):
+def test_a_language_model_goes_on_from_prompts_too(run, network, folder):
     (folder / "prompts.jsonl").write_text('{"prompt": "What is"}\n{"prompt": "A function"}\n')
     model = ["--model=CausalPretraining", f"--model.backbone.path={network}", "--model.generation={max_new_tokens: 3}"]
     data = ["--data=PromptDataModule", "--data.path=prompts.jsonl", "--data.val_share=0.5", "--data.chat=false"]
-    code, output = quick("predict", *model, *data, "--trainer.accelerator=cpu", "--trainer.default_root_dir=run")
+    code, output = run("predict", *model, *data, "--trainer.accelerator=cpu", "--trainer.default_root_dir=run")
     assert code == 0, output
     assert len((folder / "run" / "predictions.jsonl").read_text().splitlines()) == 1
