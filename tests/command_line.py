@@ -7,35 +7,25 @@ from pathlib import Path
 
 import pytest
 
+from tests.config_files import config_of, part, samples_of, saves_every
+
 ROOT = Path(__file__).parents[1]
 
-CONFIG = """
-model:
-  class_path: CausalPretraining
-  init_args:
-    backbone:
-      dropout: 0.1
-      config:
-        class_path: transformers.LlamaConfig
-        init_args: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4,
-                    num_key_value_heads: 2, max_position_embeddings: 64, tie_word_embeddings: true}
-    schedule: {warmup: 5}
-data:
-  class_path: TextDataModule
-  init_args: {path: texts.jsonl, vocab_size: 500, seq_len: 64, batch_size: 4, val_share: 0.1}
-trainer:
-  accelerator: cpu
-  devices: 1
-  precision: 32-true
-  default_root_dir: run
-  max_steps: 24
-  val_check_interval: 8
-  accumulate_grad_batches: 2
-  log_every_n_steps: 1
-  callbacks:
-    - {class_path: RunCheckpoint, init_args: {every_n_steps: 3}}
-    - {class_path: Samples, init_args: {max_new_tokens: 8}}
-"""
+CONFIG = config_of(
+    part(
+        "CausalPretraining",
+        backbone={
+            "dropout": 0.1,
+            "config": part(
+                "transformers.LlamaConfig", hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True,
+            ),
+        },
+        schedule={"warmup": 5},
+    ),
+    part("TextDataModule", path="texts.jsonl", vocab_size=500, seq_len=64, batch_size=4, val_share=0.1),
+    max_steps=24, val_check_interval=8, accumulate_grad_batches=2, callbacks=[saves_every(3), samples_of(8)],
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")

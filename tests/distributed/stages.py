@@ -7,31 +7,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import ppo_runs
 from tests.command_line import CONFIG
-from tests.ppo_runs import CONFIG as PPO
+from tests.config_files import adamw, config_of, part, samples_of
 from tests.ppo_runs import REWARDS, TIMES
 
-STAGE = """
-model:
-  class_path: {module}
-  init_args:
-    backbone: {{path: {network}}}
-    optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 5.0e-3}}}}
-    schedule: {{kind: constant, warmup: 0}}
-data:
-  class_path: {data}
-  init_args: {{path: {file}, seq_len: 64, batch_size: 4, val_share: 0.1}}
-trainer:
-  accelerator: cpu
-  devices: 1
-  precision: 32-true
-  max_steps: 4
-  val_check_interval: 2
-  log_every_n_steps: 1
-  accumulate_grad_batches: 2
-  callbacks:
-    - {{class_path: Samples, init_args: {{max_new_tokens: 2}}}}
-"""
+
+def config(module, data, file, network):
+    return config_of(
+        part(
+            module, backbone={"path": str(network)}, optimizer=adamw(5e-3), schedule={"kind": "constant", "warmup": 0}
+        ),
+        part(data, path=file, seq_len=64, batch_size=4, val_share=0.1),
+        max_steps=4, val_check_interval=2, accumulate_grad_batches=2, callbacks=[samples_of(2)],
+    )  # fmt: skip
+
+
 LORA = ("--model.peft=peft.LoraConfig", "--model.peft.r=4", "--model.peft.target_modules=all-linear")
 STAGES = {
     "pretrain": ("--config=pretrain.yaml", "--model.backbone.dropout=0", "--trainer.max_steps=4",
@@ -56,12 +47,12 @@ def prepare(folder, texts, network):
     (folder / "preferences.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in preferences))
     (folder / "my_rewards.py").write_text(REWARDS)
     (folder / "pretrain.yaml").write_text(CONFIG)
-    (folder / "ppo.yaml").write_text(PPO.replace("NETWORK", str(network)))
+    (folder / "ppo.yaml").write_text(ppo_runs.config(network))
     for name, module, data, file in (
         ("sft", "SupervisedFinetuning", "InstructionDataModule", "prompts.jsonl"),
         ("reward", "RewardModeling", "PreferenceDataModule", "preferences.jsonl"),
     ):
-        (folder / f"{name}.yaml").write_text(STAGE.format(module=module, data=data, file=file, network=network))
+        (folder / f"{name}.yaml").write_text(config(module, data, file, network))
 
 
 def metrics(folder, most_steps):

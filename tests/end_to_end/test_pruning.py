@@ -7,29 +7,31 @@ import time
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
-PRUNING = """
-    - class_path: Pruning
-      init_args:
-        structure: {{class_path: {structure}, init_args: {settings}}}
-        criterion: Wanda
-        schedule: {{class_path: Cubic, init_args: {{begin: 2, end: 12, interval: 2}}}}
-        num_batches: 2
-"""
+from tests.config_files import part
 
 
-def write(folder, structure, settings):
-    text = (folder / "tiny.yaml").read_text()
-    text = text.replace("  callbacks:\n", "  callbacks:" + PRUNING.format(structure=structure, settings=settings))
-    (folder / "pruned.yaml").write_text(text)
+def write(folder, structure, **settings):
+    config = yaml.safe_load((folder / "tiny.yaml").read_text())
+    pruning = part(
+        "Pruning",
+        structure=part(structure, **settings),
+        criterion="Wanda",
+        schedule=part("Cubic", begin=2, end=12, interval=2),
+        num_batches=2,
+    )
+    config["trainer"]["callbacks"].insert(0, pruning)
+    (folder / "pruned.yaml").write_text(yaml.safe_dump(config))
 
 
 def from_folder(folder, path):
-    text = (folder / "pruned.yaml").read_text()
-    text = text[: text.index("      config:")] + f"      path: {path}\n" + text[text.index("    schedule: {warmup") :]
-    text = text.replace("vocab_size: 500, ", "")
-    (folder / "pruned.yaml").write_text(text)
+    config = yaml.safe_load((folder / "pruned.yaml").read_text())
+    backbone = config["model"]["init_args"]["backbone"]
+    del backbone["config"], config["data"]["init_args"]["vocab_size"]
+    backbone["path"] = path
+    (folder / "pruned.yaml").write_text(yaml.safe_dump(config))
 
 
 FIT = ("fit", "--config", "pruned.yaml")
@@ -47,7 +49,7 @@ def validated(run, *args):
 
 
 def test_structured_leaves_a_smaller_folder_and_the_run_can_still_be_judged(run, folder):
-    write(folder, "Structured", "{channels: 0.25, kv_groups: 0.5}")
+    write(folder, "Structured", channels=0.25, kv_groups=0.5)
     code, output = run(*FIT)
     assert code == 0, output
     config = json.loads((folder / "run" / "model" / "last" / "config.json").read_text())
@@ -60,7 +62,7 @@ def test_structured_leaves_a_smaller_folder_and_the_run_can_still_be_judged(run,
 
 def test_a_lora_leaves_the_merged_network(run, folder, network):
     (folder / "network").symlink_to(network)
-    write(folder, "Unstructured", "{sparsity: 0.5}")
+    write(folder, "Unstructured", sparsity=0.5)
     from_folder(folder, "network")
     lora = ("--model.peft=peft.LoraConfig", "--model.peft.r=4", "--model.peft.target_modules=all-linear",
             "--model.optimizer.lr=1e-2")  # fmt: skip
@@ -84,7 +86,7 @@ def losses(folder):
 
 
 def test_two_of_four_is_reported_and_a_killed_run_goes_on_to_the_same_bits(command, run, folder):
-    write(folder, "NM", "{n: 2, m: 4}")
+    write(folder, "NM", n=2, m=4)
     code, output = run(*FIT, "--trainer.default_root_dir=straight")
     assert code == 0, output
     assert "Pruned: 50.0%" in output and "perplexity" in output
@@ -110,7 +112,7 @@ def test_two_of_four_is_reported_and_a_killed_run_goes_on_to_the_same_bits(comma
 
 
 def test_a_mistake_ends_in_one_message(run, folder):
-    write(folder, "Structured", "{channels: 0.01}")
+    write(folder, "Structured", channels=0.01)
     code, output = run(*FIT)
     message = output[output.index("llm-lightning: error: ") :]
     assert code == 2 and "Traceback" not in output, output

@@ -13,28 +13,13 @@ import torch
 import yaml
 
 from llm_lightning.__main__ import main
+from tests.config_files import adamw, config_of, part, saves_every
 
-REWARD = """
-model:
-  class_path: RewardModeling
-  init_args:
-    backbone: {path: network, dropout: 0.1}
-    optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 5.0e-3}}
-data:
-  class_path: PreferenceDataModule
-  init_args: {path: pairs.jsonl, seq_len: 64, batch_size: 2, val_share: 0.1}
-trainer:
-  accelerator: cpu
-  devices: 1
-  precision: 32-true
-  default_root_dir: run
-  max_steps: 24
-  val_check_interval: 8
-  accumulate_grad_batches: 2
-  log_every_n_steps: 1
-  callbacks:
-    - {class_path: RunCheckpoint, init_args: {every_n_steps: 3}}
-"""
+REWARD = config_of(
+    part("RewardModeling", backbone={"path": "network", "dropout": 0.1}, optimizer=adamw(5e-3)),
+    part("PreferenceDataModule", path="pairs.jsonl", seq_len=64, batch_size=2, val_share=0.1),
+    max_steps=24, val_check_interval=8, accumulate_grad_batches=2, callbacks=[saves_every(3)],
+)  # fmt: skip
 
 LORA = {"class_path": "peft.LoraConfig", "init_args": {"r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"}}
 

@@ -10,6 +10,7 @@ import pytest
 from llm_lightning.__main__ import main
 from llm_lightning_safety import redaction
 from tests.chat_server import ChatServer, send_json
+from tests.config_files import config_of, part
 from tests.end_to_end.test_secrets import assert_nowhere
 from tests.end_to_end.test_synthetic import CONFIG, TEMPLATE
 from tests.secret_forms import FORMS, LOOKS, S
@@ -46,16 +47,11 @@ def chat(folder, network, monkeypatch):
     return folder
 
 
-SFT = """
-model:
-  class_path: SupervisedFinetuning
-  init_args: {backbone: {path: network}, generation: {max_new_tokens: 4}}
-data:
-  class_path: InstructionDataModule
-  init_args: {path: pairs.jsonl, seq_len: 128, batch_size: 2, val_share: 0.1}
-trainer: {accelerator: cpu, devices: 1, precision: 32-true, default_root_dir: run, max_steps: 2, val_check_interval: 2,
-          limit_predict_batches: 2}
-"""
+SFT = config_of(
+    part("SupervisedFinetuning", backbone={"path": "network"}, generation={"max_new_tokens": 4}),
+    part("InstructionDataModule", path="pairs.jsonl", seq_len=128, batch_size=2, val_share=0.1),
+    max_steps=2, val_check_interval=2, limit_predict_batches=2,
+)  # fmt: skip
 
 
 @pytest.mark.slow  # each command is a process of its own: W&B writes its files as it ends

@@ -8,29 +8,13 @@ import torch
 import yaml
 
 from llm_lightning.__main__ import main
+from tests.config_files import adamw, config_of, part, samples_of, saves_every
 
-SFT = """
-model:
-  class_path: SupervisedFinetuning
-  init_args:
-    backbone: {path: network, dropout: 0.1}
-    optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 1.0e-2}}
-data:
-  class_path: InstructionDataModule
-  init_args: {path: pairs.jsonl, seq_len: 64, batch_size: 2, val_share: 0.1}
-trainer:
-  accelerator: cpu
-  devices: 1
-  precision: 32-true
-  default_root_dir: run
-  max_steps: 24
-  val_check_interval: 8
-  accumulate_grad_batches: 2
-  log_every_n_steps: 1
-  callbacks:
-    - {class_path: RunCheckpoint, init_args: {every_n_steps: 3}}
-    - {class_path: Samples, init_args: {max_new_tokens: 8}}
-"""
+SFT = config_of(
+    part("SupervisedFinetuning", backbone={"path": "network", "dropout": 0.1}, optimizer=adamw(1e-2)),
+    part("InstructionDataModule", path="pairs.jsonl", seq_len=64, batch_size=2, val_share=0.1),
+    max_steps=24, val_check_interval=8, accumulate_grad_batches=2, callbacks=[saves_every(3), samples_of(8)],
+)  # fmt: skip
 
 
 @pytest.fixture

@@ -18,54 +18,26 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from datamodules.cache import key_of
 from llm_lightning.__main__ import main
 from tests.chat_server import ChatServer, words
+from tests.config_files import adamw, config_of, part
 
 TEMPLATE = Path(__file__).parents[2] / "datamodules" / "templates" / "chatml.jinja"
 
-CONFIG = """
-model:
-  class_path: SupervisedFinetuning
-  init_args:
-    backbone: {path: network}
-    optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 1.0e-2}}
-data:
-  class_path: SyntheticDataModule
-  init_args:
-    folder: synthetic
-    data:
-      class_path: InstructionDataModule
-      init_args: {path: pairs.jsonl, seq_len: 128, batch_size: 2, val_share: 0.1}
-    generators:
-      again:
-        class_path: Answers
-        init_args: {count: 600, max_new_tokens: 40, temperature: 1.0, top_p: 1.0}
-    filters:
-      - {class_path: ExactDuplicates}
-trainer:
-  accelerator: cpu
-  devices: 1
-  precision: 32-true
-  default_root_dir: run
-  max_steps: 6
-  val_check_interval: 6
-  log_every_n_steps: 1
-"""
-REWARD = """
-model:
-  class_path: RewardModeling
-  init_args:
-    backbone: {path: network}
-    optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 1.0e-2}}
-data:
-  class_path: PreferenceDataModule
-  init_args: {path: preferences.jsonl, seq_len: 128, batch_size: 4, val_share: 0.1}
-trainer:
-  accelerator: cpu
-  devices: 1
-  precision: 32-true
-  default_root_dir: reward
-  max_steps: 8
-  val_check_interval: 8
-"""
+CONFIG = config_of(
+    part("SupervisedFinetuning", backbone={"path": "network"}, optimizer=adamw(1e-2)),
+    part(
+        "SyntheticDataModule",
+        folder="synthetic",
+        data=part("InstructionDataModule", path="pairs.jsonl", seq_len=128, batch_size=2, val_share=0.1),
+        generators={"again": part("Answers", count=600, max_new_tokens=40, temperature=1.0, top_p=1.0)},
+        filters=[{"class_path": "ExactDuplicates"}],
+    ),
+    max_steps=6, val_check_interval=6,
+)  # fmt: skip
+REWARD = config_of(
+    part("RewardModeling", backbone={"path": "network"}, optimizer=adamw(1e-2)),
+    part("PreferenceDataModule", path="preferences.jsonl", seq_len=128, batch_size=4, val_share=0.1),
+    default_root_dir="reward", max_steps=8, val_check_interval=8,
+)  # fmt: skip
 PAIRS = """
 data:
   class_path: SyntheticDataModule
