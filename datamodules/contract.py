@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
 
-BatchKind = Literal["texts", "conversations", "pairs of answers", "prompts"]
+BatchKind = Literal["texts", "conversations", "preference pairs", "prompts"]
 """What is learned from. The batches of texts and of conversations are both `PackedBatch`es."""
 
 

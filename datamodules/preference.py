@@ -62,7 +62,7 @@ class PreferenceDataModule(ChatDataModule):
         args, kwargs: see `ChatDataModule`.
     """
 
-    batch_kind = "pairs of answers"
+    batch_kind = "preference pairs"
     default_val_share = 0.05
     too_long: TooLong = "drop"  # of the packing: cutting is the encoder's affair, which knows the parts of a pair
     shapes = PREFERENCE_SHAPES

@@ -16,7 +16,7 @@ Curve = tuple[list[float], list[float]]
 
 PANELS = {
     "KL to the reference": "train/kl",
-    "answer length": "rollout/completion_length",
+    "completion length": "rollout/completion_length",
     "learning rate": "train/lr",
     "gradient norm": "train/grad_norm",
     "tokens/s": "throughput/tokens_per_s",

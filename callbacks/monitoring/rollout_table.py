@@ -16,14 +16,14 @@ from llm_lightning_safety.files import atomic_file, make_folder
 
 
 class RolloutTable(Callback):
-    """Keeps answers with their rewards, into `samples/rollouts-000100.jsonl` and a table of a W&B logger.
+    """Keeps completions with their rewards, into `samples/rollouts-000100.jsonl` and a table of a W&B logger.
 
     Those of the step that is over, which a module that `KeepsSamples` has; of others nothing is written.
-    They cost nothing, as they were written to be learned from.
+    They cost nothing, as they were sampled for training anyway.
 
     Args:
         every_n_steps: Steps between two tables. Without: the first step, and whenever the run validates.
-        num_samples: Answers of a table. 16 are read in a minute.
+        num_samples: Completions of a table. 16 are read in a minute.
 
     Raises:
         CallbackError: A number is below 1.

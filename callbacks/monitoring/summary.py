@@ -74,7 +74,7 @@ class RunSummary(Callback):
             ("train reward", _number(metrics, "train/reward")),
             ("val reward", self._validation(metrics, "val/reward")),
             ("rewards", self._each_reward()),
-            ("KL", f"{_number(metrics, 'train/kl')} nats an answer" if "train/kl" in metrics else ""),
+            ("KL", f"{_number(metrics, 'train/kl')} nats a completion" if "train/kl" in metrics else ""),
             ("accuracy", _number(self._best, "val/accuracy")),
             ("calibration", _number(self._best, "val/ece")),
             ("perplexity", _number(self._best, "val/perplexity")),

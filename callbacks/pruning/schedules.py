@@ -146,7 +146,7 @@ class OneShot(Linear):
 
     @override
     def resolve(self, total: float, is_rehearsal: bool = False) -> Self:
-        """In parts of whole units."""
+        """In fractions of whole units."""
         plan = super().resolve(total, is_rehearsal)
         plan.end = max(plan.end, 1)
         plan.interval = max(plan.end // self.PARTS, 1)

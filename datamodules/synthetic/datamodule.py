@@ -105,7 +105,7 @@ class SyntheticDataModule(LightningDataModule):
             if not name.replace("_", "").replace("-", "").isalnum():
                 raise DataError(f"generators: the name {name!r} is to be a folder's; use letters, digits, _ and -")
             if generator.makes_pairs(self._makes_pairs) != self._makes_pairs:
-                wanted = "pairs of answers" if self._makes_pairs else "conversations"
+                wanted = "preference pairs" if self._makes_pairs else "conversations"
                 raise DataError(
                     f"generators: {name} ({type(generator).__name__}) makes no {wanted}, which "
                     f"{type(self.data).__name__} learns from; "

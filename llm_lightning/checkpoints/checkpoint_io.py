@@ -55,7 +55,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         if Path(path).is_dir():
             raise UserError(
-                f"ckpt_path={str(path)!r} is a checkpoint in parts: add --config configs/trainer/fsdp.yaml, with any "
+                f"ckpt_path={str(path)!r} is a sharded checkpoint: add --config configs/trainer/fsdp.yaml, with any "
                 "trainer.devices, or start over with --resume false."
             )
         try:

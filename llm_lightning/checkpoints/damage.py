@@ -36,7 +36,7 @@ def last_good_checkpoint(
 ) -> Path | None:
     """The checkpoint with the most steps that is whole, None where there is none at all; says which ones are not.
 
-    Where there are checkpoints in parts, the ranks of an `FSDP2Strategy` meet here, each looks at a share of the parts,
+    Where checkpoints are sharded, the ranks of an `FSDP2Strategy` meet here, each looks at a share of the files,
     and all get the same answer. Else each rank looks for itself, and all see the same files.
 
     Args:
@@ -86,8 +86,8 @@ def check_checkpoint(path: Path, rank: int = 0, num_ranks: int = 1) -> None:
     """Compare a checkpoint's lengths and checksums.
 
     Args:
-        path: one in a file, or in parts. Of DeepSpeed's nothing is known before they are read.
-        rank: this one's number among those that share the work; of one in parts it looks at its share.
+        path: in one file, or sharded. Of DeepSpeed's nothing is known before they are read.
+        rank: this one's number among those that share the work; of a sharded one it looks at its share.
         num_ranks: of those.
 
     Raises:

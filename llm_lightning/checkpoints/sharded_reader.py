@@ -1,4 +1,4 @@
-"""Reading checkpoints in parts without running code: torch's own reader unpickles whatever they hold."""
+"""Reading sharded checkpoints without running code: torch's own reader unpickles whatever they hold."""
 
 import io
 import os
@@ -51,7 +51,7 @@ METADATA_CHECKSUM = "metadata_checksum"
 
 
 def load_parts(state: dict[str, Any], reader: "PartsReader") -> None:
-    """Fill `state` in place from a checkpoint in parts, on all ranks; nothing in it is run.
+    """Load a sharded checkpoint into `state` in place, on all ranks; nothing in it is run.
 
     Raises:
         UserError: a part is missing, damaged, or holds more than tensors and plain values.

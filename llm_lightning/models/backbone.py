@@ -21,7 +21,7 @@ from llm_lightning.models.generation import FILE as GENERATION
 from llm_lightning.models.generation import mended, read_generation_config
 from llm_lightning.models.loading.gguf import converted, gguf_config
 from llm_lightning.models.loading.new_tokens import NEW_IDS, add_rows, new_ids, own_tokenizer
-from llm_lightning.models.loading.sharding import Sharding, fill, initialize
+from llm_lightning.models.loading.sharding import Sharding, initialize, load_weights
 from llm_lightning.models.running.behaviour import Behaviour
 from llm_lightning.models.tasks import LANGUAGE, Task, with_fresh_head
 
@@ -126,7 +126,7 @@ class Backbone:
             tokenizer: decides the vocabulary and the special tokens of a network from scratch, and has to fit one
                 that is read.
             task: which head it has. One that the weights lack starts anew.
-            empty: on the meta device, without weights: see `fill`.
+            empty: on the meta device, without weights: see `load_weights`.
 
         Raises:
             UserError: the tokenizer has more tokens than the network has embeddings, or there is no such head for this
@@ -142,7 +142,7 @@ class Backbone:
         plan = replace(self, attention=behaviour.attention)
         if empty and self.path is None and behaviour.unruled:
             raise UserError(
-                f"A network of the architecture {config.model_type} cannot start from scratch in parts: transformers "
+                f"A network of the architecture {config.model_type} cannot start from scratch sharded: transformers "
                 f"says what {behaviour.unruled} starts as only for a whole one. Take --config configs/trainer/ddp.yaml."
             )
         if self.path is None and behaviour.unruled:
@@ -187,9 +187,9 @@ class Backbone:
 
     def _from_scratch(self, config: PreTrainedConfig, dtype: torch.dtype, task: Task) -> PreTrainedModel:
         if is_deepspeed_zero3_enabled():
-            model = self._untrained(config, dtype, task)  # transformers cuts it up as it builds it
+            model = self._untrained(config, dtype, task)  # transformers shards it as it builds it
         else:
-            # In the same way as `fill`, for the same numbers; and torch's own numbers need not be drawn first.
+            # In the same way as `load_weights`, for the same numbers; and torch's own numbers need not be drawn first.
             model = self._empty(config, dtype, task).to_empty(device=torch.get_default_device())
             initialize(model)
         task.start_head(model)
@@ -207,14 +207,14 @@ class Backbone:
             config, dtype=dtype, attn_implementation=self.attention, trust_remote_code=self.trust_remote_code
         )
 
-    def fill(self, network: PreTrainedModel, task: Task, sharding: Sharding, names: Mapping[str, str]) -> None:
-        """Give a network that was built empty its weights; see `sharding.fill` for `names`.
+    def load_weights(self, network: PreTrainedModel, task: Task, sharding: Sharding, names: Mapping[str, str]) -> None:
+        """Load the weights of a network that was built empty; see `sharding.load_weights` for `names`.
 
         Raises:
             UserError: the folder has other weights than this network.
         """
         folder = None if self.path is None else Path(self._weights_folder())
-        missing = fill(network, folder, sharding.device, names)
+        missing = load_weights(network, folder, sharding.device, names)
         head = {name for name in missing if task.head is not None and name.startswith(f"{task.head}.")}
         if missing - head:
             some = ", ".join(sorted(missing - head)[:3])
@@ -226,10 +226,10 @@ class Backbone:
             task.start_head(network)
 
     def check_sharded(self) -> None:
-        """Raise `UserError` for what cannot be read in parts."""
+        """Raise `UserError` for what cannot be sharded as it is loaded."""
         if self.new_tokens:
             raise UserError(
-                "model.backbone.new_tokens cannot be added to a network that is read in parts: add them in a first run "
+                "model.backbone.new_tokens cannot be added to a network that is sharded: add them in a first run "
                 "of one step by --config trainer/ddp, and train on from its model/last."
             )
         if self.quantization is not None:
@@ -255,7 +255,7 @@ class Backbone:
 
             source = snapshot_download(source, allow_patterns=["*.safetensors", "*.json"])
         if not any(Path(source).glob("*.safetensors")):
-            raise UserError(f"model.backbone.path={self.path!r} has no .safetensors, which alone can be read in parts.")
+            raise UserError(f"model.backbone.path={self.path!r} has no .safetensors: sharded loading needs them.")
         return source
 
     def _pretrained(self, config: PreTrainedConfig, dtype: torch.dtype, task: Task) -> PreTrainedModel:

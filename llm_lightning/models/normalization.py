@@ -18,11 +18,11 @@ class Normalization:
     """(reward - mean) / std, which has mean 0 and variance 1 on the reference set.
 
     Bradley-Terry knows differences alone, so that a reward's zero and unit mean nothing until they are chosen (Stiennon
-    et al., arXiv:2009.01325, and Ouyang et al., arXiv:2203.02155, shift the mean of reference answers to 0).
+    et al., arXiv:2009.01325, and Ouyang et al., arXiv:2203.02155, shift the mean of reference responses to 0).
 
     Args:
         mean, std: of the rewards of the reference set.
-        num_answers: how many there were; 0 where nothing was measured.
+        num_answers: how many responses there were; 0 where nothing was measured.
     """
 
     mean: float = 0.0

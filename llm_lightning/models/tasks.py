@@ -65,7 +65,7 @@ class Task:
         if self.head is None:
             return self.auto_class.from_pretrained(source, config=config, **options)
         # That the language head goes and another one comes is no news. transformers draws numbers for it, which a
-        # network that is read in parts does not: what is drawn next, the weights of an adapter, is to be the same.
+        # sharded network does not: what is drawn next, the weights of an adapter, is to be the same.
         with self._as_user_error(config), only_errors(), torch.random.fork_rng(devices=[]):
             model, info = self.auto_class.from_pretrained(source, config=config, output_loading_info=True, **options)
         missing = {key for key in info["missing_keys"] if not key.startswith(f"{self.head}.")}

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 THOUGHTS = ("<think>", "</think>")
-"""Models write these as a part of their answers."""
+"""Models write these as a part of their completions."""
 
 FIRST_MARK, LAST_MARK = 0xF0000, 0xFFFFD
 """Characters that Unicode gives no meaning to: one that is in no text stands where it is cut."""

@@ -121,9 +121,9 @@ class LanguageModule(LightningModule):
         if network.can_generate():
             network.generation_config = generation_settings(network.generation_config, self.tokenizer)
         if next(network.parameters()).is_meta:
-            self.fill(self.backbone, network, None if self.adapter is None else self.adapter.base_names)
+            self.shard_and_load(self.backbone, network, None if self.adapter is None else self.adapter.base_names)
             if self.adapter is not None:
-                self.adapter.after_fill()
+                self.adapter.after_load()
 
     def build_network(self, backbone: Backbone) -> Any:
         """A network; without weights where it is sharded before they are loaded."""
@@ -131,12 +131,12 @@ class LanguageModule(LightningModule):
             backbone.check_sharded()
         return backbone.build(self.tokenizer, self.task, empty=self.sharding is not None)
 
-    def fill(self, backbone: Backbone, network: Any, names: Mapping[str, str] | None = None) -> None:
-        """Shard a network from `build_network` and load its weights; see `sharding.fill` for `names`."""
+    def shard_and_load(self, backbone: Backbone, network: Any, names: Mapping[str, str] | None = None) -> None:
+        """Shard a network from `build_network` and load its weights; see `sharding.load_weights` for `names`."""
         assert self.sharding is not None
         names = names or {name: name for name in network.state_dict()}
         self.sharding.apply(network)
-        backbone.fill(network, self.task, self.sharding, names)
+        backbone.load_weights(network, self.task, self.sharding, names)
 
     def on_fit_start(self) -> None:
         """Say what trains, and tell the adapter how long the run is."""

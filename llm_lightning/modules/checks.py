@@ -19,10 +19,10 @@ from llm_lightning.models.tasks import Task
 DATA = {
     "texts": "TextDataModule",
     "conversations": "InstructionDataModule",
-    "pairs of answers": "PreferenceDataModule",
+    "preference pairs": "PreferenceDataModule",
     "prompts": "PromptDataModule",
 }
-"""By what is learned from: the DataModule that gives it."""
+"""For each kind of batch the DataModule that gives it."""
 PACKED = ("texts", "conversations")  # the same batches
 
 
@@ -32,7 +32,7 @@ def check_batches(module: Any, datamodule: Any, predicts: bool) -> None:
     Args:
         module: with its `batch_kind`.
         datamodule: with its own.
-        predicts: whether nothing is learned: a language model goes on from prompts of any kind.
+        predicts: whether nothing is trained: a language model goes on from prompts of any kind.
 
     Raises:
         UserError: the module would not find in a batch what it looks for.

@@ -1,4 +1,4 @@
-"""Reward modelling: of two answers to a prompt, the one that people prefer gets the higher number."""
+"""Reward modelling: of two responses to a prompt, the preferred one gets the higher reward."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +37,7 @@ class RewardModeling(LanguageModule):
         kwargs: see `LanguageModule`.
     """
 
-    batch_kind = "pairs of answers"
+    batch_kind = "preference pairs"
     task = REWARD
     divisor = "pairs"
 
@@ -69,7 +69,7 @@ class RewardModeling(LanguageModule):
         if getattr(self.peft, "is_prompt_learning", False):
             raise UserError(
                 f"data.share_prompts does not go with model.peft={type(self.peft).__name__}, which puts tokens before "
-                "every answer: set data.share_prompts=false."
+                "every response: set data.share_prompts=false."
             )
 
     def configure_model(self) -> None:

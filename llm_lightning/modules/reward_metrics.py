@@ -1,4 +1,4 @@
-"""How well rewards tell the better of two answers, and how far their confidence can be trusted."""
+"""How well rewards tell the better of two responses, and how far their confidence can be trusted."""
 
 import math
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class Reliability(NamedTuple):
     """A reliability diagram (DeGroot & Fienberg, 1983), a value for each bin of confidence that has pairs in it.
 
     Args:
-        confidence: mean probability that the network gave to the answer that it preferred.
+        confidence: mean probability that the network gave to the response that it preferred.
         accuracy: how often people preferred it too.
         num_pairs: in each bin.
         ece: expected calibration error, the mean distance of the two, weighted by the pairs.
@@ -150,7 +150,7 @@ class PreferenceMetrics(nn.Module):
 
 
 def is_right(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """(N,) float64: 1 where the chosen answer has the higher reward, a half where both have the same."""
+    """(N,) float64: 1 where the chosen response has the higher reward, a half where both have the same."""
     return (chosen > rejected).double() + 0.5 * (chosen == rejected).double()
 
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the replies of conversations are learned, their prompts only read."""
+"""Supervised fine-tuning: the loss is over the replies of conversations, their prompts are only read."""
 
 from typing import Any
 

@@ -27,7 +27,7 @@ MIN_CHUNK_TOKENS = 256
 """Below this the head's gradient, V x H, is read and written too often."""
 
 ROUNDING = 64
-"""The last chunk is filled up to a multiple of this. How many tokens are trained differs from step to step, and oneDNN
+"""The last chunk is padded to a multiple of this. How many tokens are trained differs from step to step, and oneDNN
 keeps a kernel, and the allocator a block, for every shape they have seen: hundreds of MB after some steps."""
 
 GRADIENT_ROWS = 4096
@@ -73,7 +73,7 @@ class TokenLoss(NamedTuple):
 
 
 def next_token_targets(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Where something is learned, and what: only these positions need the head.
+    """Which positions have a loss, and their targets: only these need the head.
 
     Args:
         labels: (B, T), not shifted, -100 where not trained.
@@ -102,7 +102,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         count, weight = len(hidden), trained_weight.to(hidden.dtype)
-        hidden, targets = _filled_up(hidden), _filled_up(targets)
+        hidden, targets = _padded(hidden), _padded(targets)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=_sum_dtype(weight)) if needs_weight else None
         nll = hidden.new_zeros((), dtype=torch.float32)
@@ -112,7 +112,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), step):
             h, y = hidden[start : start + step], targets[start : start + step]
             losses, is_right, lse, grad = _chunk(h, weight, y, z_loss, scaling)
-            own = slice(0, count - start)  # what was filled up has no loss; its states are zero, so it moves no weight
+            own = slice(0, count - start)  # padding has no loss; its states are zero, so it moves no weight
             nll += losses[own].sum()
             correct += is_right[own].sum()
             if z_loss:
@@ -154,7 +154,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         rows += part @ right
 
 
-def _filled_up(rows: Tensor) -> Tensor:
+def _padded(rows: Tensor) -> Tensor:
     """(N, ...) with zeros up to a multiple of `ROUNDING` rows."""
     missing = -len(rows) % ROUNDING
     return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
@@ -291,7 +291,7 @@ def head_logprobs(
         return drawn, torch.special.entr(logprobs.exp()).sum(-1) if with_entropies else torch.zeros_like(drawn)
 
     count, step = len(targets), chunk_length(vocab_size, hidden_states.device)
-    hidden_states, targets = _filled_up(hidden_states), _filled_up(targets)
+    hidden_states, targets = _padded(hidden_states), _padded(targets)
     parts = [
         checkpoint(chunk_logprobs, hidden_states[i : i + step], targets[i : i + step], use_reentrant=False)
         for i in range(0, len(targets), step)

@@ -1,6 +1,6 @@
-"""Policy gradients: what a reward on a whole answer does to each of its tokens.
+"""Policy gradients: what a reward on a whole completion does to each of its tokens.
 
-Shapes: B answers of at most R tokens, padded on the right; `mask` (B, R) bool is true on real tokens, EOS included.
+Shapes: B completions of at most R tokens, padded on the right; `mask` (B, R) bool is true on real tokens, EOS included.
 `logprobs` are of the sampled tokens, and `values[:, t]` is what the critic expects before token t is written. Functions
 that need a statistic of the whole batch take it as `moments`, which add up over ranks.
 """
@@ -41,10 +41,10 @@ def adapted_kl_coef(coef: float, kl: float, target: float, num_samples: int, hor
 
     Args:
         coef: the one that was used.
-        kl: what came of it: nats of an answer, summed over its tokens.
+        kl: what came of it: nats of a completion, summed over its tokens.
         target: what `kl` should be.
-        num_samples: answers since the last adaptation.
-        horizon: answers after which an error of 20 % has changed the coefficient by as much.
+        num_samples: completions since the last adaptation.
+        horizon: completions after which an error of 20 % has changed the coefficient by as much.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return coef * (1 + error * num_samples / horizon)
@@ -54,9 +54,9 @@ def token_rewards(scores: Tensor, penalties: Tensor, mask: Tensor) -> Tensor:
     """(B, R) rewards: each token pays its penalty, the last real one receives the score.
 
     Args:
-        scores: (B,), one for each answer.
+        scores: (B,), one for each completion.
         penalties: (B, R), for example the KL coefficient times the estimate; what it holds on padding is not read.
-        mask: (B, R); an answer without a token cannot be rewarded and has only zeros.
+        mask: (B, R); a completion without a token cannot be rewarded and has only zeros.
     """
     rewards = torch.where(mask, -penalties, 0.0)
     last = mask.sum(1) - 1
@@ -71,7 +71,7 @@ def generalized_advantages(
     """Generalized advantage estimation (arXiv:1506.02438).
 
     Args:
-        rewards, values, mask: (B, R). The answer is over behind its last real token, whether by EOS or for its length.
+        rewards, values, mask: (B, R). The completion ends with its last real token, whether by EOS or for its length.
         gamma: discount of a token.
         lam: 1 trusts the rewards alone, 0 the critic alone.
 
@@ -90,14 +90,14 @@ def generalized_advantages(
 
 
 def group_advantages(scores: Tensor, num_samples: int, baseline: GroupBaseline) -> Tensor:
-    """Advantages of answers over the others to the same prompt.
+    """Advantages of completions over the others to the same prompt.
 
     `grpo` divides by the group's standard deviation as well (DeepSeekMath, arXiv:2402.03300); `rloo` compares with the
-    mean of the *other* answers, an unbiased baseline (arXiv:2402.14740).
+    mean of the *other* completions, an unbiased baseline (arXiv:2402.14740).
 
     Args:
-        scores: (B,), the answers to a prompt one after the other.
-        num_samples: answers to a prompt, at least 2.
+        scores: (B,), the completions to a prompt one after the other.
+        num_samples: completions to a prompt, at least 2.
         baseline: which.
     """
     groups = scores.view(-1, num_samples)

@@ -1,4 +1,4 @@
-"""The Bradley-Terry loss of pairs of answers, and the options that reward modelling adds to it."""
+"""The Bradley-Terry loss of preference pairs, and the options that reward modelling adds to it."""
 
 from dataclasses import dataclass
 
@@ -42,9 +42,9 @@ class BradleyTerry:
 
         Args:
             chosen, rejected: rewards (N,).
-            ties: (N,) bool, where neither answer is better; None for nowhere.
-            margins: (N,) by how much a chosen answer is to win; None for 0.
-            length_difference: (N,) tokens that the chosen answer has more; needed with a length penalty.
+            ties: (N,) bool, where neither response is better; None for nowhere.
+            margins: (N,) by how much a chosen response is to win; None for 0.
+            length_difference: (N,) tokens that the chosen response has more; needed with a length penalty.
         """
         z = chosen - rejected
         tied = torch.zeros_like(z, dtype=torch.bool) if ties is None else ties

@@ -1,4 +1,4 @@
-"""Rewards: what makes an answer good. Any callable over texts; none of them knows Lightning."""
+"""Rewards: what makes a completion good. Any callable over texts; none of them knows Lightning."""
 
 from llm_lightning.rewards.instructions import InstructionsFollowed
 from llm_lightning.rewards.math_answer import MathAnswer

@@ -94,7 +94,7 @@ class MathAnswer:
             raise ValueError(f"column {self.column!r} holds no answer")
         wanted, given = final_number(answer), final_number(completion)
         if wanted and given:
-            return given.answers(wanted)
+            return given.matches(wanted)
         compared = self._compare(answer, completion)
         if not (compared.is_read or wanted):
             raise ValueError(f"column {self.column!r} holds nothing mathematical: {shorten(repr(answer), 80)}")

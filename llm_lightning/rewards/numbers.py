@@ -106,7 +106,7 @@ class Number(NamedTuple):
     values: tuple[Fraction, ...]
     is_percent: bool = False
 
-    def answers(self, right: "Number") -> bool:
+    def matches(self, right: "Number") -> bool:
         """Whether this is the right number. Where one of the two alone has a percent sign, 50% is 50 and 0.5."""
         wanted = {right.values[0]}
         if self.is_percent != right.is_percent:

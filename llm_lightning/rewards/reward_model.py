@@ -20,9 +20,9 @@ class RewardModel:
     Args:
         path: folder or hub id of an `AutoModelForSequenceClassification` with one label, and its tokenizer. Where the
             tokenizer has a chat template, prompt and completion become turns of a conversation; else one text. Control
-            tokens that are spelled in these texts are read as plain text: no answer can write a turn of its own. The
-            template is given what the column `tools` holds, where the data has one: schemas, or their JSON.
-        batch_tokens: tokens of one forward pass, padding included; answers of similar length go together.
+            tokens that are spelled in these texts are read as plain text: no completion can write a turn of its own.
+            The template is given what the column `tools` holds, where the data has one: schemas, or their JSON.
+        batch_tokens: tokens of one forward pass, padding included; completions of similar length go together.
         device: by default the current GPU, where there is one.
         scale: factor on the scores, offset: added to them after that.
     """
@@ -108,7 +108,7 @@ class RewardModel:
                 "with its tokenizer, or give prompts of plain text."
             )
         longest = getattr(self.model.config, "max_position_embeddings", None)
-        # What is too long loses its beginning: the answer is at the end.
+        # What is too long loses its beginning: the completion is at the end.
         return ids[-longest:] if longest else ids
 
     def _scores(self, rows: list[list[int]]) -> Tensor:

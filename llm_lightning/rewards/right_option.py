@@ -1,4 +1,4 @@
-"""A reward for multiple-choice questions, which looks for the letter that an answer settles on."""
+"""A reward for multiple-choice questions, which looks for the letter that a completion settles on."""
 
 import re
 from collections.abc import Mapping

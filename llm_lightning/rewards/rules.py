@@ -45,7 +45,7 @@ class FinalAnswer:
             if right is None:
                 raise ValueError(self._unreadable(answer))
             given = final_number(completion, self.decimal_mark)
-            rewards.append(float(given is not None and given.answers(right)))
+            rewards.append(float(given is not None and given.matches(right)))
         return rewards
 
     def check_record(self, columns: Mapping[str, Any]) -> str | None:

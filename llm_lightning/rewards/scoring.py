@@ -13,7 +13,7 @@ Prompt: TypeAlias = str | list[dict[str, Any]]
 """A text, or the messages of a conversation, as the data has it."""
 
 Columns: TypeAlias = dict[str, list[Any]]
-"""What else the data has of each answer's prompt, by name; None where a record has not the column."""
+"""What else the data has of each completion's prompt, by name; None where a record has not the column."""
 
 RewardFunction: TypeAlias = Callable[[list[Prompt], list[str], Columns], Sequence[float]]
 
@@ -29,7 +29,7 @@ class Reward:
     Args:
         function: called with prompts, completions and columns, returns one number for each completion: a class whose
             instances can be called, by `class_path`, or the import path of a function.
-        weight: its factor in the sum that is learned from. With 0 it is only logged: a held-out reward.
+        weight: its factor in the reward that is trained on. With 0 it is only logged: a held-out reward.
         keep_special_tokens: whether it sees completions with the special tokens that the policy wrote, such as the end
             of its turn, or `<think>` where the vocabulary calls that special. Without, as rules over texts expect,
             `FinalAnswer` and `Pattern` do not have to know which tokenizer wrote.
@@ -42,7 +42,7 @@ class Reward:
 
 @dataclass(frozen=True)
 class RecordCheck:
-    """Finds records whose answers could not be judged, before a model has written any.
+    """Finds records whose completions could not be judged, before a model has written any.
 
     A reward takes part by a method `check_record(columns)`: why a record with these columns is of no use to it, None
     where it is.

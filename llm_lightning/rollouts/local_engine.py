@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from llm_lightning.errors import UserError
-from llm_lightning.models.answers import bounded_groups, pack_answers, read_answers
 from llm_lightning.models.backbone import Backbone
+from llm_lightning.models.completions import bounded_groups, pack_completions, states_and_logprobs
 from llm_lightning.models.generation import end_tokens, generation_settings
 from llm_lightning.models.untrusted_text import UntrustedText
 from llm_lightning.rollouts.sampler import Sampler
@@ -186,11 +186,11 @@ class LocalEngine:
         """Of each conversation's last message, given those before it; the logits of all are never there at once."""
         pairs = [self._prompt_and_answer(list(messages)) for messages in conversations]
         values: list[float] = []
-        for group in bounded_groups([len(prompt) + len(answer) for prompt, answer in pairs], PACKED_TOKENS):
-            prompts, answers = zip(*(pairs[number] for number in group), strict=True)
-            packed = pack_answers(prompts, answers, self.device)
-            logprobs = read_answers(self.network, packed, 1.0, with_entropies=False)[1].logprobs
-            means = [-part.mean() for part in logprobs.split([len(answer) for answer in answers])]
+        for group in bounded_groups([len(prompt) + len(completion) for prompt, completion in pairs], PACKED_TOKENS):
+            prompts, completions = zip(*(pairs[number] for number in group), strict=True)
+            packed = pack_completions(prompts, completions, self.device)
+            logprobs = states_and_logprobs(self.network, packed, 1.0, with_entropies=False)[1].logprobs
+            means = [-part.mean() for part in logprobs.split([len(completion) for completion in completions])]
             values += torch.stack(means).exp().tolist()
         return values
 
@@ -212,7 +212,7 @@ class LocalEngine:
         prompt, whole = self._ids(messages[:-1], reply=True), self._ids(messages, reply=False)
         if len(whole) > len(prompt) and torch.equal(whole[: len(prompt)], prompt):
             return prompt, whole[len(prompt) :]
-        # A template that writes a finished answer otherwise than it prompts for one.
+        # A template that writes a finished completion otherwise than it prompts for one.
         text = self._untrusted.text(messages[-1]["content"])
         return prompt, torch.tensor([*text, self.eos_token_ids[0]])
 

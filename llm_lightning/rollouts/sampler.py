@@ -1,4 +1,4 @@
-"""Samples answers from the network that is being trained, in this process."""
+"""Samples completions from the network that is being trained, in this process."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -24,14 +24,14 @@ PROMPT_TOKENS = 8192
 class Sampler:
     """A `RolloutEngine` over slots: see `slots.py`.
 
-    A prompt is computed once for all of its answers, packed with others without padding. An answer that is over gives
-    its slot to the next prompt, or leaves the batch.
+    A prompt is computed once for all of its completions, packed with others without padding. A finished one gives its
+    slot to the next prompt, or leaves the batch.
 
     Args:
         sampling: how tokens are drawn.
-        eos_token_ids: tokens that end an answer.
-        num_slots: answers that are written at the same time, at least. Each takes keys and values for its prompt and
-            its answer.
+        eos_token_ids: tokens that end a completion.
+        num_slots: completions that are written at the same time, at least. Each takes keys and values for its prompt
+            and itself.
     """
 
     sampling: Sampling
@@ -54,7 +54,7 @@ class Sampler:
 
     @torch.no_grad()
     def stream(self, model: Any, prompts: Sequence[Tensor], keys: Sequence[Key]) -> Iterator[tuple[int, Completion]]:
-        """One answer to each prompt as they are done, each with its prompt's number.
+        """One completion to each prompt as they are done, each with its prompt's number.
 
         The network is in the sampler's hands until the last one.
         """
@@ -77,16 +77,16 @@ class _Writing:
         self.head, self.scaling = output_head(network), head_scaling(network)
         self.num_samples = len(keys[0]) if keys else 0
         count, longest = len(keys) * self.num_samples, sampler.sampling.max_new_tokens
-        flat = [key for answers in keys for key in answers]
+        flat = [key for group in keys for key in group]
         self.uniforms = (
             uniforms(flat, longest).to(self.device) if flat else torch.zeros(0, longest, dtype=torch.float32)
         )
         self.eos = torch.tensor(list(sampler.eos_token_ids), dtype=torch.int64, device=self.device)
         self.waiting = deque(range(len(prompts)))
         self.slots: Slots | Texts = Slots(network) if fits_slots(network) else Texts(network)
-        # Of each slot: its answer's number, how many tokens it has, its newest one, and whether it is over.
-        self.answers = torch.zeros(0, dtype=torch.int64, device=self.device)
-        self.newest, self.is_over = self.answers, self.answers.bool()
+        # Of each slot: its completion's number, how many tokens it has, its newest one, and whether it is over.
+        self.numbers = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self.newest, self.is_over = self.numbers, self.numbers.bool()
         self.leaving: list[Tensor] = []
         self.tokens = torch.zeros(count, longest, dtype=torch.int64, device=self.device)
         self.logprobs = torch.zeros(count, longest, dtype=torch.float32, device=self.device)
@@ -105,13 +105,13 @@ class _Writing:
         return True
 
     def completions(self) -> list[Completion]:
-        """All answers, in the order of their keys."""
+        """All completions, in the order of their keys."""
         tokens, logprobs = self.tokens.cpu(), self.logprobs.cpu()
         lengths, finished = self.num_tokens.tolist(), self.is_finished.tolist()
         return [Completion(t[:n], p[:n], f) for t, p, n, f in zip(tokens, logprobs, lengths, finished, strict=True)]
 
     def left(self) -> Iterator[tuple[int, Completion]]:
-        """The answers that have given up their slots since this was asked last, by number."""
+        """The completions that have given up their slots since this was asked last, by number."""
         chosen, self.leaving = self.leaving, []
         for number in (number for numbers in chosen for number in numbers.tolist()):
             count = int(self.num_tokens[number])
@@ -119,17 +119,17 @@ class _Writing:
             yield number, Completion(tokens, logprobs, bool(self.is_finished[number]))
 
     def _leave(self) -> None:
-        """Take out answers that are over, once they are a quarter of the slots: each time costs a copy of the rest."""
+        """Take out finished completions, once they are a quarter of the slots: each time costs a copy of the rest."""
         num_over = int(self.is_over.sum())
         if num_over == 0 or (num_over < len(self.slots) // 4):
             return
-        self.leaving.append(self.answers[self.is_over])
+        self.leaving.append(self.numbers[self.is_over])
         index = (~self.is_over).nonzero().squeeze(1)
         self.slots.keep(index)
-        self.answers, self.newest, self.is_over = self.answers[index], self.newest[index], self.is_over[index]
+        self.numbers, self.newest, self.is_over = self.numbers[index], self.newest[index], self.is_over[index]
 
     def _admit(self) -> None:
-        """Compute the next prompts, as many as there is room for, and draw the first token of their answers."""
+        """Compute the next prompts, as many as there is room for, and draw the first token of their completions."""
         room = max(1, (self.sampler.num_slots - len(self.slots)) // self.num_samples)
         chosen = [self.waiting.popleft()]
         num_tokens = len(self.prompts[chosen[0]])
@@ -142,25 +142,25 @@ class _Writing:
         states = self.slots.admit(prompts, self.num_samples)
         first = torch.tensor(chosen, device=self.device)[:, None] * self.num_samples
         fresh = (first + torch.arange(self.num_samples, device=self.device)).flatten()
-        former = len(self.answers)
-        self.answers = torch.cat([self.answers, fresh])
+        former = len(self.numbers)
+        self.numbers = torch.cat([self.numbers, fresh])
         self.newest = torch.cat([self.newest, fresh])
         self.is_over = torch.cat([self.is_over, torch.zeros_like(fresh, dtype=torch.bool)])
         self._write(states.repeat_interleave(self.num_samples, 0), slice(former, None))
 
     def _write(self, states: Tensor, rows: slice) -> None:
         """Draw the next token of these slots from their last hidden states (n, H)."""
-        answers, over = self.answers[rows], self.is_over[rows]
-        place = self.num_tokens[answers]
+        numbers, over = self.numbers[rows], self.is_over[rows]
+        place = self.num_tokens[numbers]
         last = self.tokens.shape[1] - 1
         logits = self.scaling(self.head(states)).float()
-        tokens, logprobs = draw(logits, self.uniforms[answers, place.clamp(max=last)], self.sampler.sampling)
+        tokens, logprobs = draw(logits, self.uniforms[numbers, place.clamp(max=last)], self.sampler.sampling)
         alive = (~over).nonzero().squeeze(1)
         self.newest[rows] = tokens
-        answers, place, tokens = answers[alive], place[alive], tokens[alive]
-        self.tokens[answers, place], self.logprobs[answers, place] = tokens, logprobs[alive]
-        self.num_tokens[answers] += 1
+        numbers, place, tokens = numbers[alive], place[alive], tokens[alive]
+        self.tokens[numbers, place], self.logprobs[numbers, place] = tokens, logprobs[alive]
+        self.num_tokens[numbers] += 1
         ends = torch.isin(tokens, self.eos)
-        self.is_finished[answers] = ends
+        self.is_finished[numbers] = ends
         over[alive] = ends | (place == last)
         self.is_over[rows] = over

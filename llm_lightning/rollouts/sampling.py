@@ -26,10 +26,10 @@ FIRST_SORTED = 128
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn.
+    """How completions are drawn.
 
     Args:
-        max_new_tokens: at most so many tokens an answer, EOS included.
+        max_new_tokens: at most so many tokens a completion, EOS included.
         temperature: divides the logits, in the update too: the policy that is trained is the one that is drawn from.
             0 takes the likeliest token.
         top_k: only the k likeliest tokens are drawn; 0 for all. What truncation leaves out the update does not know

@@ -1,9 +1,9 @@
-"""Keys and values of the answers that are being written: one slot an answer, no padding before any.
+"""Keys and values of the completions that are being written: one slot a completion, no padding before any.
 
-A slot starts at position 0 and is as long as its own prompt and answer. New tokens are appended where each slot ends,
-so answers of different ages stand side by side, and a slot is given up as soon as its answer is over. The network's
-attention reads and writes the slots by itself (`ROLLOUT_ATTENTION`), which works for every architecture that goes
-through transformers' attention interface.
+A slot starts at position 0 and is as long as its own prompt and completion. New tokens are appended where each slot
+ends, so completions of different ages stand side by side, and a slot is given up as soon as its completion is over. The
+network's attention reads and writes the slots by itself (`ROLLOUT_ATTENTION`), which works for every architecture that
+goes through transformers' attention interface.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ ROOM = 64
 
 
 class Slots:
-    """The answers that are being written.
+    """The completions that are being written.
 
     Args:
         network: a transformers network in `rollout_mode`.
@@ -173,7 +173,7 @@ def rollout_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function while answers are written: over packed prompts, or over the slots."""
+    """transformers' attention function while completions are written: over packed prompts, or over the slots."""
     if kwargs.get("position_bias") is not None:
         raise UserError(f"{type(module).__name__} needs 'position_bias' in its attention, which rollouts do not have.")
     softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")

@@ -1,7 +1,7 @@
-"""The answers that are being written, where keys and values cannot be kept in slots: whole texts, read again and again.
+"""Completions that are being written where keys and values cannot be kept in slots: whole texts, read for every token.
 
 For networks that carry a state, or whose attention does not go through transformers' interface. Every token costs a
-forward pass over all texts so far, so that a long answer costs in proportion to its length squared.
+forward pass over all texts so far, so that a long completion costs in proportion to its length squared.
 """
 
 from collections.abc import Sequence

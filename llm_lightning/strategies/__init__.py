@@ -9,7 +9,9 @@ from llm_lightning.strategies.tpu import TorchTPUAccelerator
 
 __all__ = ["FSDP2Strategy", "TorchTPUAccelerator", "ZeROStrategy"]
 
-StrategyRegistry.register("fsdp2", FSDP2Strategy, description="Weights in parts on all ranks, by FSDP2.", override=True)
+StrategyRegistry.register(
+    "fsdp2", FSDP2Strategy, description="Weights sharded over all ranks, by FSDP2.", override=True
+)
 AcceleratorRegistry.register(
     TorchTPUAccelerator.name(), TorchTPUAccelerator, description="TPUs by torch_tpu.", override=True
 )

@@ -16,7 +16,7 @@ from llm_lightning.strategies.trust import refuse_pickles
 
 
 class ZeROStrategy(DeepSpeedStrategy):
-    """Optimizer states (stage 1), gradients too (2), or weights too (3) in parts on all ranks.
+    """Optimizer states (stage 1), gradients too (2), or weights too (3), sharded over all ranks.
 
     DeepSpeed has the gradients to itself, so that losses are divided before the backward pass: by the tokens of a
     micro-batch over all ranks. Where `trainer.accumulate_grad_batches` is above 1, micro-batches with few tokens weigh

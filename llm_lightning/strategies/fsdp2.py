@@ -26,14 +26,14 @@ from llm_lightning_safety.seals import checksum
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """Weights, gradients and optimizer states in parts on all ranks; checkpoints in parts too, for any number of ranks.
+    """Weights, gradients and optimizer states sharded over all ranks; checkpoints too, for any number of ranks.
 
     Lightning's own, left to itself, makes the ranks of a node one tensor-parallel group. Its checkpoints are complete
     once they have their name.
 
     Args:
         tensor_parallel_size: ranks that share each layer; they see the same data. Best within a node.
-        data_parallel_size: ranks with data of their own, over which the weights are cut up; by default all others.
+        data_parallel_size: ranks with data of their own, over which the weights are sharded; by default all others.
         gather_dtype: that weights are gathered and multiplied in; by default what `trainer.precision` says (bfloat16
             under `bf16-mixed`). For devices that have no autocast.
         kwargs: see `ModelParallelStrategy`.
@@ -51,7 +51,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @property
     def sharding(self) -> Sharding:
-        """How networks are to be cut up."""
+        """How networks are to be sharded."""
         mixed = self.gather_dtype is not None or str(self.precision_plugin.precision) == "bf16-mixed"
         return Sharding(self.device_mesh, self.root_device, torch.bfloat16 if mixed else None)
 
@@ -112,7 +112,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Restore weights and optimizers from a folder in parts, or from one file of another strategy.
+        """Restore weights and optimizers from a sharded folder, or from one file of another strategy.
 
         What does not fit this network is left as it is: `on_load_checkpoint` gets the shapes of all, to compare.
         """

@@ -77,7 +77,7 @@ def test_the_best_validation_is_the_one_that_the_module_goes_by(tmp_path):
     assert "min" in printed.pop("time")
     assert printed == {
         "steps": "4", "train reward": "0.125", "val reward": "-0.5 (best, step 3), -1,234 (last)",
-        "rewards": "correct -0.5, short 0.25", "KL": "7.891 nats an answer",
+        "rewards": "correct -0.5, short 0.25", "KL": "7.891 nats a completion",
     }  # fmt: skip
     untried = tiny_trainer(tmp_path, max_steps=1)
     untried.fit(TinyPolicy(), TinyData())

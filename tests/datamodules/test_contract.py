@@ -108,4 +108,4 @@ def test_conversations_to_score_have_a_key(build, tmp_path):
 
 def test_data_around_data_gives_what_that_gives(build):
     pairs = build(PreferenceDataModule, PAIRS)
-    assert SyntheticDataModule(pairs, {}).batch_kind == "pairs of answers"
+    assert SyntheticDataModule(pairs, {}).batch_kind == "preference pairs"

@@ -77,5 +77,5 @@ def test_a_checkpoint_in_parts_is_whole_and_holds_no_frozen_weight(runs):
 
 def test_one_process_says_how_to_read_a_checkpoint_in_parts(runs):
     path = max((runs / "pretrain-fsdp2" / "checkpoints").iterdir())
-    with pytest.raises(UserError, match=r"checkpoint in parts: add --config configs/trainer/fsdp\.yaml"):
+    with pytest.raises(UserError, match=r"sharded checkpoint: add --config configs/trainer/fsdp\.yaml"):
         AtomicCheckpointIO().load_checkpoint(path)

@@ -45,7 +45,7 @@ def straight(run, ppo_folder):
         r"train reward  [\d.]+\n",
         r"  val reward  [\d.]+ \(best, step [36]\), [\d.]+ \(last\)\n",
         r"     rewards  vowels [\d.]+, length [\d.]+, held_out [\d.]+\n",
-        r" KL  [\d.e-]+ nats an answer\n",
+        r" KL  [\d.e-]+ nats a completion\n",
     ):
         assert re.search(line, output), output
     return ppo_folder / "straight"
@@ -99,7 +99,7 @@ MISTAKES = [
     (("--model.rewards={}",), "model.rewards: there is no reward to learn from"),
     (("--model.rewards.vowels.weight=0", "--model.rewards.length.weight=0"), "there is no reward to learn from"),
     (("--model.advantages.kind=grpo", "--model.rollout.num_samples=1"), "num_samples=1 must be at least 2"),
-    (("--model.update.num_minibatches=3",), "model.update.num_minibatches=3 does not divide the 8 answers"),
+    (("--model.update.num_minibatches=3",), "model.update.num_minibatches=3 does not divide the 8 completions"),
     (("--model.rollout.sampling.max_new_tokens=500",), "are more than the network's 128 positions"),
     (("--model.rollout.sampling.temperature=0",), "model.rollout.sampling.temperature=0"),
     (("--model.kl.coef=-1",), "model.kl.coef=-1.0 must not be negative"),

@@ -5,7 +5,7 @@ import pytest
 MODULES = {
     "CausalPretraining": ("texts", "TextDataModule"),
     "SupervisedFinetuning": ("conversations", "InstructionDataModule"),
-    "RewardModeling": ("pairs of answers", "PreferenceDataModule"),
+    "RewardModeling": ("preference pairs", "PreferenceDataModule"),
     "PPO": ("prompts", "PromptDataModule"),
 }
 GIVEN = {right: kind for kind, right in MODULES.values()}
@@ -53,7 +53,7 @@ def test_data_around_data_counts_as_what_is_in_it(run, network, folder):
     model = [f"--model.backbone.path={network}", "--trainer.accelerator=cpu"]
     code, output = run("fit", "--model=SupervisedFinetuning", *model, "--config=synthetic.yaml")
     assert code == 2, output
-    wanted = sentence("SupervisedFinetuning", "pairs of answers", "SyntheticDataModule")
+    wanted = sentence("SupervisedFinetuning", "preference pairs", "SyntheticDataModule")
     assert output.strip().splitlines()[-1] == wanted
 
 

@@ -70,9 +70,9 @@ class Adapter:
             empty.make_empty(network)
         self._beneath = "" if is_empty else fingerprint(self.model, frozen=True)
 
-    def after_fill(self) -> None:
+    def after_load(self) -> None:
         """Look at the weights of a network that was empty before."""
-        empty.fill_copies(self.model)
+        empty.initialize_copies(self.model)
         names = self.base_names
         self.base = _fingerprint({names[n]: p for n, p in self._network.named_parameters() if n in names})
         self._beneath = fingerprint(self.model, frozen=True)

@@ -1,4 +1,4 @@
-"""An adapter on a network without weights, which are read once it is cut up."""
+"""An adapter on a network without weights, which are loaded once it is sharded."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +27,7 @@ def make_empty(network: PreTrainedModel) -> None:
     _replace(network, lambda p: torch.empty_like(p, device="meta") if p.ndim and not any(p.stride()) else p.data)
 
 
-def fill_copies(model: nn.Module) -> None:
+def initialize_copies(model: nn.Module) -> None:
     """Layers that are trained beside an adapter begin as what they are a copy of."""
     from peft.utils import ModulesToSaveWrapper
 

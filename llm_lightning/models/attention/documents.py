@@ -13,7 +13,7 @@ from torch import Tensor
 class Documents:
     """Where the documents of a packed batch lie.
 
-    A document may begin with a prompt that stands only once in its row, in front of another document: two answers to
+    A document may begin with a prompt that stands only once in its row, in front of another document: two responses to
     one question then share the question, and each sees it as its own beginning.
 
     Args:

@@ -28,7 +28,7 @@ def new_ids(tokens: Sequence[str], tokenizer: PreTrainedTokenizerBase | None, pa
         path: the network's; a folder that was saved with the tokens knows them already.
 
     Raises:
-        UserError: the tokenizer does not have them, or the network is cut up as it is read.
+        UserError: the tokenizer does not have them, or the network is sharded as it is loaded.
     """
     known = {} if tokenizer is None else tokenizer.get_vocab()
     if missing := [token for token in tokens if token not in known]:

@@ -1,4 +1,4 @@
-"""A network in parts on all ranks (FSDP2): built without weights, cut up, then filled; no rank ever holds all of it."""
+"""A network sharded over all ranks (FSDP2): built empty, sharded, then loaded; no rank ever holds all of it."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,7 +21,7 @@ RUN = "run_gathered"
 
 @dataclass(frozen=True)
 class Sharding:
-    """How a strategy wants a network cut up.
+    """How a strategy shards a network.
 
     Args:
         mesh: with the dimensions `data_parallel` and `tensor_parallel`.
@@ -35,7 +35,7 @@ class Sharding:
     dtype: torch.dtype | None = None
 
     def apply(self, network: nn.Module) -> None:
-        """Cut up a network or a critic in place: each layer is gathered while it is needed, the rest with the root.
+        """Shard a network or a critic in place: each layer is gathered while it is needed, the rest with the root.
 
         The forward pass has to begin at the root: by its own `forward`, or by `RUN`.
 
@@ -80,7 +80,7 @@ def share_layers(network: Any, mesh: DeviceMesh) -> None:
 
 
 def layers_of(network: Any) -> list[nn.Module]:
-    """The decoder's layers; none for a critic, whose network is cut up by itself."""
+    """The decoder's layers; none for a critic, whose network is sharded by itself."""
     if not isinstance(network, PreTrainedModel):
         return []
     return [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -91,13 +91,13 @@ def _call(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 
 def run_gathered(network: Any, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """`function(*args)`, with the embeddings and the head of `network` whole where they are sharded."""
+    """`function(*args)`, with the embeddings and the head of `network` gathered where they are sharded."""
     return getattr(network, RUN, _call)(function, *args, **options)
 
 
 @contextmanager
 def all_gathered(network: nn.Module) -> Iterator[None]:
-    """All weights whole on every rank: gathered once, however many forward passes there are in this context.
+    """All weights gathered on every rank: once, however many forward passes there are in this context.
 
     Inside of it ranks do not wait for each other. It has to be entered inside of `run_gathered`.
     """
@@ -106,21 +106,21 @@ def all_gathered(network: nn.Module) -> Iterator[None]:
         return
     from torch.distributed.fsdp import FSDPModule
 
-    parts = [module for module in network.modules() if isinstance(module, FSDPModule)]
-    for part in parts:
-        part.set_reshard_after_forward(False, recurse=False)
-        part.unshard()
+    modules = [module for module in network.modules() if isinstance(module, FSDPModule)]
+    for module in modules:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
     try:
         yield
     finally:
-        for part in parts:
-            if part is not network:  # the root is gathered until its next backward pass, as after any forward pass
-                part.set_reshard_after_forward(True, recurse=False)
-                part.reshard()
+        for module in modules:
+            if module is not network:  # the root is gathered until its next backward pass, as after any forward pass
+                module.set_reshard_after_forward(True, recurse=False)
+                module.reshard()
 
 
 def reshard(network: nn.Module) -> None:
-    """Give back what a forward pass left whole, so that every parameter is the part that is trained."""
+    """Free what a forward pass left gathered, so that every parameter is the shard that is trained."""
     if not hasattr(network, RUN):
         return
     from torch.distributed.fsdp import FSDPModule
@@ -131,7 +131,7 @@ def reshard(network: nn.Module) -> None:
 
 
 def whole(tensor: Any) -> Tensor:
-    """A parameter with all its parts; all ranks have to ask for it."""
+    """A parameter gathered from all its shards; all ranks have to ask for it."""
     if isinstance(tensor, DTensor):
         return tensor.full_tensor().detach()
     if not is_zero3(tensor):
@@ -151,7 +151,7 @@ def gathered_zero3(parameters: Iterable[Any], *, to_change: bool = False) -> Abs
 
 
 def shape_of(tensor: Any) -> torch.Size:
-    """Of all its parts."""
+    """The shape of the whole tensor, however it is sharded."""
     return tensor.ds_shape if is_zero3(tensor) else tensor.shape
 
 
@@ -161,18 +161,20 @@ def is_zero3(tensor: Any) -> bool:
 
 
 def is_sharded(network: nn.Module) -> bool:
-    """Whether this rank holds only parts of its weights."""
+    """Whether this rank holds only a shard of its weights."""
     return hasattr(network, RUN) or any(is_zero3(p) for p in network.parameters())
 
 
 @torch.no_grad()
-def fill(network: PreTrainedModel, folder: Path | None, device: torch.device, names: Mapping[str, str]) -> set[str]:
-    """Give a network that was built without weights its weights, each rank its parts.
+def load_weights(
+    network: PreTrainedModel, folder: Path | None, device: torch.device, names: Mapping[str, str]
+) -> set[str]:
+    """Load the weights of a network that was built without any, each rank its own shards.
 
-    What an adapter brought with it stays. Of `folder` a rank reads its own parts of each tensor and nothing else.
+    What an adapter brought with it stays. Of `folder` a rank reads its own shard of each tensor and nothing else.
 
     Args:
-        network: on the meta device but for adapters, already cut up.
+        network: on the meta device but for adapters, already sharded.
         folder: with safetensors; None: start from scratch, with the same numbers as on one rank.
         device: of this rank.
         names: for each parameter of the network its name in the folder; parameters that are not in here stay.
@@ -209,15 +211,15 @@ def _initialize(module: nn.Module, owner: PreTrainedModel, done: set[int]) -> No
     if own and done.issuperset(map(id, own.values())):
         return  # a head that is tied to the embeddings
     done.update(map(id, own.values()))
-    parts = {name: p for name, p in own.items() if isinstance(p, DTensor)}
-    for name, part in parts.items():
-        module._parameters[name] = nn.Parameter(torch.empty(part.shape, dtype=part.dtype, device=part.device))
+    shards = {name: p for name, p in own.items() if isinstance(p, DTensor)}
+    for name, shard in shards.items():
+        module._parameters[name] = nn.Parameter(torch.empty(shard.shape, dtype=shard.dtype, device=shard.device))
     owner._initialize_weights(module)
-    for name, part in parts.items():
+    for name, shard in shards.items():
         full = module._parameters[name]
         assert full is not None
-        part.copy_(distribute_tensor(full.detach(), part.device_mesh, part.placements))
-        module._parameters[name] = part
+        shard.copy_(distribute_tensor(full.detach(), shard.device_mesh, shard.placements))
+        module._parameters[name] = shard
 
 
 def _initialize_buffers(network: PreTrainedModel) -> None:

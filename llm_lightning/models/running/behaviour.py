@@ -17,7 +17,7 @@ class Behaviour:
             states and its head, chunk by chunk.
         reason: why not the fast way, in words; None where it is.
         unruled: a weight of which the architecture's rules for a start from scratch say nothing, so that only its
-            constructor does; None: they name all, and the network can be built empty and filled in parts.
+            constructor does; None: they name all, and the network can be built empty and loaded sharded.
     """
 
     attention: str

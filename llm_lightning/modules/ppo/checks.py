@@ -17,7 +17,7 @@ def check_advantages(advantages: Advantages, rollout: Rollout, backbone: Backbon
     """Raise `UserError` where there is nothing to estimate them from."""
     if advantages.kind != "gae" and rollout.num_samples < 2:
         raise UserError(
-            f"model.advantages.kind={advantages.kind} compares answers to one prompt: model.rollout.num_samples="
+            f"model.advantages.kind={advantages.kind} compares completions to one prompt: model.rollout.num_samples="
             f"{rollout.num_samples} must be at least 2."
         )
     if advantages.kind == "gae" and backbone.behaviour().own_logits:
@@ -34,13 +34,13 @@ def check_trainer(trainer: Trainer) -> None:
     if strategy not in ("SingleDeviceStrategy", "DDPStrategy", "FSDP2Strategy"):
         raise UserError(f"PPO runs on one device or with trainer.strategy ddp or fsdp2, not yet with {strategy}.")
     if Ranks.of(trainer).count < trainer.world_size:
-        raise UserError("trainer.strategy.tensor_parallel_size: PPO does not write answers with parts of a layer.")
+        raise UserError("trainer.strategy.tensor_parallel_size: PPO does not sample from tensor-parallel layers.")
     if str(trainer.precision).startswith("16-"):
         raise UserError("trainer.precision=16-mixed: PPO has no loss scaling; take bf16-mixed or 32-true.")
 
 
 def check_rewards(rewards: Mapping[str, Reward]) -> None:
-    """Raise `UserError` where nothing can be learned from them, or one of them finds a mistake."""
+    """Raise `UserError` where none of them is trained on, or one of them finds a mistake."""
     if not any(reward.weight for reward in rewards.values()):
         raise UserError(
             "model.rewards: there is no reward to learn from. Name one, for example {correct: {function: {class_path: "
@@ -96,6 +96,6 @@ def check_data(
     num_completions = data.batch_size * rollout.num_samples
     if num_completions % update.num_minibatches:
         raise UserError(
-            f"model.update.num_minibatches={update.num_minibatches} does not divide the {num_completions} answers of a "
-            f"rank (data.batch_size={data.batch_size} times model.rollout.num_samples={rollout.num_samples})."
+            f"model.update.num_minibatches={update.num_minibatches} does not divide the {num_completions} completions "
+            f"of a rank (data.batch_size={data.batch_size} times model.rollout.num_samples={rollout.num_samples})."
         )

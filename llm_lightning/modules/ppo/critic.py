@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
-from llm_lightning.models.answers import Critic
 from llm_lightning.models.backbone import Backbone
+from llm_lightning.models.completions import Critic
 from llm_lightning.models.heads import base_model
 from llm_lightning.models.loading.sharding import Sharding
 from llm_lightning.modules.decay import decay_groups
@@ -24,7 +24,7 @@ class NetworkBuilder(Protocol):
         """A network; without weights where it is to be sharded."""
         ...
 
-    def fill(self, backbone: Backbone, network: Any, names: Mapping[str, str] | None = None) -> None:
+    def shard_and_load(self, backbone: Backbone, network: Any, names: Mapping[str, str] | None = None) -> None:
         """Shard a network from `build_network` and load its weights."""
         ...
 
@@ -45,7 +45,7 @@ def build_critic(builder: NetworkBuilder, settings: CriticSettings, backbone: Ba
         if own is not None:
             names = {id(p): name for name, p in network.named_parameters()}
             decoder = network.get_decoder()
-            builder.fill(own, decoder, {name: names[id(p)] for name, p in decoder.named_parameters()})
+            builder.shard_and_load(own, decoder, {name: names[id(p)] for name, p in decoder.named_parameters()})
         replace(builder.sharding, dtype=None).apply(critic)  # values are added up over a completion
     return critic
 

@@ -7,17 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm_lightning.models.answers import PackedAnswers, bounded_groups, pack_answers
+from llm_lightning.models.completions import PackedCompletions, bounded_groups, pack_completions
 from llm_lightning.rollouts import Completion
 
 
 @dataclass
 class Experience:
-    """B answers of at most R tokens; tensors (B, R) are padded on the right and lie on the device.
+    """B completions of at most R tokens; tensors (B, R) are padded on the right and lie on the device.
 
     Args:
-        prompts: token ids of each answer's prompt, on the CPU.
-        completions: the answers.
+        prompts: token ids of each completion's prompt, on the CPU.
+        completions: the completions.
         scores: (B,) weighted sum of the rewards.
         mask: (B, R) bool, true on real tokens.
         logprobs, ref_logprobs: of the policy that wrote, and of the reference (zeros without one).
@@ -47,12 +47,12 @@ class Experience:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each prompt and its answer together."""
+        """Tokens of each prompt and its completion together."""
         return [len(p) + len(c.tokens) for p, c in zip(self.prompts, self.completions, strict=True)]
 
     @property
     def is_finished(self) -> Tensor:
-        """(B,) bool: whether the answer ends with an EOS token."""
+        """(B,) bool: whether the completion ends with an EOS token."""
         return torch.tensor([c.is_finished for c in self.completions], device=self.scores.device)
 
     def groups(self, rows: Sequence[int], most_tokens: int, at_least: int = 1) -> list[list[int]]:
@@ -65,10 +65,10 @@ class Experience:
             groups[largest : largest + 1] = [groups[largest][:half], groups[largest][half:]]
         return groups
 
-    def packed(self, rows: Sequence[int]) -> PackedAnswers:
+    def packed(self, rows: Sequence[int]) -> PackedCompletions:
         """These rows for a forward pass; its results are in the order of `tensor[rows][mask[rows]]`."""
-        answers = [self.completions[row].tokens for row in rows]
-        return pack_answers([self.prompts[row] for row in rows], answers, self.scores.device)
+        completions = [self.completions[row].tokens for row in rows]
+        return pack_completions([self.prompts[row] for row in rows], completions, self.scores.device)
 
     def put(self, rows: Sequence[int], **flat: Tensor) -> None:
         """Write (M,) results of a forward pass over these rows to the tensors of these names."""
@@ -87,7 +87,7 @@ class Experience:
 
     @property
     def sampler_logprobs(self) -> Tensor:
-        """(B, R) as whoever sampled the answers gives them."""
+        """(B, R) as whoever sampled the completions gives them."""
         flat = torch.cat([completion.logprobs for completion in self.completions])
         return self.spread(range(len(self.completions)), flat.to(self.scores.device))
 

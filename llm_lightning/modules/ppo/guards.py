@@ -17,10 +17,10 @@ class Guards:
 
     Args:
         action: `warn` once for each sign, or `stop` after this update, with a checkpoint.
-        max_kl: nats of an answer between policy and reference: beyond, the policy writes what the reference never
+        max_kl: nats of a completion between policy and reference: beyond, the policy writes what the reference never
             would, and a reward model judges what it has never seen. 100 is far beyond what useful runs reach.
         min_entropy: nats of a token: below, the policy says one thing only and cannot explore.
-        held_out: name of a reward of weight 0 that must not fall while the rewards that are learned from rise.
+        held_out: name of a reward of weight 0 that must not fall while the rewards that are trained on rise.
         window: updates over which that is judged.
     """
 
@@ -61,7 +61,7 @@ class Watch:
         guards, signs = self.guards, []
         kl, entropy = metrics.get("train/kl", 0.0), metrics["train/entropy"]
         if guards.max_kl is not None and kl > guards.max_kl:
-            text = f"KL to the reference is {kl:.1f} nats an answer (model.guards.max_kl={guards.max_kl})"
+            text = f"KL to the reference is {kl:.1f} nats a completion (model.guards.max_kl={guards.max_kl})"
             signs.append(("kl", f"{text}: raise model.kl.coef, or lower the learning rate."))
         if guards.min_entropy is not None and entropy < guards.min_entropy:
             text = f"the policy's entropy is {entropy:.4f} nats a token (model.guards.min_entropy={guards.min_entropy})"

@@ -1,4 +1,4 @@
-"""The answers of a batch as texts, and what the rewards give to them."""
+"""The completions of a batch as texts, and what the rewards give to them."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from llm_lightning.rollouts import Completion
 
 
 class Judged(NamedTuple):
-    """B answers.
+    """B completions.
 
     Args:
         prompts, texts: as the rewards see them.
@@ -41,7 +41,7 @@ class Judged(NamedTuple):
 def judge(
     rewards: Mapping[str, Reward], batch: Mapping[str, Any], completions: list[Completion], tokenizer: Any
 ) -> Judged:
-    """Score the answers to a batch of a `PromptDataModule`, equally many to each prompt.
+    """Score the completions to a batch of a `PromptDataModule`, equally many to each prompt.
 
     Raises:
         RewardError: see `score`.

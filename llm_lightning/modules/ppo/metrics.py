@@ -54,7 +54,7 @@ class Phases:
 
 
 def measure(experience: Experience, averages: Averages, num_samples: int, *, has_reference: bool) -> None:
-    """Count what the answers are like, and how far the policy is from the reference and from its own sampler."""
+    """Count what the completions are like, and how far the policy is from the reference and from its own sampler."""
     mask = experience.mask
     averages.add("train/entropy", experience.entropies[mask])
     averages.add("rollout/completion_length", mask.sum(1))

@@ -15,8 +15,8 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from llm_lightning.models.adapters.bottleneck import BottleneckConfig
-from llm_lightning.models.answers import Critic, read_answers
 from llm_lightning.models.backbone import Backbone
+from llm_lightning.models.completions import Critic, states_and_logprobs
 from llm_lightning.modules.base import STATE_KEY
 from llm_lightning.modules.gradients import gradient_norm
 from llm_lightning.modules.ppo import checks
@@ -51,7 +51,7 @@ class PPO(RewardedPolicy):
         advantages: from their scores to what each token is worth.
         critic: who expects the rewards, of `gae`.
         kl: cost of leaving the reference.
-        update: how much is learned from a rollout.
+        update: how a rollout is trained on.
         guards: signs of a run going wrong.
         kwargs: see `LanguageModule`.
     """
@@ -113,7 +113,7 @@ class PPO(RewardedPolicy):
         super().configure_model()
         if self.kl.coef:
             if self.sharding is not None and frozen is not None:
-                self.fill(self.backbone, frozen)
+                self.shard_and_load(self.backbone, frozen)
             self._reference = [Reference(self.model, frozen)]
         if self.advantage_settings.kind == "gae":
             self.critic = build_critic(self, self.critic_settings, self.backbone, self.model)
@@ -182,13 +182,13 @@ class PPO(RewardedPolicy):
         for rows in self._groups(experience, range(len(experience.prompts))):
             packed = experience.packed(rows)
             if not self.updates_once:
-                states, own = read_answers(self.model, packed, temperature)
+                states, own = states_and_logprobs(self.model, packed, temperature)
                 experience.put(rows, logprobs=own.logprobs, entropies=own.entropies)
                 if self.critic is not None:
                     experience.put(rows, values=self.critic(packed, states))
             for reference in self._reference:
                 with reference.policy() as other:
-                    _, ref = read_answers(other, packed, temperature, with_entropies=False)
+                    _, ref = states_and_logprobs(other, packed, temperature, with_entropies=False)
                 experience.put(rows, ref_logprobs=ref.logprobs)
         # Autocast keeps the weights that it casts, and these have no gradient.
         torch.clear_autocast_cache()
@@ -220,7 +220,7 @@ class PPO(RewardedPolicy):
         packed = experience.packed(rows)
         temperature = self.rollout_settings.sampling.temperature
         with_entropies = self.update_settings.entropy_coef > 0 or self.updates_once
-        states, now = read_answers(self.model, packed, temperature, with_entropies=with_entropies)
+        states, now = states_and_logprobs(self.model, packed, temperature, with_entropies=with_entropies)
         if self.updates_once:
             experience.put(rows, logprobs=now.logprobs.detach(), entropies=now.entropies.detach())
         values = None if self.critic is None else self.critic(packed, states)

@@ -32,7 +32,7 @@ class Rollout:
         self.sampling.check("model.rollout.sampling")
         if self.sampling.temperature == 0:
             raise UserError(
-                "model.rollout.sampling.temperature=0 always writes the same answer: PPO needs a value above 0."
+                "model.rollout.sampling.temperature=0 always writes the same completion: PPO needs a value above 0."
             )
         check_least("model.rollout", self, num_samples=1, num_slots=1, missing_eos_penalty=0)
 
@@ -63,10 +63,10 @@ class Advantages:
 
 @dataclass
 class Update:
-    """How much is learned from a rollout.
+    """How a rollout is trained on.
 
     Args:
-        epochs: times that each completion is learned from.
+        epochs: passes over each rollout.
         num_minibatches: optimizer steps of an epoch.
         clip_range: how far the probability of a token moves in one rollout's updates.
         max_update_kl: nats of a token between the policy that wrote and the one that is updated; beyond, the rest of

@@ -114,7 +114,7 @@ def test_pairs(settings, server, tmp_path):
 
 def test_generators_have_to_fit_the_data(settings, server, tmp_path):
     pairs = PreferenceDataModule(str(tmp_path / "pairs.jsonl"), **settings)
-    with pytest.raises(DataError, match=r"new \(SelfInstruct\) makes no pairs of answers, which PreferenceDataModule"):
+    with pytest.raises(DataError, match=r"new \(SelfInstruct\) makes no preference pairs, which PreferenceDataModule"):
         wrapped(pairs, {"new": SelfInstruct()}, server, tmp_path)
     rows = InstructionDataModule(str(tmp_path / "rows.jsonl"), **settings)
     with pytest.raises(DataError, match="makes no conversations"):

@@ -188,7 +188,7 @@ def test_weights_that_only_a_constructor_starts_are_those_of_transformers(name, 
     theirs = AutoModelForCausalLM.from_config(backbone.read_config())
     for (where, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, msg=where)
-    with pytest.raises(UserError, match="cannot start from scratch in parts"):
+    with pytest.raises(UserError, match="cannot start from scratch sharded"):
         backbone.build(empty=True)
 
 

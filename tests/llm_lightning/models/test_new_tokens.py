@@ -66,7 +66,7 @@ def test_rows_begin_at_the_mean_and_change_nothing_else(folder):
 
 
 def test_rows_that_were_there_but_never_meant_anything_begin_at_the_mean_too(tmp_path):
-    """Vocabularies are often filled up; what stands there is noise or zeros."""
+    """Vocabularies are often padded; what stands there is noise or zeros."""
     tokenizer = chat_tokenizer("qwen3")
     config = tiny_config(vocab_size=448)
     save_model_folder(Backbone(config=config).build(tokenizer), tokenizer, tmp_path / "base")
@@ -175,7 +175,7 @@ def test_mistakes_are_named_before_training(settings, words):
 def test_what_cannot_train_rows_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match="IA3Config cannot train their rows"):
         CausalPretraining(Backbone(path=str(folder), new_tokens=NEW), peft=peft.IA3Config()).check()
-    with pytest.raises(UserError, match="read in parts"):
+    with pytest.raises(UserError, match="network that is sharded"):
         Backbone(path=str(folder), new_tokens=NEW).check_sharded()
     with pytest.raises(UserError, match="tokenizer of the data has no"):
         Backbone(path=str(folder), new_tokens=NEW).build(AutoTokenizer.from_pretrained(folder))

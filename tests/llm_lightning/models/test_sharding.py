@@ -1,4 +1,4 @@
-"""Networks built empty, cut up and filled, in a group of one rank; two ranks are in tests/distributed."""
+"""Networks built empty, sharded and loaded, in a group of one rank; two ranks are in tests/distributed."""
 
 import peft
 import pytest
@@ -42,16 +42,16 @@ def mesh():
 
 
 def in_parts(mesh, backbone, task=LANGUAGE, config=None, dtype=None):
-    """The network cut up and filled, and the adapter on it."""
+    """The network sharded and loaded, and the adapter on it."""
     network = backbone.build(task=task, empty=True)
     assert all(p.is_meta for p in network.parameters())
     adapter = None if config is None else Adapter(network, config, task)
     names = {name: name for name in network.state_dict()} if adapter is None else adapter.base_names
     sharding = Sharding(mesh, CPU, dtype)
     sharding.apply(network)
-    backbone.fill(network, task, sharding, names)
+    backbone.load_weights(network, task, sharding, names)
     if adapter is not None:
-        adapter.after_fill()
+        adapter.after_load()
     return network, adapter
 
 
@@ -138,7 +138,7 @@ def test_other_weights_are_refused(mesh, saved):
     sharding = Sharding(mesh, CPU)
     sharding.apply(network)
     with pytest.raises(UserError, match=r"lacks weights by the names model\.layers\.2\."):
-        backbone.fill(network, LANGUAGE, sharding, {name: name for name in network.state_dict()})
+        backbone.load_weights(network, LANGUAGE, sharding, {name: name for name in network.state_dict()})
 
 
 @pytest.mark.parametrize(("task", "auto"), [

@@ -12,7 +12,7 @@ def test_each_sign_is_told_once_and_again_when_it_comes_back():
     watch = Watch(Guards(max_kl=10.0, min_entropy=0.1))
     assert watch.look(FINE) == []
     (told,) = watch.look(FINE | {"train/kl": 11.0})
-    assert "11.0 nats an answer (model.guards.max_kl=10.0)" in told
+    assert "11.0 nats a completion (model.guards.max_kl=10.0)" in told
     assert watch.look(FINE | {"train/kl": 12.0}) == []
     assert watch.look(FINE) == []
     assert len(watch.look(FINE | {"train/kl": 12.0, "train/entropy": 0.05})) == 2

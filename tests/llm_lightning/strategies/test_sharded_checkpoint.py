@@ -1,4 +1,4 @@
-"""A checkpoint in parts is read without running what somebody planted in it."""
+"""A sharded checkpoint is read without running what somebody planted in it."""
 
 import io
 import pickle

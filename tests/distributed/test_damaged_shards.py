@@ -1,4 +1,4 @@
-"""Two ranks whose newest checkpoint in parts a disk changed go on together from the one before."""
+"""Two ranks whose newest sharded checkpoint a disk changed go on together from the one before."""
 
 import shutil
 

@@ -1,7 +1,7 @@
-"""What a network makes of answers that are already written: the probability of each token, and its value.
+"""What a network makes of completions that are already written: the probability of each token, and its value.
 
-Prompts with their answers are packed into one row without padding, every pair a document of its own, and only the
-answers' tokens go through the head: the same way at every use, so that two passes of the same weights agree.
+Prompts with their completions are packed into one row without padding, every pair a document of its own, and only the
+completions' tokens go through the head: the same way at every use, so that two passes of the same weights agree.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,13 +15,13 @@ from llm_lightning.models.heads import base_model, head_scaling, hidden_states, 
 from llm_lightning.objectives.language import ROUNDING, TokenLogprobs, head_logprobs
 
 
-class PackedAnswers(NamedTuple):
-    """Prompts and their answers in one row.
+class PackedCompletions(NamedTuple):
+    """Prompts and their completions in one row.
 
     Args:
         batch: `input_ids` (1, N), `position_ids` (1, N), `documents`.
-        positions: (M,) where the M tokens of the answers are predicted: one before each.
-        targets: (M,) the answers' tokens, one answer after the other.
+        positions: (M,) where the M tokens of the completions are predicted: one before each.
+        targets: (M,) the completions' tokens, one completion after the other.
     """
 
     batch: dict[str, Any]
@@ -29,47 +29,49 @@ class PackedAnswers(NamedTuple):
     targets: Tensor
 
 
-def pack_answers(prompts: Sequence[Tensor], answers: Sequence[Tensor], device: torch.device) -> PackedAnswers:
-    """One row of all pairs, filled up to a round length by a document that nothing is read from.
+def pack_completions(
+    prompts: Sequence[Tensor], completions: Sequence[Tensor], device: torch.device
+) -> PackedCompletions:
+    """One row of all pairs, padded to a round length by a document that nothing is read from.
 
     Args:
-        prompts, answers: token ids, (n,) int64 on the CPU; no prompt is empty.
+        prompts, completions: token ids, (n,) int64 on the CPU; no prompt is empty.
         device: of the result.
     """
-    pairs = [torch.cat(pair) for pair in zip(prompts, answers, strict=True)]
+    pairs = [torch.cat(pair) for pair in zip(prompts, completions, strict=True)]
     count = sum(map(len, pairs))
     pairs.append(torch.zeros(-count % ROUNDING, dtype=torch.int64))
     position_ids = torch.cat([torch.arange(len(pair)) for pair in pairs])[None]
     end, places = 0, []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        first, end = end + len(prompt), end + len(prompt) + len(answer)
+    for prompt, completion in zip(prompts, completions, strict=True):
+        first, end = end + len(prompt), end + len(prompt) + len(completion)
         places.append(torch.arange(first - 1, end - 1))
     batch = {
         "input_ids": torch.cat(pairs)[None].to(device),
         "position_ids": position_ids.to(device),
         "documents": Documents.of(position_ids).to(device),
     }
-    return PackedAnswers(batch, torch.cat(places).to(device), torch.cat(list(answers)).to(device))
+    return PackedCompletions(batch, torch.cat(places).to(device), torch.cat(list(completions)).to(device))
 
 
-def answer_states(model: nn.Module, packed: PackedAnswers) -> Tensor:
-    """(M, H) last hidden states that predict the answers' tokens."""
+def completion_states(model: nn.Module, packed: PackedCompletions) -> Tensor:
+    """(M, H) last hidden states that predict the completions' tokens."""
     return hidden_states(model, packed.batch)[0].index_select(0, packed.positions)
 
 
 @with_head
-def read_answers(
-    model: nn.Module, packed: PackedAnswers, temperature: float, *, with_entropies: bool = True
+def states_and_logprobs(
+    model: nn.Module, packed: PackedCompletions, temperature: float, *, with_entropies: bool = True
 ) -> tuple[Tensor, TokenLogprobs]:
-    """`answer_states`, and the answers' logprobs (M,) and entropies (M,) at a temperature.
+    """`completion_states`, and the completions' logprobs (M,) and entropies (M,) at a temperature.
 
     Args:
         model: as in `hidden_states`.
-        packed: the answers.
+        packed: the completions.
         temperature: the one that they were drawn at.
         with_entropies: see `head_logprobs`.
     """
-    states = answer_states(model, packed)
+    states = completion_states(model, packed)
     network = base_model(model)
     head, scaling = output_head(network), head_scaling(network)
     vocab_size = network.config.get_text_config(decoder=True).vocab_size
@@ -93,7 +95,7 @@ def bounded_groups(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
 
 
 class Critic(nn.Module):
-    """Expects the return of an answer at each of its tokens.
+    """Expects the return of a completion at each of its tokens.
 
     The head's weights start at zero, so that the first advantages are not those of a random critic, and its bias at the
     mean of the first scores (`expect`): else the weights have to lift all values, each token's by another amount.
@@ -114,14 +116,14 @@ class Critic(nn.Module):
         """Begin with this value for every token."""
         nn.init.constant_(self.head.bias, score)
 
-    def forward(self, packed: PackedAnswers, policy_states: Tensor) -> Tensor:
+    def forward(self, packed: PackedCompletions, policy_states: Tensor) -> Tensor:
         """(M,) float32 values.
 
         Args:
-            packed: the answers.
+            packed: the completions.
             policy_states: (M, H) of the policy, not looked at by a network of its own.
         """
         states = policy_states
         if self.network is not None:
-            states = answer_states(self.network, packed)
+            states = completion_states(self.network, packed)
         return (states.float() @ self.head.weight.float().t() + self.head.bias.float()).squeeze(1)

@@ -1,10 +1,16 @@
-"""Logprobs, entropies and values of packed answers against plain forward passes."""
+"""Logprobs, entropies and values of packed completions against plain forward passes."""
 
 import pytest
 import torch
 
-from llm_lightning.models.answers import Critic, answer_states, bounded_groups, pack_answers, read_answers
 from llm_lightning.models.backbone import Backbone
+from llm_lightning.models.completions import (
+    Critic,
+    bounded_groups,
+    completion_states,
+    pack_completions,
+    states_and_logprobs,
+)
 from tests.llm_lightning.conftest import VOCAB, tiny_config
 
 LENGTHS = [(3, 5), (1, 1), (20, 9), (7, 30)]
@@ -28,7 +34,7 @@ def plain(network, temperature=0.7):
 
 
 def packed_pairs():
-    return pack_answers(*map(list, zip(*pairs(), strict=True)), torch.device("cpu"))
+    return pack_completions(*map(list, zip(*pairs(), strict=True)), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("attention", [Backbone.attention, "sdpa"])
@@ -38,7 +44,7 @@ def test_logprobs_entropies_and_their_gradients(monkeypatch, attention):
     monkeypatch.setattr("llm_lightning.objectives.language.chunk_length", lambda *_: 16)  # several chunks
     packed = packed_pairs()
     assert packed.batch["input_ids"].shape == (1, 128)
-    states, got = read_answers(network, packed, 0.7)
+    states, got = states_and_logprobs(network, packed, 0.7)
     logprobs, entropies, expected_states = plain(network)
     assert torch.allclose(states, expected_states, atol=1e-5)
     assert torch.allclose(got.logprobs.double(), logprobs, atol=1e-5)
@@ -53,8 +59,8 @@ def test_logprobs_entropies_and_their_gradients(monkeypatch, attention):
 
 def test_entropies_only_where_they_are_asked_for(network):
     packed = packed_pairs()
-    _, with_them = read_answers(network, packed, 1.0)
-    _, without = read_answers(network, packed, 1.0, with_entropies=False)
+    _, with_them = states_and_logprobs(network, packed, 1.0)
+    _, without = states_and_logprobs(network, packed, 1.0, with_entropies=False)
     assert torch.equal(with_them.logprobs, without.logprobs)
     assert not without.entropies.any()
 
@@ -62,15 +68,15 @@ def test_entropies_only_where_they_are_asked_for(network):
 def test_what_shares_a_row_does_not_matter(network):
     one_by_one = []
     for prompt, answer in pairs():
-        packed = pack_answers([prompt], [answer], torch.device("cpu"))
-        one_by_one.append(answer_states(network, packed))
-    assert torch.allclose(torch.cat(one_by_one), answer_states(network, packed_pairs()), atol=1e-5)
+        packed = pack_completions([prompt], [answer], torch.device("cpu"))
+        one_by_one.append(completion_states(network, packed))
+    assert torch.allclose(torch.cat(one_by_one), completion_states(network, packed_pairs()), atol=1e-5)
 
 
 def test_a_critic_starts_at_zero_and_learns_through_the_trunk(network):
     packed = packed_pairs()
     critic = Critic(32)
-    states = answer_states(network, packed)
+    states = completion_states(network, packed)
     values = critic(packed, states)
     assert values.dtype == torch.float32
     assert not values.any()
@@ -86,8 +92,8 @@ def test_a_critic_of_its_own_reads_its_own_network(network):
     critic = Critic(32, other)
     torch.nn.init.normal_(critic.head.weight)
     packed = packed_pairs()
-    values = critic(packed, answer_states(network, packed))
-    expected = answer_states(other, packed) @ critic.head.weight[0]
+    values = critic(packed, completion_states(network, packed))
+    expected = completion_states(other, packed) @ critic.head.weight[0]
     assert torch.allclose(values, expected, atol=1e-5)
     values.sum().backward()
     assert all(p.grad is None for p in network.parameters())
