@@ -110,7 +110,7 @@ def pack(corpus: str, tokenizer_folder: str, cache: str) -> dict[str, dict[str, 
     across = spans["start"] // SEQ_LEN != (spans["start"] + spans["length"] - 1) // SEQ_LEN
     rows_alone = -(-spans["length"] // SEQ_LEN)
     tokens = int(spans["length"].sum())
-    ours = 1 - tokens / (index.facts["num_rows"] * SEQ_LEN)
+    ours = 1 - tokens / (index.statistics["num_rows"] * SEQ_LEN)
     return {
         "llm-lightning": {"padded_share": ours, "needlessly_cut_share": 0.0},
         "concatenate-and-cut": {"padded_share": 0.0, "needlessly_cut_share": float(across[fits].mean())},

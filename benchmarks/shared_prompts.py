@@ -38,8 +38,8 @@ def batch(prompt: int, share: bool) -> tuple[dict, int]:
     own = ANSWER if share and prompt else prompt + ANSWER
     layout = SpanLayout(1, ROW, 0)
     ends: list[tuple[int, int]] = []
-    while layout.filled[0] + prompt + ANSWER + own <= ROW:
-        start = layout.filled[0]
+    while layout.lengths[0] + prompt + ANSWER + own <= ROW:
+        start = layout.lengths[0]
         chosen = layout.add(0, tokens)
         ends.append((chosen, layout.add(0, tokens[-own:], slice(start, start + prompt) if share else slice(0, 0))))
     chosen_ends, rejected_ends = torch.tensor(ends).T

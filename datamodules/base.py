@@ -44,7 +44,7 @@ class ResumableDataModule(LightningDataModule):
         seed: names the order of training.
         num_workers: processes that read ahead. 0 by default: a batch is read in well under a millisecond; one or two
             hide the latency of a network disk.
-        on_bad_record: what to do with a record that cannot be learned from: `stop` with its file and line, or `skip`
+        on_bad_record: what to do with a record that cannot be trained on: `stop` with its file and line, or `skip`
             and count it.
         cache_dir: where tokens are kept. None: `$LLM_LIGHTNING_CACHE`, else `~/.cache/llm-lightning`.
 
@@ -105,7 +105,7 @@ class ResumableDataModule(LightningDataModule):
         raise NotImplementedError
 
     def report(self) -> None:
-        """Says what there is to learn from."""
+        """Says what there is to train on."""
         raise NotImplementedError
 
     def rows_key(self) -> str:
@@ -195,7 +195,7 @@ class ResumableDataModule(LightningDataModule):
         return self._train_loader
 
     def evaluation_loader(self, rows: Any, collate: Collate, num_rows: int | None = None) -> EvaluationLoader:
-        """Rows in a fixed order, equally many batches on each rank (blank rows fill the last).
+        """Rows in a fixed order, equally many batches on each rank (blank rows complete the last).
 
         Args:
             num_rows: so many of the first ones; None for all.

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 from torch import Tensor
 
 BatchKind = Literal["texts", "conversations", "preference pairs", "prompts"]
-"""What is learned from. The batches of texts and of conversations are both `PackedBatch`es."""
+"""What a batch holds. The batches of texts and of conversations are both `PackedBatch`es."""
 
 
 class PackedBatch(TypedDict):
@@ -23,7 +23,7 @@ class PackedBatch(TypedDict):
     input_ids: Tensor
     """(B, T) int64."""
     labels: Tensor
-    """(B, T) int64, not shifted; -100 where nothing is learned, as on padding and on a document's first token."""
+    """(B, T) int64, not shifted; -100 where there is no loss, as on padding and on a document's first token."""
     position_ids: Tensor
     """(B, T) int64, from 0 on in each document; what is padded at a row's end is one too."""
 
@@ -42,10 +42,10 @@ class SpanBatch(TypedDict):
 
 
 class PairBatch(SpanBatch):
-    """N pairs of answers."""
+    """N preference pairs."""
 
     chosen_ends: Tensor
-    """(N,) int64, the places of the answers' last tokens in the flattened rows (B * T)."""
+    """(N,) int64, the places of the responses' last tokens in the flattened rows (B * T)."""
     rejected_ends: Tensor
     """(N,) int64."""
     chosen_lengths: Tensor
@@ -90,7 +90,7 @@ class ContinuationBatch(TypedDict):
 
 
 class PromptBatch(ContinuationBatch):
-    """Prompts, with what a reward has to know to judge their answers."""
+    """Prompts, with what a reward has to know to judge their completions."""
 
     prompts: list[str | list[dict[str, Any]]]
     """Texts, or the messages of conversations."""
@@ -136,7 +136,7 @@ class PairData(PackedData, Protocol):
     """One of preferences: `PreferenceDataModule`."""
 
     share_prompts: bool
-    """Whether a prompt stands once for both answers, which needs document-masked attention."""
+    """Whether a prompt stands once for both responses, which needs document-masked attention."""
 
     def reference_dataloader(self) -> Iterable[PairBatch]:
         """The pairs that rewards are normalized on."""
@@ -165,8 +165,8 @@ class PromptData(Data, Protocol):
 
     max_prompt_tokens: int
     record_check: Callable[[dict[str, Any]], str | None] | None
-    """From a record's columns to why rewards could not judge an answer to it, or None; the module that trains sets it.
-    Its `key` names it.
+    """From a record's columns to why rewards could not judge a completion of it, or None; the module that trains sets
+    it. Its `key` names it.
     """
 
     def example_prompts(self, count: int) -> list[list[int]]:

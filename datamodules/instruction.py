@@ -1,4 +1,4 @@
-"""Conversations for supervised fine-tuning: any instruction data to packed rows in which only replies are learned."""
+"""Conversations for supervised fine-tuning: any instruction data to packed rows with a loss on replies alone."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class InstructionDataModule(ChatDataModule):
     By default 0.01 of the conversations validate.
 
     Args:
-        turns: what is learned: every reply (`assistant`), the `last` one, or `all` of the text.
-        reasoning: what becomes of the thoughts before a reply: `train`, `mask` (read, not learned) or `drop`.
+        turns: what is trained on: every reply (`assistant`), the `last` one, or `all` of the text.
+        reasoning: what becomes of the thoughts before a reply: `train`, `mask` (read, not in the loss) or `drop`.
         too_long: what becomes of a conversation longer than a row: `drop` leaves it out, `left` and `right` cut off its
             beginning or its end, `split` cuts it into several rows. All are counted. By default it is left out, since a
             reply without its question or its end teaches something else.
@@ -74,16 +74,16 @@ class InstructionDataModule(ChatDataModule):
         prompts = self.make_prompts(self._val or self._train)
         return [prompts[number].tolist() for number in range(min(count, len(prompts)))]
 
-    def in_words(self, facts: dict[str, float]) -> str:
-        """What there is to learn, and what packing did to it."""
-        too_long = f"{facts['num_too_long']:,} longer than a row (too_long={self.too_long})"
+    def in_words(self, counts: dict[str, float]) -> str:
+        """What there is to train on, and what packing did to it."""
+        too_long = f"{counts['num_too_long']:,} longer than a row (too_long={self.too_long})"
         return (
-            f"{facts['num_documents']:,} conversations, {facts['num_tokens']:,} tokens, {facts['trained_share']:.1%} of"
-            f" them learned, in {facts['num_rows']:,} rows of {self.seq_len:,}; {facts['padded_share']:.2%} padded;"
-            f" {too_long if facts['num_too_long'] else 'none longer than a row'}"
+            f"{counts['num_documents']:,} conversations, {counts['num_tokens']:,} tokens, {counts['trained_share']:.1%}"
+            f" of them in the loss, in {counts['num_rows']:,} rows of {self.seq_len:,};"
+            f" {counts['padded_share']:.2%} padded; {too_long if counts['num_too_long'] else 'none longer than a row'}"
         )
 
 
 def prompt_of(conversation: Piece) -> np.ndarray:
-    """The ids of a conversation before its last learned reply, whose thoughts are the model's to find."""
+    """The ids of a conversation before its last trained reply, whose thoughts are the model's to find."""
     return conversation.ids[: conversation.prompt]

@@ -23,7 +23,7 @@ from datamodules.sources.units import Unit
 from datamodules.storage.held_out import unlike_share
 from datamodules.storage.rows import RowIndex, Selection, TooLong, hashes_of, pack_rows, split_documents
 from datamodules.storage.shards import Encoder, Shard
-from datamodules.storage.statistics import check_any, facts_of, notes_in_words, skipped_in_words
+from datamodules.storage.statistics import check_any, notes_in_words, skipped_in_words, statistics_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -45,7 +45,7 @@ class PackedDataModule(ResumableDataModule):
         kwargs: see `ResumableDataModule`.
 
     Attributes:
-        statistics: for `train` and `val` what packing did, once `setup` ran; see `facts_of`.
+        statistics: for `train` and `val` what packing did, once `setup` ran; see `statistics_of`.
     """
 
     too_long: TooLong = "split"
@@ -95,7 +95,7 @@ class PackedDataModule(ResumableDataModule):
         """What makes a batch of rows."""
         return PackedCollator(self.seq_len, self.pad_token_id, self.document_mask)
 
-    def in_words(self, facts: dict[str, float]) -> str:
+    def in_words(self, counts: dict[str, float]) -> str:
         """One of `statistics` as a line to read."""
         raise NotImplementedError
 
@@ -131,11 +131,13 @@ class PackedDataModule(ResumableDataModule):
         self._train = [(self._rows(shards, train), shards) for shards in train_shards]
         self._val = [(self._rows(shards, val), shards) for shards in val_shards]
         for source, (index, _) in zip(self.train_sources, self._train, strict=True):
-            self._check_not_empty(source, index.facts)
-        if self._val and not sum(index.facts["num_rows"] for index, _ in self._val):
+            self._check_not_empty(source, index.statistics)
+        if self._val and not sum(index.statistics["num_rows"] for index, _ in self._val):
             rank_zero_warn(f"Nothing validates: all that was held out is longer than a row (seq_len={self.seq_len}).")
         self.selections = {"train": train, "val": val}
-        num_train, num_val = (sum(index.facts["num_documents"] for index, _ in s) for s in (self._train, self._val))
+        num_train, num_val = (
+            sum(index.statistics["num_documents"] for index, _ in s) for s in (self._train, self._val)
+        )
         if words := unlike_share(share, num_val, num_train + num_val):
             rank_zero_warn(words)
         if added_shards:
@@ -149,12 +151,12 @@ class PackedDataModule(ResumableDataModule):
     def _rows(self, shards: list[Shard], selection: Selection) -> RowIndex:
         return pack_rows(shards, selection, self.seq_len, self.root, self.too_long)
 
-    def _check_not_empty(self, source: Source, facts: dict[str, int]) -> None:
-        if facts["num_rows"] or (len(self._train) > 1 and not source.weight):
+    def _check_not_empty(self, source: Source, statistics: dict[str, int]) -> None:
+        if statistics["num_rows"] or (len(self._train) > 1 and not source.weight):
             return
-        if facts["num_documents"]:
+        if statistics["num_documents"]:
             raise DataError(
-                f"seq_len: all {facts['num_documents']:,} documents of {source.path!r} are longer than"
+                f"seq_len: all {statistics['num_documents']:,} documents of {source.path!r} are longer than"
                 f" {self.seq_len} tokens, and too_long={self.too_long} leaves nothing of them; raise seq_len"
             )
         raise DataError(
@@ -163,12 +165,12 @@ class PackedDataModule(ResumableDataModule):
         )
 
     def report(self) -> None:
-        """Says what there is to learn from, and what was left out of it."""
+        """Says what there is to train on, and what was left out of it."""
         parts = {"train": self._train, "val": self._val}
-        self.statistics = {name: facts_of(part, self.seq_len) for name, part in parts.items() if part}
+        self.statistics = {name: statistics_of(part, self.seq_len) for name, part in parts.items() if part}
         rank_zero_info(f"Data (cache: {self.root})")
-        for name, facts in self.statistics.items():
-            rank_zero_info(f"  {name}: {self.in_words(facts)}")
+        for name, statistics in self.statistics.items():
+            rank_zero_info(f"  {name}: {self.in_words(statistics)}")
         shards = [shard for part in parts.values() for _, shards in part for shard in shards]
         for line in notes_in_words(shards):
             rank_zero_info(f"  {line}")
@@ -212,7 +214,7 @@ class PackedDataModule(ResumableDataModule):
         return counts[:num_real], counts[num_real:]
 
     def val_dataloader(self) -> EvaluationLoader | list:
-        """The validation rows in a fixed order, equally many batches on each rank (blank rows fill the last)."""
+        """The validation rows in a fixed order, equally many batches on each rank (blank rows complete the last)."""
         if not self._val:
             return []
         return self.evaluation_loader(self.make_rows(self._val), self.make_collator())

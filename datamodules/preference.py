@@ -1,4 +1,4 @@
-"""Preferences for reward modelling: pairs of answers to packed rows, in which both answers see their prompt once."""
+"""Preference pairs for reward modelling, in packed rows in which both responses see their prompt once."""
 
 from __future__ import annotations
 
@@ -33,30 +33,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 LEAST_SHARED = 8
-"""Tokens that have to be common before a prompt is computed once for both answers (benchmarks/shared_prompts.py)."""
+"""Tokens that have to be common before a prompt is computed once for both responses (benchmarks/shared_prompts.py)."""
 
 NEVER = 2**31
 REFERENCE_ROWS = 64
 
 
 class PreferenceDataModule(ChatDataModule):
-    """Learns from pairs of answers: finds out how the records hold them, writes both conversations down by the chat
+    """Learns from preference pairs: finds out how the records hold them, writes both conversations down by the chat
     template, and packs the pairs into full rows without padding between them.
 
     A record has `chosen` and `rejected` behind a `prompt`, `messages`, ShareGPT's `conversations` or a `question`; or
     they are whole conversations that begin alike (messages, or Anthropic's `Human:` and `Assistant:`); or it has
     `response_j` and `response_k`, or `output_1` and `output_2` with a `label`, which may be a tie. A `margin` and the
-    answers' scores are read where they are there. Pairs with an empty answer, or of two equal answers, say nothing:
-    they are left out and counted. By default 0.05 of the pairs validate, and no prompt there resembles one of
-    training's.
+    responses' scores are read where they are there. Pairs with an empty response, or of two equal responses, say
+    nothing: they are left out and counted. By default 0.05 of the pairs validate, and no prompt there resembles one
+    of training's.
 
     Args:
         too_long: what becomes of a pair longer than a row: `drop` leaves it out, `left` cuts off the beginning of the
-            prompt, `right` the ends of the answers. Pairs that cutting makes equal are left out and counted.
-        share_prompts: compute what both answers begin with once for both, where it is long enough to pay. Needs the
+            prompt, `right` the ends of the responses. Pairs that cutting makes equal are left out and counted.
+        share_prompts: compute what both responses begin with once for both, where it is long enough to pay. Needs the
             default `model.backbone.attention`.
         labels: what the values of a `label` mean that are not 1, 2 or `tie`, such as `{"0": first, "1": second}`.
-        score_margins: take the difference of the answers' scores as the margin.
+        score_margins: take the difference of the responses' scores as the margin.
         predict_path: conversations to score, for `predict`; `path` is then not needed. The shapes are those of
             `InstructionDataModule`; the columns that `predict` adds (`scoring.ADDED`) must not be among them.
         args, kwargs: see `ChatDataModule`.
@@ -131,10 +131,10 @@ class PreferenceDataModule(ChatDataModule):
         if not share:
             return train, val
         hashes = np.concatenate([shard.documents()["hash"] for shard in shards])
-        filled = [shard for shard in shards if shard.facts["num_documents"]]
+        non_empty = [shard for shard in shards if shard.statistics["num_documents"]]
         held_out = val.mask(hashes)
         near = resembling(
-            lambda band: np.concatenate([shard.details(PAIR)[:]["bands"][:, band] for shard in filled]), held_out
+            lambda band: np.concatenate([shard.details(PAIR)[:]["bands"][:, band] for shard in non_empty]), held_out
         )
         if near.any():
             rank_zero_info(
@@ -200,11 +200,11 @@ class PreferenceDataModule(ChatDataModule):
         assert self.tokenizer is not None
         return preview_pairs(Pairs(self._train), self.tokenizer, num_records)
 
-    def in_words(self, facts: dict[str, float]) -> str:
+    def in_words(self, counts: dict[str, float]) -> str:
         """What there is to learn, and what packing did to it."""
-        too_long = f"{facts['num_dropped']:,} longer than a row left out (too_long={self.cut})"
+        too_long = f"{counts['num_dropped']:,} longer than a row left out (too_long={self.cut})"
         return (
-            f"{facts['num_documents']:,} pairs, {facts['num_tokens']:,} tokens in {facts['num_rows']:,} rows of"
-            f" {self.seq_len:,}; {facts['padded_share']:.2%} padded;"
-            f" {too_long if facts['num_dropped'] else 'none longer than a row'}"
+            f"{counts['num_documents']:,} pairs, {counts['num_tokens']:,} tokens in {counts['num_rows']:,} rows of"
+            f" {self.seq_len:,}; {counts['padded_share']:.2%} padded;"
+            f" {too_long if counts['num_dropped'] else 'none longer than a row'}"
         )

@@ -114,13 +114,13 @@ class TextDataModule(PackedDataModule):
             Documents(sources), partial(beginning, num_tokens=self.prompt_len, num_suffix=num_suffix)
         )
 
-    def in_words(self, facts: dict[str, float]) -> str:
+    def in_words(self, counts: dict[str, float]) -> str:
         """What there is to read, and what packing did to it."""
         return (
-            f"{facts['num_documents']:,} documents, {facts['num_tokens']:,} tokens"
-            f" ({facts['bytes_per_token']:.2f} bytes each) in {facts['num_rows']:,} rows of {self.seq_len:,};"
-            f" {facts['padded_share']:.2%} padded, nothing cropped,"
-            f" {facts['too_long_share']:.1%} of the documents longer than a row"
+            f"{counts['num_documents']:,} documents, {counts['num_tokens']:,} tokens"
+            f" ({counts['bytes_per_token']:.2f} bytes each) in {counts['num_rows']:,} rows of {self.seq_len:,};"
+            f" {counts['padded_share']:.2%} padded, nothing cropped,"
+            f" {counts['too_long_share']:.1%} of the documents longer than a row"
         )
 
 

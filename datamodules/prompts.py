@@ -1,4 +1,4 @@
-"""Prompts for reinforcement learning: what the model is asked, with what a reward has to know to judge its answer."""
+"""Prompts for reinforcement learning, and the columns that a reward needs to judge their completions."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ VERSION = 5  # of what is kept in the cache
 class PromptDataModule(RecordDataModule):
     """Reads prompts, and hands them out in batches of similar length and a resumable order.
 
-    Records have the shapes of `InstructionDataModule` and `PreferenceDataModule`, with or without answers, and ask here
-    with the same tokens as there: a text (`prompt`, `question`, `instruction`, `input`) with its `system`, `history`,
-    `context` and `tools`, or messages, of which the assistant's last reply is left out. All columns but the one that
-    the prompt stands in are passed on to the rewards.
+    Records have the shapes of `InstructionDataModule` and `PreferenceDataModule`, with or without responses, and ask
+    here with the same tokens as there: a text (`prompt`, `question`, `instruction`, `input`) with its `system`,
+    `history`, `context` and `tools`, or messages, of which the assistant's last reply is left out. All columns but the
+    one that the prompt stands in are passed on to the rewards.
 
     Args:
         path: .jsonl, .json, .csv (also .gz, .zst), .parquet, .arrow, folders and globs of them, or a hub data set;
@@ -60,8 +60,8 @@ class PromptDataModule(RecordDataModule):
         kwargs: see `ResumableDataModule`. By default 0.05 of the prompts validate.
 
     Attributes:
-        record_check: from a record's columns to why rewards could not judge an answer to it, or None; such a record is
-            a bad one. Its `key` names it in the cache. The module that trains sets it.
+        record_check: from a record's columns to why rewards could not judge a completion of it, or None; such a record
+            is a bad one. Its `key` names it in the cache. The module that trains sets it.
     """
 
     batch_kind = "prompts"
@@ -146,7 +146,7 @@ class PromptDataModule(RecordDataModule):
 
     def report(self) -> None:
         """Says how many prompts there are, and what was left out."""
-        rank_zero_info(f"Prompts: {len(self._train):,} to learn from, {len(self._val):,} to validate on")
+        rank_zero_info(f"Prompts: {len(self._train):,} to train on, {len(self._val):,} to validate on")
         for line in _unread([*self._train.files, *self._val.files]):
             rank_zero_info(line)
         if skipped := _skipped([*self._train.files, *self._val.files]):
@@ -166,8 +166,8 @@ class PromptDataModule(RecordDataModule):
         folder = self.root / "prompts" / key
 
         def make(temporary: Path) -> None:
-            facts = write_prompts(temporary / "prompts.arrow", unit, encoder, self.on_bad_record)
-            (temporary / "facts.json").write_text(json.dumps(facts))
+            statistics = write_prompts(temporary / "prompts.arrow", unit, encoder, self.on_bad_record)
+            (temporary / "facts.json").write_text(json.dumps(statistics))
 
         return made_folder(folder, "prompts", make, look_again) / "prompts.arrow"
 
@@ -180,7 +180,9 @@ class PromptDataModule(RecordDataModule):
             set_template(tokenizer, self.template)
             tokenizer.eos_token = template_of(tokenizer).end_of_turn()
         if tokenizer.eos_token_id is None:
-            raise DataError("tokenizer: it has no EOS token, so that no answer could end; set one and save it again")
+            raise DataError(
+                "tokenizer: it has no EOS token, so that no completion could end; set one and save it again"
+            )
         return tokenizer
 
     @cached_property

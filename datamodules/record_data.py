@@ -1,4 +1,4 @@
-"""What DataModules of records share, whether they learn from the answers or ask for them: columns by other names."""
+"""What DataModules of records share, whether they train on the replies or sample them: columns by other names."""
 
 from __future__ import annotations
 

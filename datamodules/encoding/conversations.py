@@ -1,4 +1,4 @@
-"""From conversations to token ids, and which of them are learned."""
+"""From conversations to token ids, and which of them are in the loss."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ChatEncoder:
         return asdict(self.template)
 
     def documents(self, unit: Unit, bad: BadRecords) -> Iterator[Document]:
-        """The unit's documents, streaming; what is learned of each are its replies."""
+        """The unit's documents, streaming; the loss is on the replies of each."""
         for batch in bounded_batches(self.written(unit, bad), lambda one: len(one.rendered.text)):
             texts = [one.rendered.text for one in batch]
             encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
@@ -84,7 +84,7 @@ class ChatEncoder:
                 yield ChatRecord(record, conversation.messages, None, _split_hash(conversation))
 
     def refuses(self, messages: list[dict[str, Any]], rejected: str | None) -> str | None:
-        """Why these messages cannot be learned; None where they can."""
+        """Why these messages cannot be trained on; None where they can."""
         conversation = conversation_of({"messages": messages}, "messages", None, self.template.reasoning)
         rendered = conversation if isinstance(conversation, Bad) else self.template.render(conversation)
         return rendered.reason if isinstance(rendered, Bad) else None
@@ -96,9 +96,10 @@ class ChatEncoder:
 
 
 def trained_tokens(encoding: Encoding, rendered: Rendered) -> np.ndarray:
-    """(n,) bool: the tokens of which every character lies in a span of what is learned.
+    """(n,) bool: the loss mask: tokens of which every character lies in a trained span.
 
-    A token that reaches from a prompt into a reply is not learned: when the model has to reply, the prompt is complete.
+    A token that spans the end of a prompt and the start of a reply has no loss: when the model replies, the prompt is
+    complete.
     """
     trained = np.zeros(len(encoding.ids), bool)
     for start, end in rendered.spans:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Cut = Literal["drop", "left", "right"]
-Parts: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # shared tokens, and each answer's own
+Parts: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # shared tokens, and each response's own
 
-# What is known of a pair beside its tokens: how many both answers share and how many are the chosen one's own, and by
+# What is known of a pair beside its tokens: how many both responses share and how many are the chosen one's own, and by
 # how much and with which scores it was preferred; NaN where there are no scores.
 PAIR = np.dtype(
     [
@@ -48,14 +48,14 @@ class WrittenPair(NamedTuple):
 
 
 class PairEncoder:
-    """Turns preferences into documents of three parts: shared tokens, the chosen answer's own, the rejected one's own.
+    """Turns preferences into documents of three parts: shared tokens, the chosen response's and the rejected one's own.
 
     Args:
         tokenizer: a copy of its own.
         longest: tokens of a row.
         too_long: what becomes of a pair that fits no row: `drop` leaves that to the packing, `left` cuts off the
-            beginning of the prompt, `right` the ends of the answers.
-        least_shared: prompts with fewer tokens in common stand before each answer.
+            beginning of the prompt, `right` the ends of the responses.
+        least_shared: prompts with fewer tokens in common stand before each response.
         labels: see `preference_of`.
         score_margins: whether the difference of the scores is the margin.
         template: fields of a `ChatTemplate`.
@@ -131,7 +131,7 @@ class PairEncoder:
                     yield ChatRecord(record, preference.chosen, rejected, _split_hash(preference))
 
     def refuses(self, messages: list[dict[str, Any]], rejected: str | None) -> str | None:
-        """Why nothing can be learned from the last message and a rejected one in its place; None where it can."""
+        """Why the last message and a rejected one in its place cannot be trained on; None where it can."""
         record = {"messages": messages[:-1], "chosen": messages[-1]["content"], "rejected": rejected}
         preference = preference_of(record, "messages-pair", None)
         written = self._write(preference) if isinstance(preference, Preference) else preference
@@ -141,12 +141,12 @@ class PairEncoder:
         return record if isinstance(record, Bad) else preferences_of(record, unit.shape, unit.columns, self.labels)
 
     def _write(self, preference: Preference) -> WrittenPair | Bad:
-        texts = [self.template.write(messages, preference.tools) for messages in _answers(preference)]
+        texts = [self.template.write(messages, preference.tools) for messages in _responses(preference)]
         bad = next((text for text in texts if isinstance(text, Bad)), None)
         return bad or WrittenPair(preference, *(str(text) for text in texts))
 
     def _unread(self, preference: Preference) -> set[str]:
-        return set().union(*(self.template.unread(messages, preference.tools) for messages in _answers(preference)))
+        return set().union(*(self.template.unread(messages, preference.tools) for messages in _responses(preference)))
 
     def _document(self, one: WrittenPair, chosen: np.ndarray, rejected: np.ndarray) -> Document | LeftOut:
         if np.array_equal(chosen, rejected):
@@ -175,7 +175,7 @@ class PairEncoder:
         return 0.0 if np.isnan(chosen - rejected) else chosen - rejected
 
     def _cut(self, parts: Parts, num_common: int) -> Parts | LeftOut:
-        """The parts cut to the length of a row; both answers begin with `num_common` equal tokens."""
+        """The parts cut to the length of a row; both responses begin with `num_common` equal tokens."""
         shared, chosen, rejected = parts
         excess = len(shared) + len(chosen) + len(rejected) - self.longest
         if self.too_long == "left":
@@ -187,7 +187,7 @@ class PairEncoder:
                 excess = each
             return cut if excess <= num_common else TOO_LONG
         room = self.longest - len(shared)
-        # The longer answer is cut first, down to the other's length.
+        # The longer response is cut first, down to the other's length.
         fair = max(room // 2, room - min(len(chosen), len(rejected)))
         chosen, rejected = chosen[: max(0, fair)], rejected[: max(0, fair)]
         return EQUAL if np.array_equal(chosen, rejected) else (shared, chosen, rejected)
@@ -200,7 +200,7 @@ def common_prefix(one: np.ndarray, other: np.ndarray) -> int:
     return int(differ[0]) if len(differ) else length - 1
 
 
-def _answers(preference: Preference) -> Iterator[list[dict[str, Any]]]:
+def _responses(preference: Preference) -> Iterator[list[dict[str, Any]]]:
     yield preference.chosen
     yield preference.rejected
 

@@ -1,4 +1,4 @@
-"""From records to prompts: what the model is asked, and the columns that a reward needs to judge its answer."""
+"""From records to prompts: what the model is asked, and the columns that a reward needs to judge its completion."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class PromptEncoder:
         prefix: ids before a plain text.
         template: writes conversations down; None where there is no chat template.
         chat: whether a text is what a user says, to be written down by the template.
-        check: from a record's other columns to why rewards could not judge an answer to it, or None.
+        check: from a record's other columns to why rewards could not judge a completion of it, or None.
     """
 
     tokenizer: Tokenizer
@@ -173,7 +173,7 @@ def prompt_of(record: Record, shape: str, columns: Columns | None) -> Asked:
     fields, main = Fields(record, columns), MAIN[shape]
     if not _asks(fields, shape):
         others = () if columns else PROMPT_SHAPES  # what is mapped is meant
-        shape = next((name for name in others if all(map(fields.filled, required(name, PROMPT_SHAPES)))), "")
+        shape = next((name for name in others if all(map(fields.non_empty, required(name, PROMPT_SHAPES)))), "")
     if not shape:
         wanted = " or ".join(
             fields.names_of(main) if columns else dict.fromkeys(name for name in MAIN.values() if name != "chosen")
@@ -183,14 +183,14 @@ def prompt_of(record: Record, shape: str, columns: Columns | None) -> Asked:
 
 
 def _asks(fields: Fields, shape: str) -> bool:
-    """Whether the record has what a prompt of this shape is made of, with or without an answer."""
+    """Whether the record has what a prompt of this shape is made of, with or without a response."""
     main = MAIN[shape]
     if is_pair(shape) and not fields.columns_of(first_answer(shape)):
         return False
-    if shape == "self-instruct" and not fields.filled("instances"):
+    if shape == "self-instruct" and not fields.non_empty("instances"):
         return False
-    is_task = main == "instruction" and fields.columns_of(main) and fields.filled("input")
-    return bool(fields.filled(main) or is_task)
+    is_task = main == "instruction" and fields.columns_of(main) and fields.non_empty("input")
+    return bool(fields.non_empty(main) or is_task)
 
 
 def _asked(fields: Fields, shape: str) -> Asked:
@@ -204,13 +204,13 @@ def _asked(fields: Fields, shape: str) -> Asked:
     tools = tools_of(fields.optional("tools"))
     asks = set(fields.columns_of(MAIN[shape]))
     others = {name: value for name, value in fields.record.items() if name not in asks}
-    around = [name for field in ("system", "history", "tools") for name in fields.filled(field)]
+    around = [name for field in ("system", "history", "tools") for name in fields.non_empty(field)]
     text = None if shape == "whole-pair" or is_dialogue(fields, shape) else question_text(fields, shape)
     return Asked(text, messages, tools, others, around, _made_of(fields, MAIN[shape]))
 
 
 def _made_of(fields: Fields, main: str) -> list[str]:
-    columns = list(dict.fromkeys([*fields.filled(main), *fields.read]))
+    columns = list(dict.fromkeys([*fields.non_empty(main), *fields.read]))
     said = fields.record.get(columns[0])
     if isinstance(said, list) and len(said) > 1 and all(isinstance(one, str) for one in said):
         columns[0] += f" (the first of {len(said)} texts)"

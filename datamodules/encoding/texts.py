@@ -1,4 +1,4 @@
-"""From texts to token ids, each text a document that is learned from its first token to its last."""
+"""From texts to token ids, each text a document, all of it in the loss."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ def tokenize(units: Sequence[Unit], encoder: Encoder, root: Path, on_bad_record:
             _make(missing, encoder, folder, on_bad_record)
     if on_bad_record == "stop":
         for shard in shards:
-            if shard.facts["num_bad"]:
-                raise bad_record_error(shard.facts["first_bad"])
+            if shard.statistics["num_bad"]:
+                raise bad_record_error(shard.statistics["first_bad"])
     return shards
 
 

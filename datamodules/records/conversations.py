@@ -20,9 +20,9 @@ class Conversation:
 
     Attributes:
         messages: with `role` (system, developer, user, assistant or tool) and `content` (text, reasoning included as
-            `<think>\\n...\\n</think>\\n\\n` before the answer), and where the record has them `tool_calls` (arguments
+            `<think>\\n...\\n</think>\\n\\n` before the reply), and where the record has them `tool_calls` (arguments
             parsed to objects), `name` and `tool_call_id`.
-        trainable: for each message, whether it may be learned: it is the assistant's, and the record does not say
+        trainable: for each message, whether it may be trained on: it is the assistant's, and the record does not say
             otherwise (`weight: 0`, `train: false`, or a place in a `prompt` of messages).
         tools: JSON schemas.
     """
@@ -58,8 +58,8 @@ def _conversation(fields: Fields, shape: str, reasoning: Reasoning) -> Conversat
     said = [read_turn(turn, reasoning) for turn in READERS[shape](fields, shape)]
     messages = with_system(fields, [message for message, _ in said])
     if all(message["role"] != "assistant" for message in messages):
-        raise UnfitError("no turn is the assistant's, so that there is nothing to learn")
-    trainable = [False] * (len(messages) - len(said)) + [is_learned for _, is_learned in said]
+        raise UnfitError("no turn is the assistant's, so that there is nothing to train on")
+    trainable = [False] * (len(messages) - len(said)) + [is_trainable for _, is_trainable in said]
     return Conversation(messages, trainable, tools_of(fields.optional("tools")))
 
 

@@ -10,11 +10,11 @@ from datamodules.sources.units import Record, Row, is_empty
 
 
 class Turn(NamedTuple):
-    """A turn as a record holds it: where it stands there, what it is, and whether it may be learned."""
+    """A turn as a record holds it: where it stands there, what it is, and whether it may be trained on."""
 
     where: str
     said: Any
-    learned: bool = True
+    trainable: bool = True
 
 
 class Fields:
@@ -46,22 +46,22 @@ class Fields:
         """The columns that the field is read from; none where it is absent."""
         return columns_of(self.record, field, self.columns)
 
-    def filled(self, field: str) -> list[str]:
+    def non_empty(self, field: str) -> list[str]:
         """The field's columns that are not empty."""
         return [name for name in self.columns_of(field) if not is_empty(self.record[name])]
 
     def value(self, column: str) -> Any:
-        """What stands in a column; of columnar data without the nulls that fill its objects up."""
+        """What stands in a column; of columnar data without the nulls that pad its objects."""
         value = self.record[column]
         return without_nulls(value) if isinstance(self.record, Row) else value
 
     def optional(self, field: str) -> Any:
         """The field's value, the text of several columns; None where it is absent or empty."""
-        filled = self.filled(field)
-        if not filled:
+        columns = self.non_empty(field)
+        if not columns:
             return None
-        self.read += [name for name in filled if name not in self.read]
-        return self.value(filled[0]) if len(filled) == 1 else self._joined(filled)
+        self.read += [name for name in columns if name not in self.read]
+        return self.value(columns[0]) if len(columns) == 1 else self._joined(columns)
 
     def optional_text(self, field: str, numbers: bool = False) -> str:
         """The field's text, or number as for `text_of`; empty where it is absent."""
@@ -77,7 +77,7 @@ class Fields:
             raise UnfitError(f"column {column!r} is empty")
         return text
 
-    def turns(self, field: str, learned: bool = True) -> Iterator[Turn]:
+    def turns(self, field: str, trainable: bool = True) -> Iterator[Turn]:
         """The turns in a list; raises `UnfitError` where the field holds none."""
         column = self.column(field)
         value = self.optional(field)
@@ -89,7 +89,7 @@ class Fields:
         if not turns:
             raise UnfitError(f"column {column!r} has no turns")
         said = [one for turn in turns for one in spoken(turn)]
-        return (Turn(f"turn {number} of {column}", turn, learned) for number, turn in enumerate(said, 1))
+        return (Turn(f"turn {number} of {column}", turn, trainable) for number, turn in enumerate(said, 1))
 
     def options(self) -> list[Option]:
         """The options to choose from; none where there are none.

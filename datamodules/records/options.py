@@ -55,7 +55,7 @@ def spread_columns(names: Sequence[str]) -> list[str]:
 
 
 def of_columns(record: Mapping[str, Any], columns: Sequence[str]) -> list[Option]:
-    """An option of each column that is filled, called by its place among them."""
+    """An option of each column that is not empty, called by its place among them."""
     said = [(LETTERS[place], record[name]) for place, name in enumerate(columns) if record.get(name) not in (None, "")]
     for label, text in said:
         if not _is_said(text):
@@ -129,8 +129,8 @@ def _labelled(value: Any) -> list[tuple[Any, Any]] | None:
     )
     if isinstance(labels, list) and isinstance(texts, list) and len(labels) == len(texts):
         return list(zip(labels, texts, strict=True))
-    filled = [(label, text) for label, text in value.items() if text is not None]
-    return filled if all(len(label) <= 2 for label, _ in filled) else None
+    given = [(label, text) for label, text in value.items() if text is not None]
+    return given if all(len(label) <= 2 for label, _ in given) else None
 
 
 def _option(label: str, value: Any) -> Option:

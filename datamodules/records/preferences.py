@@ -16,7 +16,7 @@ from datamodules.sources.units import Bad, Record
 EMPTY, IDENTICAL = LeftOut("with an empty answer"), LeftOut("of two answers that are the same")
 
 FIRST, SECOND, TIE = "first", "second", "tie"
-# What a label of a pair usually says. 0 is left out: it is the first answer to some and a tie to others.
+# What a label of a pair usually says. 0 is left out: it is the first response to some and a tie to others.
 LABELS = {
     "1": FIRST, "2": SECOND, "first": FIRST, "second": SECOND, "a": FIRST, "b": SECOND, "model_a": FIRST,
     "model_b": SECOND, "output_1": FIRST, "output_2": SECOND, "tie": TIE, "draw": TIE, "equal": TIE, "both": TIE,
@@ -26,14 +26,14 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Preference:
-    """Two conversations that begin alike and end with different answers.
+    """Two conversations that begin alike and end with different responses.
 
     Attributes:
         chosen, rejected: messages as chat templates take them, the assistant's last.
         tools: JSON schemas.
-        is_tie: neither answer is better.
+        is_tie: neither response is better.
         margin: by how much the chosen one is, in the data's own measure; 0 where it does not say.
-        scores: of the chosen and of the rejected answer; NaN where there are none.
+        scores: of the chosen and of the rejected response; NaN where there are none.
     """
 
     chosen: list[Message]
@@ -45,7 +45,7 @@ class Preference:
 
     @property
     def prompt(self) -> list[Message]:
-        """What stands before the chosen answer."""
+        """What stands before the chosen response."""
         return self.chosen[:-1]
 
 
@@ -105,7 +105,7 @@ def _preference(fields: Fields, shape: str, labels: Mapping[str, str]) -> Prefer
 
 
 def _of_choice(fields: Fields, shape: str) -> list[Preference]:
-    """Answers are options' letters, or their texts where the right one is given by its text."""
+    """Responses are options' letters, or their texts where the right one is given by its text."""
     prompt = with_system(fields, [read_turn(turn)[0] for turn in prompt_turns(fields, shape)])
     options, given, column = fields.options(), fields.optional("correct"), fields.column("correct")
     right = right_option(given, options, column)
@@ -121,7 +121,7 @@ def _of_choice(fields: Fields, shape: str) -> list[Preference]:
 
 
 def _conversation(fields: Fields, prompt: list[Turn], name: str) -> list[Message] | None:
-    """The messages with one of the answers; None where the answer is empty."""
+    """The messages with one of the responses; None where the response is empty."""
     turns = _with_answer(fields, prompt, name)
     last = turns[-1].said
     if is_blank(last):
@@ -139,28 +139,28 @@ def _conversation(fields: Fields, prompt: list[Turn], name: str) -> list[Message
 
 def _with_answer(fields: Fields, prompt: list[Turn], name: str) -> list[Turn]:
     column = fields.column(name)
-    answer = fields.value(column)
-    if isinstance(answer, int | float):
-        answer = text_of(answer, f"column {column!r}", numbers=True)
-    if isinstance(answer, str):
-        spoken = transcript(text_of(answer, f"column {column!r}"), column)
+    response = fields.value(column)
+    if isinstance(response, int | float):
+        response = text_of(response, f"column {column!r}", numbers=True)
+    if isinstance(response, str):
+        spoken = transcript(text_of(response, f"column {column!r}"), column)
         # Without a prompt of its own the text has to be one; behind a prompt it is one where it repeats the prompt, and
-        # else an answer that happens to be a dialogue.
+        # else a response that happens to be a dialogue.
         is_whole = spoken and (not prompt or _lines(spoken[-1:])[0][0] == "assistant")
         whole = _whole(prompt, spoken) if is_whole else None
-        return whole or [*prompt, Turn(f"column {column!r}", {"role": "assistant", "content": answer})]
-    if isinstance(answer, dict):
-        return [*prompt, Turn(f"column {column!r}", answer)]
-    if answer is None:
+        return whole or [*prompt, Turn(f"column {column!r}", {"role": "assistant", "content": response})]
+    if isinstance(response, dict):
+        return [*prompt, Turn(f"column {column!r}", response)]
+    if response is None:
         return [*prompt, Turn(f"column {column!r}", {"role": "assistant", "content": ""})]
     turns = list(fields.turns(name))
     if is_blank(turns[0].said) or read_turn(turns[0])[0]["role"] == "assistant":
         return [*prompt, *turns]
-    # Some sets have a prompt, and behind it answers that are the whole conversation.
+    # Some sets have a prompt, and behind it responses that are the whole conversation.
     if not (whole := _whole(prompt, turns)):
         raise UnfitError(
             f"column {column!r} is a conversation that does not begin with the prompt beside it; take the prompt's "
-            "column out, or let the answers begin with the assistant's turn"
+            "column out, or let the responses begin with the assistant's turn"
         )
     return whole
 
@@ -170,7 +170,7 @@ def _whole(prompt: list[Turn], turns: list[Turn]) -> list[Turn] | None:
     asked, said = _lines(prompt), _lines(turns)
     system = [line for line in asked if line[0] in SYSTEM_ROLES]
     rest = [line for line in asked if line[0] not in SYSTEM_ROLES]
-    while rest and rest[-1][0] == "assistant":  # of a whole conversation beside the answers
+    while rest and rest[-1][0] == "assistant":  # of a whole conversation beside the responses
         rest.pop()
     if [line for line in said if line[0] not in SYSTEM_ROLES][: len(rest)] != rest:
         return None
@@ -192,17 +192,17 @@ def _lines(turns: list[Turn]) -> list[tuple[str, str]]:
 
 
 def is_pair(shape: str) -> bool:
-    """Whether records of the shape hold two answers."""
+    """Whether records of the shape hold two responses."""
     return shape.endswith("-pair") or shape.startswith("labelled")
 
 
 def first_answer(shape: str) -> str:
-    """The field of the answer that stands first."""
+    """The field of the response that stands first."""
     return "output_1" if shape.startswith("labelled") else "chosen"
 
 
 def prompt_of_pair(fields: Fields, shape: str) -> list[Turn]:
-    """The turns before a pair's first answer, which need not be there; raises `UnfitError` where there are none."""
+    """The turns before a pair's first response, which need not be there; raises `UnfitError` where there are none."""
     prompt = [] if shape == "whole-pair" else list(prompt_turns(fields, shape))
     name = first_answer(shape)
     turns = _with_answer(fields, prompt, name)[:-1]

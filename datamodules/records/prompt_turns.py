@@ -1,4 +1,4 @@
-"""What the model is asked: the turns of a record before its answer.
+"""What the model is asked: the turns of a record before its reply.
 
 All stages read them here, so that one record asks with the same tokens in fine-tuning, reward modelling and
 reinforcement learning.
@@ -35,9 +35,9 @@ SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
 def prompt_turns(fields: Fields, shape: str) -> Iterator[Turn]:
-    """The turns before the answer, none of which is learned but a history's; see `with_system` for the system's.
+    """The turns before the reply, none of which is trained on but a history's; see `with_system` for the system's.
 
-    Of a conversation that ends with the assistant's turn, this is the answer, unless the answer has a column of its
+    Of a conversation that ends with the assistant's turn, this is the reply, unless the reply has a column of its
     own beside a `prompt`.
 
     Args:
@@ -48,7 +48,7 @@ def prompt_turns(fields: Fields, shape: str) -> Iterator[Turn]:
     """
     main = MAIN[shape]
     if is_dialogue(fields, shape):
-        turns = list(fields.turns(main, learned=False))
+        turns = list(fields.turns(main, trainable=False))
         if all(isinstance(turn.said, str) for turn in turns):
             yield _first_text(turns, shape)
             return
@@ -59,7 +59,7 @@ def prompt_turns(fields: Fields, shape: str) -> Iterator[Turn]:
 
 
 def _first_text(turns: Sequence[Turn], shape: str) -> Turn:
-    """A list of texts holds what a user asks one after the other, each time behind an answer that is not there."""
+    """A list of texts holds what a user asks one after the other, each time behind a reply that is not there."""
     if len(turns) > 1 and shape not in ("messages", MAIN[shape]):
         raise UnfitError(f"{turns[0].where}: {NO_SPEAKER}")
     return turns[0]._replace(said={"role": "user", "content": turns[0].said})
@@ -105,12 +105,12 @@ def with_system(fields: Fields, messages: list[Message]) -> list[Message]:
 
 
 def read_turn(turn: Turn, reasoning: Reasoning = "train") -> tuple[Message, bool]:
-    """The turn as a message, and whether it may be learned; raises `UnfitError` that says where the turn is."""
+    """The turn as a message, and whether it may be trained on; raises `UnfitError` that says where the turn is."""
     try:
-        message, is_learned = message_of(turn.said, reasoning)
+        message, is_trainable = message_of(turn.said, reasoning)
     except UnfitError as unfit:
         raise UnfitError(f"{turn.where}: {unfit}") from unfit
-    return message, is_learned and turn.learned
+    return message, is_trainable and turn.trainable
 
 
 def task_of(fields: Fields) -> Fields:
@@ -143,7 +143,7 @@ def _question(fields: Fields, shape: str) -> Iterator[Turn]:
         turns = []
     if not turns:
         yield Turn(main, {"role": "user", "content": text})
-    # A transcript ends where the answer is to begin.
+    # A transcript ends where the reply is to begin.
     yield from turns[:-1] if turns and is_blank(turns[-1].said) else turns
 
 

@@ -27,8 +27,8 @@ class ChatRecord(NamedTuple):
 
     Args:
         record: all of its columns.
-        messages: the conversation; of a pair the one with the chosen answer.
-        rejected: of a pair the other answer.
+        messages: the conversation; of a pair the one with the chosen response.
+        rejected: of a pair the other response.
         hash: decides its side of a split.
     """
 
@@ -46,7 +46,7 @@ class Writer(Protocol):
         ...
 
     def refuses(self, messages: list[dict[str, Any]], rejected: str | None) -> str | None:
-        """Why nothing can be learned from a record that says this; None where it can."""
+        """Why a record that says this cannot be trained on; None where it can."""
         ...
 
     def settings(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Writer(Protocol):
 
 @dataclass(frozen=True)
 class RecordSource(Source):
-    """One set of conversations to learn from.
+    """One set of conversations to train on.
 
     Args:
         columns: where the columns have other names: what they hold (messages, prompt, completion, instruction, input,

@@ -15,7 +15,7 @@ Columns: TypeAlias = Mapping[str, str | list[str]]
 # What may stand before and below the text that asks.
 _ASKED, _BELOW = ("system", "history"), ("input", "context", "options")
 _CHOICE = ("reasoning", "correct", "tools")
-# The fields of each shape, in the order in which the shapes are tried: conversations before single answers, since a
+# The fields of each shape, in the order in which the shapes are tried: conversations before single replies, since a
 # set of conversations often repeats its first question in a column `prompt`.
 SHAPES: dict[str, tuple[str, ...]] = {
     "messages": ("system", "messages", "tools"),
@@ -29,8 +29,8 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "question-answer": (*_ASKED, "question", *_BELOW, "reasoning", "answer", "tools"),
     "input-output": (*_ASKED, "input", "context", "options", "reasoning", "output", "tools"),
 }
-# The same of two answers to one question, of which one is preferred. Where the question has no column of its own, the
-# answers are whole conversations, which begin with it.
+# The same of two responses to one question, of which one is preferred. Where the question has no column of its own, the
+# responses are whole conversations, which begin with it.
 _OF_PAIRS = ("margin", "chosen_score", "rejected_score", "tools")
 _OF_LABELLED = ("output_1", "output_2", "label", "score_1", "score_2", "margin", "tools")
 PREFERENCE_SHAPES: dict[str, tuple[str, ...]] = {
@@ -45,7 +45,7 @@ PREFERENCE_SHAPES: dict[str, tuple[str, ...]] = {
     "whole-pair": ("system", "chosen", "rejected", *_OF_PAIRS),
     **{f"{main}-choice": SHAPES[f"{main}-choice"] for main in ("instruction", "prompt", "question")},
 }
-# Prompts without any answer; those of the shapes above come first, so that their prompts are the same in all stages.
+# Prompts without any response; those of the shapes above come first, so that their prompts are the same in all stages.
 PROMPT_SHAPES: dict[str, tuple[str, ...]] = {
     **SHAPES,
     **PREFERENCE_SHAPES,
@@ -61,7 +61,7 @@ NEEDED = {
     **{name: {"input"} for name in ("input-output", "input-pair", "input")},
     **{name: {"options"} for name in SHAPES if name.endswith("-choice")},
 }
-# The column names that a field usually has; the first one that is filled is read. A field is mapped by any of them.
+# The column names that a field usually has; the first one that is not empty is read. A field is mapped by any of them.
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "messages": ("messages", "turns", "conversation", "dialogue", "dialog"),
     "question": ("question", "question_stem"),
@@ -83,7 +83,7 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "output_2": ("output_2", "response_2", "answer_2", "response_b"),
     "label": ("label", "preference", "winner", "choice"),
 }  # fmt: skip
-ANSWERS = ("output", "completion", "answer", "correct")
+RESPONSES = ("output", "completion", "answer", "correct")
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,10 @@ def detect_shape(
     where: str,
     shapes: Mapping[str, tuple[str, ...]] = SHAPES,
 ) -> Shape:
-    """The first of the known shapes whose required columns are filled by half as many records as any shape's, or more:
-    one odd record decides nothing, and one whose conversation is empty does not make questions of a set of them.
+    """The first of the known shapes whose required columns are non-empty in half as many records as any shape's, or
+    more: one odd record decides nothing, and one whose conversation is empty does not make questions of a set of them.
 
-    Where no record fills any it is enough that they are there: each record's own fault is then told in its place.
+    Where they are empty in all records it is enough that they are there: each record's own fault is told in its place.
 
     Args:
         records: the first ones that can be read.
@@ -155,9 +155,9 @@ def shape_in_words(shape: Shape, shapes: Iterable[str] = SHAPES) -> str:
 
 
 def columns_of(record: Record, field: str, columns: Columns | None) -> list[str]:
-    """The columns that a field is read from: the mapped ones, else of its usual names the first that is filled.
+    """The columns that a field is read from: the mapped ones, else of its usual names the first that is not empty.
 
-    Where none is filled, the first that is there; none where none is. A column that is mapped serves no other field by
+    Where all are empty, the first that is there; none where none is. A column that is mapped serves no other field by
     its usual name.
     """
     mapped = mapped_to(field, columns)
@@ -183,8 +183,8 @@ def mapped_to(field: str, columns: Columns | None) -> str | list[str] | None:
 
 
 def keys_of(field: str) -> tuple[str, ...]:
-    """The names by which the field is mapped: its usual ones, and for a single answer those of any."""
-    return (*names_of(field), *(name for name in ANSWERS if field in ANSWERS and name not in names_of(field)))
+    """The names by which the field is mapped: its usual ones, and for a single reply those of any."""
+    return (*names_of(field), *(name for name in RESPONSES if field in RESPONSES and name not in names_of(field)))
 
 
 def names_of(field: str) -> tuple[str, ...]:
@@ -193,7 +193,7 @@ def names_of(field: str) -> tuple[str, ...]:
 
 
 def required(name: str, shapes: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """The fields that a record of the shape has to fill."""
+    """The fields that must not be empty in a record of the shape."""
     return [field for field in shapes[name] if field not in OPTIONAL or field in NEEDED.get(name, ())]
 
 

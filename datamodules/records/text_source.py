@@ -18,7 +18,7 @@ RECORDS_PEEKED = 16
 
 @dataclass(frozen=True)
 class TextSource(Source):
-    """One text to learn from.
+    """One text to train on.
 
     Args:
         text_column: where a record's text is. None: `text`, else the only column that holds strings.

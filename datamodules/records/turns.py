@@ -33,12 +33,12 @@ class UnfitError(Exception):
 
 
 def message_of(turn: Any, reasoning: Reasoning) -> tuple[dict[str, Any], bool]:
-    """A turn as a message, and whether the record lets it be learned.
+    """A turn as a message, and whether the record lets it be trained on.
 
     Args:
         turn: an object with `role` and `content`, or `from` and `value`. Null counts as absent. What else it holds
             stays in the message, for a template that writes it.
-        reasoning: `drop` leaves the assistant's reasoning out; else it stands before the answer, in <think> tags.
+        reasoning: `drop` leaves the assistant's reasoning out; else it stands before the reply, in <think> tags.
 
     Raises:
         UnfitError: it is no such object, its role is unknown, its content is missing, of a wrong type or, where the
@@ -69,7 +69,7 @@ def message_of(turn: Any, reasoning: Reasoning) -> tuple[dict[str, Any], bool]:
     for key in ("name", "tool_call_id"):
         if not is_empty(turn.get(key)):
             message[key] = text_of(turn[key], key)
-    return message | others, role == "assistant" and _is_learned(turn)
+    return message | others, role == "assistant" and _is_trainable(turn)
 
 
 def tools_of(value: Any) -> list[dict[str, Any]] | None:
@@ -195,7 +195,9 @@ def _content(value: Any, numbers: bool) -> str:
         if not isinstance(part, dict):
             raise UnfitError(f"content holds a list with {kind_of(part)} in it, where parts are objects")
         if part.get("type") != "text":
-            raise UnfitError(f"content holds a part of type {str(part.get('type'))[:40]!r}; only text can be learned")
+            raise UnfitError(
+                f"content holds a part of type {str(part.get('type'))[:40]!r}; only text can be trained on"
+            )
         texts.append(text_of(part.get("text"), "a part of content"))
     return "".join(texts)
 
@@ -205,7 +207,7 @@ def _others(turn: dict[str, Any], role: str, call_key: str) -> dict[str, Any]:
     text_keys = [key for key in ("content", "value") if turn.get(key) == turn.get("content", turn.get("value"))]
     others = additions(turn, [*READ_KEYS, *text_keys, call_key, *(REASONING_KEYS if role == "assistant" else ())])
     if media := next((key for key, value in others.items() if key.lower().startswith(MEDIA) and value), None):
-        raise UnfitError(f"it holds {media}; only text can be learned")
+        raise UnfitError(f"it holds {media}; only text can be trained on")
     return _plain(others)
 
 
@@ -215,9 +217,9 @@ def _plain(value: Any) -> Any:
 
 
 def _with_reasoning(text: str, thoughts: list[str], reasoning: Reasoning, may_be_empty: bool) -> str:
-    inline, answer = _split(text)
-    if not answer.strip() and not may_be_empty:
-        raise UnfitError("the answer is empty")
+    inline, reply = _split(text)
+    if not reply.strip() and not may_be_empty:
+        raise UnfitError("the reply is empty")
     if any(END_THINK in thought for thought in thoughts):
         raise UnfitError(f"its reasoning spells {END_THINK}, which would end it; take the tags out of it")
     given = list(dict.fromkeys(thought.strip() for thought in (*thoughts, inline or "") if thought.strip()))
@@ -226,18 +228,18 @@ def _with_reasoning(text: str, thoughts: list[str], reasoning: Reasoning, may_be
             f"it has two different reasonings (of {' and '.join(str(len(text)) for text in given)} letters)"
         )
     if reasoning == "drop" or (not given and inline is None):
-        return answer
-    return f"{THINK}\n{given[0] if given else ''}\n{END_THINK}\n\n{answer}"
+        return reply
+    return f"{THINK}\n{given[0] if given else ''}\n{END_THINK}\n\n{reply}"
 
 
 def _split(text: str) -> tuple[str | None, str]:
-    """(reasoning, answer) of a content that begins with <think>; a tag further on is text like any other."""
+    """(reasoning, reply) of a content that begins with <think>; a tag further on is text like any other."""
     start = text.lstrip()
     if start.startswith(THINK):
-        inside, end, answer = start.removeprefix(THINK).partition(END_THINK)
+        inside, end, reply = start.removeprefix(THINK).partition(END_THINK)
         if not end:
             raise UnfitError(f"content opens {THINK} and never closes it")
-        return inside, answer.lstrip()
+        return inside, reply.lstrip()
     before, end, _ = text.partition(END_THINK)
     if end and THINK not in before:
         raise UnfitError(f"content closes {END_THINK} and never opened it; write {THINK} where the reasoning begins")
@@ -273,7 +275,7 @@ def _tool(tool: Any) -> dict[str, Any]:
     return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
 
 
-def _is_learned(turn: dict[str, Any]) -> bool:
+def _is_trainable(turn: dict[str, Any]) -> bool:
     """What OpenAI's `weight` and axolotl's `train` say."""
     for key in ("weight", "train"):
         if turn.get(key, 1) not in (0, 1):

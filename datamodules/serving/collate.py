@@ -20,7 +20,7 @@ class Piece(NamedTuple):
 
     Args:
         ids: (n,) token ids.
-        trained: (n,) bool, which of them are learned; None for all.
+        trained: (n,) bool, which of them are in the loss; None for all.
         prompt: of a whole conversation, the tokens before its last reply.
     """
 
@@ -30,7 +30,7 @@ class Piece(NamedTuple):
 
     @property
     def labels(self) -> np.ndarray:
-        """(n,) the ids that are learned, else -100."""
+        """(n,) the ids that are in the loss, else -100."""
         return self.ids if self.trained is None else np.where(self.trained, self.ids.astype(np.int64), IGNORE)
 
 
@@ -57,8 +57,8 @@ class PackedCollator:
         labels = np.full_like(layout.input_ids, IGNORE)
         for row, pieces in enumerate(rows):
             for piece in pieces:
-                begins = self.document_mask or not layout.filled[row]
-                place = layout.put(row, piece.ids, 0 if begins else layout.filled[row])
+                begins = self.document_mask or not layout.lengths[row]
+                place = layout.put(row, piece.ids, 0 if begins else layout.lengths[row])
                 labels[row, place] = piece.labels
                 if begins:
                     labels[row, place.start] = IGNORE  # nothing precedes it

@@ -19,7 +19,7 @@ class TokenSpans:
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self.shards = list(shards)
-        self.bases = [0, *accumulate(shard.facts["num_tokens"] for shard in shards)]
+        self.bases = [0, *accumulate(shard.statistics["num_tokens"] for shard in shards)]
 
     def locate(self, start: int) -> tuple[Shard, int]:
         """The shard that a token lies in, and its place there."""
@@ -42,7 +42,7 @@ class PackedRows(Dataset[Row]):
 
     def __init__(self, sources: Sequence[tuple[RowIndex, Sequence[Shard]]]) -> None:
         self.tokens = [TokenSpans(shards) for _, shards in sources]
-        self.num_rows = [index.facts["num_rows"] for index, _ in sources]
+        self.num_rows = [index.statistics["num_rows"] for index, _ in sources]
         self.bases = [0, *accumulate(self.num_rows)]
         self.rows = [index.rows() for index, _ in sources]
         self.spans = [index.spans() for index, _ in sources]

@@ -14,17 +14,17 @@ class Layout:
     Args:
         num_rows: B.
         seq_len: T.
-        pad_token_id: what is padded with; nothing is ever learned or read from it.
+        pad_token_id: what is padded with; it is never in the loss nor read.
 
     Attributes:
         input_ids, position_ids: (B, T) int64; positions begin anew at each document.
-        filled: tokens that stand in each row.
+        lengths: tokens that each row holds so far.
     """
 
     def __init__(self, num_rows: int, seq_len: int, pad_token_id: int) -> None:
         self.input_ids = np.full((num_rows, seq_len), pad_token_id, np.int64)
         self.position_ids = np.empty_like(self.input_ids)
-        self.filled = [0] * num_rows
+        self.lengths = [0] * num_rows
         self._count = np.arange(seq_len)
 
     def put(self, row: int, ids: np.ndarray, position: int = 0) -> slice:
@@ -38,16 +38,16 @@ class Layout:
         Returns:
             Where in the row it stands.
         """
-        start, end = self.filled[row], self.filled[row] + len(ids)
+        start, end = self.lengths[row], self.lengths[row] + len(ids)
         self.input_ids[row, start:end] = ids
         self.position_ids[row, start:end] = self._count[position : position + len(ids)]
-        self.filled[row] = end
+        self.lengths[row] = end
         return slice(start, end)
 
     def pad(self) -> list[tuple[int, slice]]:
         """Make a document of what is free at the rows' ends; returns row and place of each."""
         num_tokens = self.input_ids.shape[1]
-        free = [(row, self.input_ids[row, filled:]) for row, filled in enumerate(self.filled) if filled < num_tokens]
+        free = [(row, self.input_ids[row, length:]) for row, length in enumerate(self.lengths) if length < num_tokens]
         return [(row, self.put(row, padding)) for row, padding in free]
 
 

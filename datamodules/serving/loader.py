@@ -75,7 +75,7 @@ class ResumableLoader:
 
     Batch i of rank r out of W holds the global samples [iWB + rB, iWB + rB + B), B the batch size. Rows left over at
     the end of an epoch make a batch with blank rows (-1), so that each row is read once an epoch, in equally many
-    batches on each rank; a loss divided by what is learned counts no blank row. The position counts samples of all
+    batches on each rank; a loss divided by its tokens counts no blank row. The position counts samples of all
     ranks that the trainer was *handed*, not those that workers fetched ahead. So it means the same for any number of
     workers and ranks and any batch size, and nothing else is needed to go on.
 

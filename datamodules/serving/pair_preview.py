@@ -25,13 +25,13 @@ def preview_pairs(pairs: Pairs, tokenizer: PreTrainedTokenizerFast, num_records:
         yield from _in_words(pairs[number], number + 1, tokenizer, marks)
     (begin, end), (begin_rejected, end_rejected) = marks
     legend = f"{begin}chosen{end}, {begin_rejected}rejected{end_rejected}"
-    yield f"--- all of the training data (behind what both answers begin with: {legend})"
+    yield f"--- all of the training data (behind what both responses begin with: {legend})"
     yield from pair_statistics(pairs)
 
 
 def _in_words(pair: Pair, number: int, tokenizer: PreTrainedTokenizerFast, marks: tuple) -> Iterator[str]:
-    tie = ", a tie" if pair.facts["is_tie"] else ""
-    margin = f", margin {pair.facts['margin']:g}" if pair.facts["margin"] else ""
+    tie = ", a tie" if pair.details["is_tie"] else ""
+    margin = f", margin {pair.details['margin']:g}" if pair.details["margin"] else ""
     yield (
         f"--- pair {number}: {len(pair.prompt):,} tokens in common, {len(pair.chosen):,} chosen,"
         f" {len(pair.rejected):,} rejected{margin}{tie}"
@@ -45,22 +45,22 @@ def pair_statistics(pairs: Pairs) -> list[str]:
     """Lengths, what is shared, ties, and exact copies; every token is read once, and none is held."""
     counts = np.zeros((len(pairs), 3), np.int64)
     hashes = np.empty(len(pairs), np.uint64)
-    facts = {"is_tie": 0, "margin": 0, "chosen_score": 0}
+    counts = {"is_tie": 0, "margin": 0, "chosen_score": 0}
     for number in range(len(pairs)):
         pair = pairs[number]
         counts[number] = len(pair.prompt), len(pair.chosen), len(pair.rejected)
         data = b"".join(ids.tobytes() for ids in pair[:3])
         hashes[number] = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
-        facts["is_tie"] += bool(pair.facts["is_tie"])
-        facts["margin"] += bool(pair.facts["margin"])
-        facts["chosen_score"] += not np.isnan(pair.facts["chosen_score"])
+        counts["is_tie"] += bool(pair.details["is_tie"])
+        counts["margin"] += bool(pair.details["margin"])
+        counts["chosen_score"] += not np.isnan(pair.details["chosen_score"])
     prompt, chosen, rejected = counts.T
     written_out = counts.sum() + prompt.sum()
     return [
         f"pairs       {len(pairs):,}, {len(pairs) - len(np.unique(hashes)):,} of them copies of another,"
-        f" {facts['is_tie']:,} ties, {facts['margin']:,} with a margin, {facts['chosen_score']:,} with scores",
+        f" {counts['is_tie']:,} ties, {counts['margin']:,} with a margin, {counts['chosen_score']:,} with scores",
         f"tokens      {counts.sum():,}; {prompt.sum() / max(1, written_out):.1%} of all is a prompt read once for both",
-        f"answers     chosen {_median(chosen)} and rejected {_median(rejected)} tokens in the middle;"
+        f"responses   chosen {_median(chosen)} and rejected {_median(rejected)} tokens in the middle;"
         f" the chosen one is longer in {(chosen > rejected).mean() if len(pairs) else 0:.1%}",
     ]
 

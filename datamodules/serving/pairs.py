@@ -1,4 +1,4 @@
-"""Pairs of answers from the token shards, and packed rows of them as a batch of tensors."""
+"""Preference pairs from the token shards, and packed rows of them as a batch of tensors."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from datamodules.serving.layout import SpanLayout
 
 
 class Pair(NamedTuple):
-    """Two answers to one prompt.
+    """Two responses to one prompt.
 
     Args:
         prompt: (p,) token ids that both begin with.
         chosen, rejected: (c,) and (r,) token ids behind them.
-        facts: the rest that is known, as `PAIR`.
+        details: the rest that is known, as `PAIR`.
     """
 
     prompt: np.ndarray
     chosen: np.ndarray
     rejected: np.ndarray
-    facts: np.ndarray
+    details: np.ndarray
 
 
 def read_pair(tokens: TokenSpans, start: int, length: int) -> Pair:
     """The pair that begins with a token."""
     shard, begin = tokens.locate(start)
     number = shard.document_at(begin)
-    facts = shard.details(PAIR)[number : number + 1][0]
+    details = shard.details(PAIR)[number : number + 1][0]
     ids = shard.tokens[begin : begin + length]
-    chosen = int(facts["shared"])
-    rejected = chosen + int(facts["chosen"])
-    return Pair(ids[:chosen], ids[chosen:rejected], ids[rejected:], facts)
+    chosen = int(details["shared"])
+    rejected = chosen + int(details["chosen"])
+    return Pair(ids[:chosen], ids[chosen:rejected], ids[rejected:], details)
 
 
 class PairRows(PackedRows):
@@ -68,7 +68,7 @@ class PairCollator:
         ends = np.array([self._add(layout, row, pair) for row, pairs in enumerate(rows) for pair in pairs], np.int64)
         pairs = [pair for row in rows for pair in row]
         lengths = np.array([(len(pair.chosen), len(pair.rejected)) for pair in pairs], np.int64)
-        facts = np.array([pair.facts for pair in pairs], PAIR)
+        details = np.array([pair.details for pair in pairs], PAIR)
         chosen_ends, rejected_ends = ends.reshape(-1, 2).T
         chosen_lengths, rejected_lengths = lengths.reshape(-1, 2).T
         return {
@@ -77,15 +77,15 @@ class PairCollator:
             "rejected_ends": _tensor(rejected_ends),
             "chosen_lengths": _tensor(chosen_lengths),
             "rejected_lengths": _tensor(rejected_lengths),
-            "ties": _tensor(facts["is_tie"]),
-            "margins": _tensor(facts["margin"]),
-            "chosen_scores": _tensor(facts["chosen_score"]),
-            "rejected_scores": _tensor(facts["rejected_score"]),
+            "ties": _tensor(details["is_tie"]),
+            "margins": _tensor(details["margin"]),
+            "chosen_scores": _tensor(details["chosen_score"]),
+            "rejected_scores": _tensor(details["rejected_score"]),
         }
 
     @staticmethod
     def _add(layout: SpanLayout, row: int, pair: Pair) -> tuple[int, int]:
-        start, shared = layout.filled[row], len(pair.prompt)
+        start, shared = layout.lengths[row], len(pair.prompt)
         chosen_end = layout.add(row, np.concatenate([pair.prompt, pair.chosen]))
         return chosen_end, layout.add(row, pair.rejected, slice(start, start + shared) if shared else slice(0, 0))
 

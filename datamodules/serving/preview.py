@@ -29,14 +29,14 @@ def has_colours() -> bool:
 
 
 def marked(document: Piece, tokenizer: PreTrainedTokenizerFast, colours: bool) -> str:
-    """A document's text, special tokens and all, with what is learned in green, or else in ⟦brackets⟧."""
+    """A document's text, special tokens and all, with what is in the loss in green, or else in ⟦brackets⟧."""
     begin, end = (GREEN, PLAIN) if colours else (OPEN, CLOSE)
     trained = np.ones(len(document.ids), bool) if document.trained is None else document.trained
     changes = np.flatnonzero(np.diff(trained)) + 1
     parts: list[str] = []
-    for ids, learned in zip(np.split(document.ids, changes), np.split(trained, changes), strict=True):
+    for ids, mask in zip(np.split(document.ids, changes), np.split(trained, changes), strict=True):
         text = str(tokenizer.decode(ids, skip_special_tokens=False))
-        parts.append(f"{begin}{text}{end}" if learned[0] else text)
+        parts.append(f"{begin}{text}{end}" if mask[0] else text)
     return "".join(parts)
 
 
@@ -55,7 +55,7 @@ def statistics_in_words(documents: Documents) -> list[str]:
     places = {name: int(np.searchsorted(ends, max(1, share * len(documents)))) for name, share in shares.items()}
     return [
         f"documents   {len(documents):,}, {len(documents) - len(np.unique(hashes)):,} of them copies of another",
-        f"tokens      {num_tokens:,}, {num_trained:,} of them learned ({num_trained / max(1, num_tokens):.1%})",
+        f"tokens      {num_tokens:,}, {num_trained:,} of them in the loss ({num_trained / max(1, num_tokens):.1%})",
         "lengths     " + ", ".join(f"{name} {length:,}" for name, length in places.items()),
     ]
 
@@ -76,5 +76,5 @@ def preview(documents: Documents, tokenizer: PreTrainedTokenizerFast, num_record
         yield f"--- document {number + 1}: {len(document.ids):,} tokens"
         yield marked(document, tokenizer, colours)
     legend = f"{GREEN}green{PLAIN}" if colours else f"{OPEN}in brackets{CLOSE}"
-    yield f"--- all of the training data (learned: {legend})"
+    yield f"--- all of the training data (in the loss: {legend})"
     yield from statistics_in_words(documents)

@@ -1,4 +1,4 @@
-"""What becomes of records that cannot be learned from: the first one stops the run, or all are counted."""
+"""What becomes of records that cannot be trained on: the first one stops the run, or all are counted."""
 
 from collections import Counter
 from typing import Literal, NamedTuple
@@ -11,7 +11,7 @@ OnBadRecord = Literal["stop", "skip"]
 
 
 class LeftOut(NamedTuple):
-    """Stands where a record is in order and has nothing to learn from; in words that go after "3 pairs"."""
+    """Stands where a record is in order and has nothing to train on; in words that go after "3 pairs"."""
 
     reason: str
 

@@ -26,7 +26,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Source:
-    """One thing to learn from.
+    """One thing to train on.
 
     Args:
         path: a file, a folder, a glob, an embedded corpus (such as `python_docs`), or a hub data set (`owner/name`).

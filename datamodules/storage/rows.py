@@ -21,7 +21,7 @@ VERSION = 4
 
 TooLong = Literal["drop", "left", "right", "split"]
 
-FACTS = (
+STATISTICS = (
     "num_documents", "num_document_tokens", "num_bytes", "num_too_long", "num_dropped",
     "num_rows", "num_tokens", "num_trained",
 )  # fmt: skip
@@ -59,7 +59,7 @@ def split_documents(shards: Sequence[Shard], share: float) -> tuple[Selection, S
     It is decided by the text alone, so a document stays on its side when others come and go, and copies of a text
     are never on both sides; see `held_out`.
     """
-    count = sum(shard.facts["num_documents"] for shard in shards)
+    count = sum(shard.statistics["num_documents"] for shard in shards)
     point, exceptions = held_out((shard.documents()["hash"] for shard in shards), count, share)
     return Selection(low=point + 1, exceptions=exceptions), Selection(high=point, exceptions=exceptions)
 
@@ -78,13 +78,13 @@ class RowIndex:
     folder: Path
 
     @property
-    def facts(self) -> dict[str, int]:
+    def statistics(self) -> dict[str, int]:
         """Of the documents that were selected: `num_documents`, their `num_document_tokens` and `num_bytes` (UTF-8),
         `num_too_long` (longer than a row), and `num_dropped` (nothing of them is left). Of what lies in the rows:
         `num_rows`, `num_tokens`, and `num_trained` of these.
         """
-        facts = read_json(self.folder / "facts.json")
-        return {name: facts[name] for name in FACTS}
+        statistics = read_json(self.folder / "facts.json")
+        return {name: statistics[name] for name in STATISTICS}
 
     def rows(self) -> FileArray:
         """(num_rows + 1,) int64: row i holds spans rows[i] to rows[i + 1]."""
@@ -107,7 +107,7 @@ def pack_rows(
     Args:
         too_long: what becomes of a document longer than a row. `split`: it is cut into full rows and a rest, and every
             token is in exactly one row. `drop`: it is left out. `left` and `right`: its beginning or its end is cut
-            off. A piece in which nothing is learned is left out.
+            off. A piece without a trained token is left out.
     """
     key = key_of(VERSION, WINDOW, seq_len, too_long, asdict(selection), [shard.name for shard in shards])
     folder = root / "rows" / key
@@ -131,7 +131,7 @@ def _is_intact(folder: Path) -> bool:
 
 
 def _write(shards: Sequence[Shard], selection: Selection, seq_len: int, too_long: TooLong, folder: Path) -> None:
-    facts = dict.fromkeys(FACTS, 0)
+    statistics = dict.fromkeys(STATISTICS, 0)
     num_spans = 0
     paths = [folder / name for name in ("documents", "spans", "rows")]
     with SummedFile(paths[0]) as documents_file, SummedFile(paths[1]) as spans_file, SummedFile(paths[2]) as rows_file:
@@ -142,19 +142,19 @@ def _write(shards: Sequence[Shard], selection: Selection, seq_len: int, too_long
             spans_file.write(spans.tobytes())
             rows_file.write((num_spans + np.cumsum(counts, dtype="<i8") - counts).astype("<i8").tobytes())
             num_spans += len(spans)
-            facts["num_tokens"] += int(spans["length"].sum())
-            facts["num_rows"] += len(counts)
+            statistics["num_tokens"] += int(spans["length"].sum())
+            statistics["num_rows"] += len(counts)
 
         rests = np.empty(0, SPAN)
         for spans, documents, shard, base in _selected(shards, selection):
             documents_file.write(_whole(spans, documents).tobytes())
             pieces = _fit(spans, documents["trained"], seq_len, too_long, shard, base)
-            facts["num_documents"] += len(documents)
-            facts["num_document_tokens"] += int(spans["length"].sum())
-            facts["num_trained"] += pieces.num_trained
-            facts["num_bytes"] += int(documents["bytes"].sum())
-            facts["num_too_long"] += int((spans["length"] > seq_len).sum())
-            facts["num_dropped"] += pieces.num_dropped
+            statistics["num_documents"] += len(documents)
+            statistics["num_document_tokens"] += int(spans["length"].sum())
+            statistics["num_trained"] += pieces.num_trained
+            statistics["num_bytes"] += int(documents["bytes"].sum())
+            statistics["num_too_long"] += int((spans["length"] > seq_len).sum())
+            statistics["num_dropped"] += pieces.num_dropped
             add(pieces.full, np.ones(len(pieces.full), np.int64))
             rests = np.concatenate([rests, pieces.rest])
             while len(rests) >= WINDOW:
@@ -163,7 +163,7 @@ def _write(shards: Sequence[Shard], selection: Selection, seq_len: int, too_long
         add(*_packed(rests, seq_len))
         rows_file.write(np.array([num_spans], "<i8").tobytes())
     sizes = {path.name: path.stat().st_size for path in paths}
-    write_json(folder / "facts.json", facts | {"sizes": sizes})
+    write_json(folder / "facts.json", statistics | {"sizes": sizes})
 
 
 def _selected(shards: Sequence[Shard], selection: Selection) -> Iterator[tuple[np.ndarray, np.ndarray, Shard, int]]:
@@ -177,7 +177,7 @@ def _selected(shards: Sequence[Shard], selection: Selection) -> Iterator[tuple[n
         spans["start"] = base + ends - spans["length"]
         mask = selection.mask(documents["hash"])
         yield spans[mask], documents[mask], shard, base
-        base += shard.facts["num_tokens"]
+        base += shard.statistics["num_tokens"]
 
 
 def _whole(spans: np.ndarray, documents: np.ndarray) -> np.ndarray:
@@ -188,7 +188,7 @@ def _whole(spans: np.ndarray, documents: np.ndarray) -> np.ndarray:
 
 
 class _Pieces(NamedTuple):
-    """What fills a row by itself, what is to be packed, how many tokens are learned there, and documents lost."""
+    """Pieces that are a row by themselves, pieces to pack, the number of trained tokens in both, and documents lost."""
 
     full: np.ndarray
     rest: np.ndarray
@@ -214,7 +214,7 @@ def _fit(spans: np.ndarray, trained: np.ndarray, seq_len: int, too_long: TooLong
 
 
 def _cut(documents: np.ndarray, seq_len: int, too_long: TooLong) -> tuple[np.ndarray, np.ndarray]:
-    """Of documents longer than a row: pieces that fill one, and shorter ones."""
+    """Of documents longer than a row: pieces as long as one, and shorter ones."""
     none = np.empty(0, SPAN)
     if too_long == "drop":
         return none, none
@@ -235,7 +235,7 @@ def _cut(documents: np.ndarray, seq_len: int, too_long: TooLong) -> tuple[np.nda
 
 
 def _num_trained(pieces: np.ndarray, shard: Shard, base: int) -> np.ndarray:
-    """(N,) how many tokens of each piece are learned; its first one never is."""
+    """(N,) how many tokens of each piece are in the loss; its first one never is."""
     if shard.trained is None:
         return pieces["length"] - 1
     starts = pieces["start"] - base + 1

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 VERSION = 6  # of what is written here and of how units are read; a change makes all shards anew
 DOCUMENTS_AT_ONCE = 1024  # their records are written together
 
-# A document: where its tokens end in the shard, how many of them are learned, how many stand before its last reply, its
-# UTF-8 bytes, and its split hash.
+# A document: where its tokens end in the shard, how many of them are in the loss, how many stand before its last reply,
+# its UTF-8 bytes, and its split hash.
 DOCUMENT = np.dtype([("end", "<u8"), ("trained", "<u8"), ("prompt", "<u8"), ("bytes", "<u8"), ("hash", "<u8")])
 
 
@@ -35,7 +35,7 @@ class Document(NamedTuple):
 
     Args:
         ids: (n,) token ids.
-        trained: (n,) bool, which of them are learned; None for all. The first never is: nothing predicts it.
+        trained: (n,) bool, which of them are in the loss; None for all. The first never is: nothing predicts it.
         num_bytes: UTF-8 bytes of its text.
         hash: 64 bits; documents of equal hash fall on the same side of a split.
         prompt: tokens before its last reply; 0 where it has none.
@@ -51,7 +51,7 @@ class Document(NamedTuple):
 
     @property
     def num_trained(self) -> int:
-        """How many of its tokens are learned."""
+        """How many of its tokens are in the loss."""
         return len(self.ids) - 1 if self.trained is None else int(self.trained[1:].sum())
 
 
@@ -73,13 +73,13 @@ class Encoder(Protocol):
         ...
 
     def documents(self, unit: Unit, bad: BadRecords) -> Iterator[Document]:
-        """The unit's documents, streaming; those that cannot be learned from are noted."""
+        """The unit's documents, streaming; those that cannot be trained on are noted."""
         ...
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A unit's tokens in the cache: `PATH.tokens`, `PATH.trained` (which of them are learned; not there where all are),
+    """A unit's tokens in the cache: `PATH.tokens`, `PATH.trained` (the loss mask; not there where all are in it),
     `PATH.documents`, `PATH.details` (where the encoder has some), and `PATH.json`, which is written last.
     """
 
@@ -106,7 +106,7 @@ class Shard:
             return False
 
     @cached_property
-    def facts(self) -> dict[str, Any]:
+    def statistics(self) -> dict[str, Any]:
         """`num_documents`, `num_tokens`, `num_bytes` (UTF-8), `num_bad` and `first_bad` (records), `left_out` (records,
         by the reason), `unread` (records, by the key of their turns that is not written), `dtype`, `sizes` (bytes of
         each file).
@@ -116,11 +116,11 @@ class Shard:
     @cached_property
     def tokens(self) -> FileArray:
         """All tokens, read as they are used."""
-        return FileArray(f"{self.path}.tokens", np.dtype(self.facts["dtype"]))
+        return FileArray(f"{self.path}.tokens", np.dtype(self.statistics["dtype"]))
 
     @cached_property
     def trained(self) -> FileArray | None:
-        """For each token whether it is learned, bool; None where all are."""
+        """For each token whether it is in the loss, bool; None where all are."""
         path = f"{self.path}.trained"
         return FileArray(path, np.dtype(bool)) if Path(path).exists() else None
 
@@ -157,10 +157,10 @@ def write_shard(unit: Unit, shard: Shard, encoder: Encoder, on_bad_record: OnBad
                 files.add(document)
             files.flush()
             names = list(files.opened)
-        facts = files.facts | {"num_bad": bad.count, "first_bad": bad.first, "dtype": encoder.dtype.str}
-        facts |= {"left_out": dict(bad.left_out), "unread": dict(bad.unread)}
-        facts["sizes"] = {name: Path(f"{shard.path}.{name}").stat().st_size for name in names}
-        write_json(Path(f"{shard.path}.json"), facts)
+        statistics = files.statistics | {"num_bad": bad.count, "first_bad": bad.first, "dtype": encoder.dtype.str}
+        statistics |= {"left_out": dict(bad.left_out), "unread": dict(bad.unread)}
+        statistics["sizes"] = {name: Path(f"{shard.path}.{name}").stat().st_size for name in names}
+        write_json(Path(f"{shard.path}.json"), statistics)
 
 
 class _Files:
@@ -173,7 +173,7 @@ class _Files:
         self.tokens, self.documents = self._open("tokens"), self._open("documents")
         self.trained: SummedFile | None = None
         self.details: SummedFile | None = None
-        self.facts = dict.fromkeys(("num_documents", "num_tokens", "num_bytes"), 0)
+        self.statistics = dict.fromkeys(("num_documents", "num_tokens", "num_bytes"), 0)
         self.pending: list[tuple[int, ...]] = []
 
     def _open(self, name: str) -> SummedFile:
@@ -193,10 +193,10 @@ class _Files:
             if self.details is None:
                 self.details = self._open("details")
             self.details.write(document.details)
-        self.facts["num_documents"] += 1
-        self.facts["num_tokens"] += len(document.ids)
-        self.facts["num_bytes"] += document.num_bytes
-        end, known = self.facts["num_tokens"], (document.prompt, document.num_bytes, document.hash)
+        self.statistics["num_documents"] += 1
+        self.statistics["num_tokens"] += len(document.ids)
+        self.statistics["num_bytes"] += document.num_bytes
+        end, known = self.statistics["num_tokens"], (document.prompt, document.num_bytes, document.hash)
         self.pending.append((end, document.num_trained, *known))
         if len(self.pending) == DOCUMENTS_AT_ONCE:
             self.flush()

@@ -10,12 +10,13 @@ from datamodules.storage.rows import RowIndex
 from datamodules.storage.shards import Shard
 
 
-def facts_of(sources: Sequence[tuple[RowIndex, Sequence[Shard]]], seq_len: int) -> dict[str, float]:
-    """Sums over the sources, as `RowIndex.facts`, and: `padded_share` of all positions; `trained_share` of the tokens;
-    `too_long_share` of the documents; `bytes_per_token` of the documents, UTF-8 bytes over tokens with their framing.
+def statistics_of(sources: Sequence[tuple[RowIndex, Sequence[Shard]]], seq_len: int) -> dict[str, float]:
+    """Sums of `RowIndex.statistics` over the sources, and: `padded_share` of all positions; `trained_share` of the
+    tokens; `too_long_share` of the documents; `bytes_per_token` of the documents, UTF-8 bytes over tokens with their
+    framing.
     """
-    facts = [index.facts for index, _ in sources]
-    total: dict[str, float] = {name: sum(each[name] for each in facts) for name in facts[0]}
+    statistics = [index.statistics for index, _ in sources]
+    total: dict[str, float] = {name: sum(each[name] for each in statistics) for name in statistics[0]}
     return total | {
         "padded_share": 1 - total["num_tokens"] / max(1, total["num_rows"] * seq_len),
         "trained_share": total["num_trained"] / max(1, total["num_tokens"]),
@@ -25,10 +26,10 @@ def facts_of(sources: Sequence[tuple[RowIndex, Sequence[Shard]]], seq_len: int) 
 
 
 def left_out(shards: Iterable[Shard]) -> Counter[str]:
-    """How many records have nothing to learn from, by the reason."""
+    """How many records were left out, by the reason."""
     total: Counter[str] = Counter()
     for shard in {shard.path: shard for shard in shards}.values():
-        total.update(shard.facts["left_out"])
+        total.update(shard.statistics["left_out"])
     return total
 
 
@@ -42,7 +43,7 @@ def notes_in_words(shards: Sequence[Shard]) -> Iterator[str]:
     yield from left_out_in_words(shards)
     unread: Counter[str] = Counter()
     for shard in {shard.path: shard for shard in shards}.values():
-        unread.update(shard.facts["unread"])
+        unread.update(shard.statistics["unread"])
     yield from unread_in_words(unread)
 
 
@@ -54,15 +55,17 @@ def check_any(name: str, sources: Sequence[Source], shards: Sequence[Sequence[Sh
         shards: those of each source.
     """
     for source, made in zip(sources, shards, strict=True):
-        if not any(shard.facts["num_documents"] for shard in made):
+        if not any(shard.statistics["num_documents"] for shard in made):
             reasons = [*left_out_in_words(made), *filter(None, [skipped_in_words(made)])]
             why = "; ".join(reasons) or "there is no text in it"
-            raise DataError(f"{name}: nothing can be learned from {source.path!r}: {why}")
+            raise DataError(f"{name}: there is nothing to train on in {source.path!r}: {why}")
 
 
 def skipped_in_words(shards: Iterable[Shard]) -> str | None:
     """How many bad records were skipped, and the first of them; None where there were none."""
-    bad = [shard.facts for shard in {shard.path: shard for shard in shards}.values() if shard.facts["num_bad"]]
+    bad = [
+        shard.statistics for shard in {shard.path: shard for shard in shards}.values() if shard.statistics["num_bad"]
+    ]
     if not bad:
         return None
-    return f"{sum(facts['num_bad'] for facts in bad):,} bad records were skipped; the first: {bad[0]['first_bad']}"
+    return f"{sum(each['num_bad'] for each in bad):,} bad records were skipped; the first: {bad[0]['first_bad']}"

@@ -36,7 +36,7 @@ class Candidate:
 
     Args:
         id: hash of what was asked and of which answer it is: the same in every run and on every rank.
-        messages: the conversation; the last message is the assistant's, and what is learned.
+        messages: the conversation; the last message is the assistant's, and alone in the loss.
         provenance: where it comes from.
         rejected: of a preference pair, the answer that is not preferred; the last message holds the preferred one.
         label: the class that it was written for, where the generator balances classes.

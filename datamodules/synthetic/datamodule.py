@@ -172,22 +172,22 @@ class SyntheticDataModule(LightningDataModule):
         return key_of(VERSION, generation.key(), settings_of(self.filters), self.data.records_key("val"))
 
     def _filter(self, generation: Generation, key: str) -> None:
-        facts = generation.facts()
-        for name, fact in facts.items():
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in fact["dropped"].items())
-            failed = f", {fact['num_failed']:,} given up" if fact["num_failed"] else ""
+        statistics = generation.statistics()
+        for name, counts in statistics.items():
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts["dropped"].items())
+            failed = f", {counts['num_failed']:,} given up" if counts["num_failed"] else ""
             rank_zero_info(
-                f"{name}: {fact['num_candidates']:,} records of {fact['num_tasks']:,}, {fact['num_tokens']:,} tokens"
-                f"{failed}{f' ({reasons})' if reasons else ''}"
+                f"{name}: {counts['num_candidates']:,} records of {counts['num_tasks']:,}, {counts['num_tokens']:,}"
+                f" tokens{failed}{f' ({reasons})' if reasons else ''}"
             )
-        if not any(fact["num_candidates"] for fact in facts.values()):
-            raise DataError(f"generators: nothing came of any record: {_lost(facts)}")
+        if not any(counts["num_candidates"] for counts in statistics.values()):
+            raise DataError(f"generators: nothing came of any record: {_lost(statistics)}")
         with CallLog(self.folder / "calls" / "filters.log") as log:
             assert self.engine is not None
             engine = CachedEngine(self.engine, log)
             context = Context(lambda: self._said("train"), lambda: self._said("val"), engine, self.folder / "filters")
             funnel = run_filters(self.filters, generation.candidates, context)
-        about = {"engine": self.engine.settings(), "generators": facts, "filters": settings_of(self.filters)}
+        about = {"engine": self.engine.settings(), "generators": statistics, "filters": settings_of(self.filters)}
         report = write_report(self.folder, funnel, about)
         rank_zero_info(f"{funnel.table()}\nReport: {report}")
         self._check_funnel(funnel)
@@ -240,10 +240,10 @@ def _rank() -> tuple[int, int]:
     return min(rank, count - 1), count
 
 
-def _lost(facts: dict[str, dict[str, Any]]) -> str:
+def _lost(statistics: dict[str, dict[str, Any]]) -> str:
     lost = {
-        name: fact["dropped"] | ({"given up": fact["num_failed"]} if fact["num_failed"] else {})
-        for name, fact in facts.items()
+        name: counts["dropped"] | ({"given up": counts["num_failed"]} if counts["num_failed"] else {})
+        for name, counts in statistics.items()
     }
     return "; ".join(
         f"{name}: {', '.join(f'{count:,} {reason}' for reason, count in reasons.items())}"

@@ -51,19 +51,19 @@ class Block:
         """When it was made, in the file system's time; None where it is not there."""
         return self.path.stat().st_mtime_ns if self.path.exists() else None
 
-    def facts(self) -> dict[str, Any]:
-        """What came of its records, in numbers; see `Generation.facts`."""
+    def statistics(self) -> dict[str, Any]:
+        """What came of its records, in numbers; see `Generation.statistics`."""
         with open_unlinked(self.path, "r") as file:
-            facts = unsealed(file.readline())
-        facts.pop(BODY, None)
-        return facts
+            statistics = unsealed(file.readline())
+        statistics.pop(BODY, None)
+        return statistics
 
     def is_whole(self) -> bool:
         """Whether it is as it was written."""
         try:
             with open_unlinked(self.path, "rb") as file:
-                facts = unsealed(file.readline())
-                return BODY not in facts or facts[BODY] == checksum(file.read())
+                statistics = unsealed(file.readline())
+                return BODY not in statistics or statistics[BODY] == checksum(file.read())
         except ValueError:
             return False
 
@@ -134,7 +134,7 @@ class Generation:
         for block in damaged if rank == 0 else ():
             say_damaged(block.path, "generated records")
         # Also those of an earlier run that had to give up calls are made anew, once.
-        stale = {b.path: made for b, made in there.items() if b in damaged or b.facts()["num_failed"]}
+        stale = {b.path: made for b, made in there.items() if b in damaged or b.statistics()["num_failed"]}
         total = sum(len(block.numbers) for block in waiting)
         with tqdm(total=total, desc="Generating", unit="record", disable=rank > 0) as bar:
             while waiting:
@@ -173,30 +173,32 @@ class Generation:
         """All that was made, streaming, in an order that depends on nothing but the configuration."""
         return (candidate for block in self.blocks for candidate in block.candidates())
 
-    def facts(self) -> dict[str, dict[str, Any]]:
+    def statistics(self) -> dict[str, dict[str, Any]]:
         """For each generator: `num_tasks`, `num_candidates`, `num_failed`, `num_tokens`, and `dropped` by reason."""
         numbers = {name: Counter[str]() for name in self.generators}
         dropped = {name: Counter[str]() for name in self.generators}
         for block in self.blocks:
-            facts = block.facts()
-            dropped[block.name].update(facts.pop("dropped"))
-            numbers[block.name].update(facts)
+            statistics = block.statistics()
+            dropped[block.name].update(statistics.pop("dropped"))
+            numbers[block.name].update(statistics)
         return {name: {**numbers[name], "dropped": dict(dropped[name].most_common())} for name in self.generators}
 
     def key(self) -> str:
         """Names what was made."""
-        return key_of([[block.path.parent.name, block.path.name, block.facts()["num_failed"]] for block in self.blocks])
+        return key_of(
+            [[block.path.parent.name, block.path.name, block.statistics()["num_failed"]] for block in self.blocks]
+        )
 
 
 def _write(block: Block, made: Made) -> None:
-    facts: dict[str, Any] = {
+    statistics: dict[str, Any] = {
         "num_tasks": len(block.numbers),
         "num_candidates": len(made.candidates),
         "num_failed": made.num_failed,
     }
-    facts |= {"num_tokens": made.num_tokens, "dropped": made.dropped}
+    statistics |= {"num_tokens": made.num_tokens, "dropped": made.dropped}
     body = "".join(f"{json.dumps(asdict(candidate))}\n" for candidate in made.candidates)
-    write_text(block.path, f"{sealed(facts | {BODY: checksum(body.encode())})}\n{body}")
+    write_text(block.path, f"{sealed(statistics | {BODY: checksum(body.encode())})}\n{body}")
 
 
 def _count_tokens(bar: tqdm, tokens: int) -> None:

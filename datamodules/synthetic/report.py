@@ -32,20 +32,20 @@ def write_report(folder: Path, funnel: Funnel, about: dict[str, Any]) -> Path:
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    facts = facts_of(funnel, redact(about))
+    contents = contents_of(funnel, redact(about))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"shown": _shown, "pretty": partial(json.dumps, indent=1, ensure_ascii=False)}
-    page = environment.get_template(TEMPLATE).render(facts)
-    for name, text in (("report.json", json.dumps(facts, indent=1, ensure_ascii=False)), ("report.html", page)):
+    page = environment.get_template(TEMPLATE).render(contents)
+    for name, text in (("report.json", json.dumps(contents, indent=1, ensure_ascii=False)), ("report.html", page)):
         with atomic_file(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8", errors="replace")
     return folder / "report.html"
 
 
-def facts_of(funnel: Funnel, about: dict[str, Any]) -> dict[str, Any]:
+def contents_of(funnel: Funnel, about: dict[str, Any]) -> dict[str, Any]:
     """All that the report says, as JSON can write it."""
     stays = np.zeros(funnel.num_in, bool)
     stays[funnel.positions] = True

@@ -48,7 +48,7 @@ MOST_PROBES = 4096  # forms of conversations that are remembered
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """Writes conversations down and knows what of them is learned.
+    """Writes conversations down and knows what of them is in the loss.
 
     A conversation is refused of which the template leaves something out, or which spells a control token; see
     `template_probe` and `control_tokens`.
@@ -57,8 +57,8 @@ class ChatTemplate:
         jinja: the template.
         names: what it may name beside the messages: `bos_token`, `eos_token` and such.
         special: the texts of the tokenizer's special tokens.
-        turns: what is learned: every reply of the assistant, the last one, or all there is.
-        reasoning: whether thoughts are learned (`train`) or only read (`mask`); `drop` took them out before.
+        turns: what is trained on: every reply of the assistant, the last one, or all there is.
+        reasoning: whether thoughts are in the loss (`train`) or only read (`mask`); `drop` took them out before.
         added: the texts of the tokenizer's other added tokens.
         normalizer: the tokenizer's, as JSON; empty for none.
         tool_jinja: the template of conversations with tools, where that is another one.
@@ -77,7 +77,7 @@ class ChatTemplate:
         """The documents of a conversation, one as a rule; see the module's text for when there are more."""
         wanted = [i for i, trainable in enumerate(conversation.trainable) if trainable]
         if not wanted:
-            return Bad("no turn is to be learned")
+            return Bad("no turn is to be trained on")
         return self._checked(conversation, Aim("learn", tuple(wanted[-1:] if self.turns == "last" else wanted)))
 
     def write(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str | Bad:
@@ -189,7 +189,9 @@ class ChatTemplate:
             for start, end in spans:
                 closing = self._closing(text[start:end])
                 if closing is None:
-                    return Bad(f"the chat template ends a reply with {text[end - 4 : end]!r}: its end is never learned")
+                    return Bad(
+                        f"the chat template ends a reply with {text[end - 4 : end]!r}: its end is never in the loss"
+                    )
                 if self._is_for_tools(conversation) and closing != self.names.get("eos_token"):
                     return Bad(f"the template {TOOL_USE!r} ends a reply with {closing!r}, at which no model would stop")
         return documents

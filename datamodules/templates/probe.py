@@ -31,8 +31,8 @@ class Rendered(NamedTuple):
 
     Args:
         text: as the template writes it.
-        spans: (start, end) in characters of what is learned.
-        prompt: characters before the last of the learned replies begins, its thoughts included.
+        spans: (start, end) in characters of what is in the loss.
+        prompt: characters before the last of the trained replies begins, its thoughts included.
     """
 
     text: str
@@ -117,22 +117,22 @@ def rendered(
 def first_lacking(
     parts: Sequence[Part], messages: Sequence[Mapping[str, Any]], documents: Sequence[Rendered], aim: Aim
 ) -> Lacking | None:
-    """The first part that is not where it has to be: what is learned in its reply, the rest in the text before it.
+    """The first part that is not where it has to be: what is trained on in its reply, the rest in the text before it.
 
     Thoughts of earlier replies may be left out, as reasoning models do.
     """
     text = documents[-1].text.lower()
     everywhere = "\n".join(document.text for document in documents).lower()
-    learned = "\n".join(one.text[start:end] for one in documents for start, end in one.spans).lower()
+    trained = "\n".join(one.text[start:end] for one in documents for start, end in one.spans).lower()
     last = aim.turns[-1] if aim.what == "learn" else len(messages) - 1
-    is_all_learned = documents[0].spans == [(0, len(documents[0].text))]
-    thinks = {last} if is_all_learned or aim.what == "read" else set(aim.turns)
+    is_all_trained = documents[0].spans == [(0, len(documents[0].text))]
+    thinks = {last} if is_all_trained or aim.what == "read" else set(aim.turns)
     for number, part in enumerate(parts):
         if part.kind == "detail" or part.turn > last or (part.kind == "reasoning" and part.turn not in thinks):
             continue
         place = text
         if part.turn in aim.turns:
-            place = everywhere if part.kind == "reasoning" else learned
+            place = everywhere if part.kind == "reasoning" else trained
         if part.mark not in place:
             return Lacking(number)
     return None

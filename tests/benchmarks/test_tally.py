@@ -21,7 +21,7 @@ def test_the_same_records_count_the_same_in_every_layout(batch):
     assert count(batch).tolist() == [3, 7, 2]
 
 
-def test_a_row_that_is_learned_from_its_first_token_on_has_no_target_there():
+def test_a_row_that_is_trained_on_from_its_first_token_has_no_target_there():
     assert count({"labels": torch.tensor([[5, 6, 7]])}).tolist() == [2, 3, 1]
 
 

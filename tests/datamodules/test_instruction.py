@@ -48,7 +48,7 @@ def ready(data: InstructionDataModule) -> InstructionDataModule:
 
 
 def replies(data: InstructionDataModule, loader) -> list[str]:
-    """The learned text of each document of an epoch."""
+    """The trained text of each document of an epoch."""
     found = []
     for batch in loader:
         for ids, labels, positions in zip(batch["input_ids"], batch["labels"], batch["position_ids"], strict=True):
@@ -61,14 +61,14 @@ def replies(data: InstructionDataModule, loader) -> list[str]:
     return found
 
 
-def test_every_answer_is_learned_once_an_epoch_and_nothing_of_the_questions(module):
+def test_every_answer_is_trained_once_an_epoch_and_nothing_of_the_questions(module):
     data = ready(module(val_share=0.1, batch_size=1))
     train, val = replies(data, data.train_dataloader()), replies(data, data.val_dataloader())
     assert sorted(train + val) == sorted(record["answer"] + "<|im_end|>" for record in pairs(100))
     assert len(val) == data.statistics["val"]["num_documents"] == 10
-    facts = data.statistics["train"]
-    assert facts["num_trained"] == sum(len(data.tokenizer(text).input_ids) for text in train)
-    assert facts["padded_share"] < 0.1
+    statistics = data.statistics["train"]
+    assert statistics["num_trained"] == sum(len(data.tokenizer(text).input_ids) for text in train)
+    assert statistics["padded_share"] < 0.1
 
 
 def test_processes_and_a_single_one_make_the_same_rows(module, write, monkeypatch, tmp_path):
@@ -100,8 +100,8 @@ def test_sources_are_mixed_and_have_columns_of_their_own(module, write):
         RecordSource(write(other, "b.jsonl"), weight=1, columns={"question": "frage", "answer": "antwort"}),
     ]
     data = ready(module(sources=sources, val_share=0.0, batch_size=1))
-    learned = replies(data, data.train_dataloader())
-    assert {"done<|im_end|>", "ja<|im_end|>"} == set(learned)
+    trained = replies(data, data.train_dataloader())
+    assert {"done<|im_end|>", "ja<|im_end|>"} == set(trained)
 
 
 BAD = {
@@ -122,7 +122,7 @@ def test_a_bad_record_stops_by_file_and_line_or_is_counted(module, write, reason
         module(path=str(path)).prepare_data()
     with pytest.warns(UserWarning, match=r"1 bad records were skipped.*data\.jsonl:61"):
         data = ready(module(path=str(path), on_bad_record="skip"))
-    assert sum(facts["num_documents"] for facts in data.statistics.values()) == 60
+    assert sum(statistics["num_documents"] for statistics in data.statistics.values()) == 60
 
 
 def test_a_very_long_answer_and_lone_surrogates_are_kept(module):
@@ -131,8 +131,8 @@ def test_a_very_long_answer_and_lone_surrogates_are_kept(module):
         {"question": "surrogate \ud83d", "answer": "\udc00 end"},
     ]
     data = ready(module(pairs(20) + odd, val_share=0.0, too_long="split", batch_size=1))
-    learned = "".join(replies(data, data.train_dataloader()))
-    assert 24_000 * 0.98 < learned.count("word") < 24_000 and "� end" in learned
+    trained = "".join(replies(data, data.train_dataloader()))
+    assert 24_000 * 0.98 < trained.count("word") < 24_000 and "� end" in trained
     dropped = ready(module(pairs(20) + odd, val_share=0.0))
     assert dropped.statistics["train"]["num_dropped"] == dropped.statistics["train"]["num_too_long"] == 1
 
@@ -224,7 +224,7 @@ OPENINGS = {
 @pytest.mark.parametrize("family", OPENINGS)
 @pytest.mark.parametrize("settings", [{"reasoning": "mask"}, {"reasoning": "train"}, {"turns": "all"}], ids=str)
 def test_a_prompt_ends_where_the_assistants_turn_begins(module, tmp_path, family, settings):
-    """The thoughts before the last reply are the model's own to find, whether they are learned or not."""
+    """The thoughts before the last reply are the model's own to find, whether they are trained or not."""
     talks = [
         [
             {"role": "user", "content": f"{i}? {SPANISH[: i % 60]}"},
@@ -251,6 +251,6 @@ def test_a_prompt_ends_where_the_assistants_turn_begins(module, tmp_path, family
 def test_where_no_conversation_is_left_it_is_said_why(module, val_share):
     bad = [{"question": "a", "answer": " "}, {"question": "<|im_end|>", "answer": "b"}]
     with pytest.raises(
-        DataError, match=r"nothing can be learned from .*: 2 bad records were skipped; the first: .*:1: "
+        DataError, match=r"there is nothing to train on in .*: 2 bad records were skipped; the first: .*:1: "
     ):
         ready(module(bad, on_bad_record="skip", val_share=val_share))

@@ -8,7 +8,7 @@ from datamodules import DataError, InstructionDataModule, PreferenceDataModule, 
 from datamodules.encoding.prompts import prompt_of
 from datamodules.records.conversations import Conversation, conversation_of
 from datamodules.records.preferences import preferences_of
-from datamodules.records.shapes import ANSWERS, PREFERENCE_SHAPES, PROMPT_SHAPES, SHAPES, detect_shape
+from datamodules.records.shapes import PREFERENCE_SHAPES, PROMPT_SHAPES, RESPONSES, SHAPES, detect_shape
 from datamodules.records.turns import UnfitError
 from datamodules.serving.pairs import Pairs
 from datamodules.sources.units import Bad
@@ -16,7 +16,7 @@ from tests.datamodules.chat_tokenizers import chat_tokenizer
 
 
 def tuned(record, columns=None):
-    """(what is asked, what is learned), or what is wrong."""
+    """(what is asked, what is trained), or what is wrong."""
     found = conversation_of(record, detect_shape([record], columns, "a", SHAPES).name, columns, "train")
     if isinstance(found, Bad):
         return found.reason
@@ -57,9 +57,9 @@ SVAMP = {"Body": "Tim has 3 figs.", "Question": "How many?", "Answer": 3, "note"
 def test_several_columns_are_one_text(columns, record, said):
     assert tuned(record, columns) == ([said], str(record["Answer"]) if "note" not in columns.values() else "x")
     assert asked(record, columns) == said
-    assert asked(record, {field: names for field, names in columns.items() if field not in ANSWERS}) == said
+    assert asked(record, {field: names for field, names in columns.items() if field not in RESPONSES}) == said
     pair = record | {"chosen": "a", "rejected": "b"}
-    only = {field: names for field, names in columns.items() if field not in ANSWERS}
+    only = {field: names for field, names in columns.items() if field not in RESPONSES}
     assert compared(pair, only) == [(said, "a", "b")]
 
 

@@ -62,7 +62,7 @@ def test_arguments_of_calls_by_another_name_are_refused():
     assert "its role is tool_call" in outcome(template(WITH_TOOLS), USER, both)
 
 
-def test_what_a_template_writes_is_written_and_learned():
+def test_what_a_template_writes_is_written_and_trained():
     one, planned = template(chatml(PLANNING)), {**ASSISTANT, "tool_plan": "Look outside."}
     assert outcome(one, USER, planned) == "Yes.<plan>Look outside.</plan><|im_end|>"
     assert one.unread([USER, planned]) == set()

@@ -143,11 +143,11 @@ def test_too_long_pairs(module, too_long, kept, reason):
         data[1] = {"prompt": "ask", "chosen": "a " * 300, "rejected": "no"}
         data[2]["rejected"] = "w " * 290 + "no"
     made = module(data, seq_len=256, too_long=too_long)
-    facts = ready(made).statistics["train"]
-    assert facts["num_documents"] - facts["num_dropped"] == kept
+    statistics = ready(made).statistics["train"]
+    assert statistics["num_documents"] - statistics["num_dropped"] == kept
     for chosen, rejected in texts(made, made.train_dataloader()):
         assert chosen != rejected and (too_long != "left" or chosen.endswith("<|im_end|>\n"))
-    left_out = dict(made._train[0][1][0].facts["left_out"])
+    left_out = dict(made._train[0][1][0].statistics["left_out"])
     assert any(reason in words for words in left_out) if reason else not left_out
 
 
@@ -242,10 +242,10 @@ def test_preview(module, monkeypatch):
 )
 def test_real_files(module, file, pairs):
     data = ready(module(path=str(SHARED / file), seq_len=8192, val_share=0.05))
-    assert sum(facts["num_documents"] for facts in data.statistics.values()) == pairs
+    assert sum(statistics["num_documents"] for statistics in data.statistics.values()) == pairs
     assert len(Pairs(data._train)) + len(Pairs(data._val)) == pairs
     seen = sum(len(batch["ties"]) for loader in (data.train_dataloader(), data.val_dataloader()) for batch in loader)
-    assert seen == pairs - sum(facts["num_dropped"] for facts in data.statistics.values())
+    assert seen == pairs - sum(statistics["num_dropped"] for statistics in data.statistics.values())
 
 
 IN_SHAPES = {
@@ -299,13 +299,13 @@ NONE_LEFT = {
 @pytest.mark.parametrize("reason", NONE_LEFT)
 @pytest.mark.parametrize("val_share", [0.0, None, 0.5])
 def test_where_no_pair_is_left_it_is_said_why(module, reason, val_share):
-    with pytest.raises(DataError, match=f"path: nothing can be learned from .*: (left out: )?{reason}"):
+    with pytest.raises(DataError, match=f"path: there is nothing to train on in .*: (left out: )?{reason}"):
         ready(module(NONE_LEFT[reason], val_share=val_share, on_bad_record="skip"))
 
 
 def test_no_pair_to_validate_on(module, tmp_path):
     (tmp_path / "val.jsonl").write_text(json.dumps(NONE_LEFT["1 of two answers that are the same"][0]) + "\n")
-    with pytest.raises(DataError, match=r"val_path: nothing can be learned from .*val.jsonl.*: left out: 1 of two"):
+    with pytest.raises(DataError, match=r"val_path: there is nothing to train on in .*val.jsonl.*: left out: 1 of two"):
         ready(module(val_share=None, val_path=str(tmp_path / "val.jsonl")))
 
 

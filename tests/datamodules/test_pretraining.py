@@ -177,7 +177,7 @@ def test_a_single_document_cannot_be_split(module, tmp_path):
 
 def test_blank_text_is_no_text(module, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n' * 9)
-    with pytest.raises(DataError, match=r"nothing can be learned from .*: left out: 9 empty texts"):
+    with pytest.raises(DataError, match=r"there is nothing to train on in .*: left out: 9 empty texts"):
         ready(module(path=str(tmp_path / "a.jsonl")))
 
 
@@ -228,7 +228,7 @@ def test_one_odd_record_does_not_decide_which_column_is_read(module, tmp_path, t
     lines = [*odd, *({"content": text, "id": 3} for text in texts)]
     (tmp_path / "odd.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     data = ready(module(path=str(tmp_path / "odd.jsonl"), on_bad_record="skip"))
-    assert sum(facts["num_documents"] for facts in data.statistics.values()) == len(texts) + 1
+    assert sum(statistics["num_documents"] for statistics in data.statistics.values()) == len(texts) + 1
 
 
 def test_packing_is_logged(module, tmp_path):

@@ -118,7 +118,7 @@ def test_a_mixture_goes_on_in_the_middle_and_on_other_ranks(build, write):
         mixture(8, weights=(1, 2)).load_state_dict(state)
 
 
-def test_what_is_held_out_of_a_mixture_is_never_learned(build, write):
+def test_what_is_held_out_of_a_mixture_is_never_trained(build, write):
     sources = [RecordSource(write("a", range(90)), 1), RecordSource(write("b", range(90, 100)), 1)]
     data = build(sources=sources, batch_size=4, val_share=0.2)
     held_out = {i for batch in data.val_dataloader() for i in batch["columns"]["i"]}

@@ -157,14 +157,14 @@ def test_two_ranks_read_what_one_reads():
     assert together == whole[:96].reshape(12, 8).tolist()
 
 
-def test_held_out_prompts_are_never_learned_from(make, plain):
+def test_held_out_prompts_are_never_trained_on(make, plain):
     records = [{"prompt": f"what is {i % 20}", "i": i} for i in range(60)]
     module = make(records, plain, batch_size=4, val_share=0.2)
     held_out = {p for batch in module.val_dataloader() for p in batch["prompts"]}
-    learned = {p for batch in batches(module, 12) for p in batch["prompts"]}
+    trained = {p for batch in batches(module, 12) for p in batch["prompts"]}
     assert len(held_out) == 4
-    assert held_out.isdisjoint(learned)
-    assert len(learned) == 16
+    assert held_out.isdisjoint(trained)
+    assert len(trained) == 16
     assert len(module.example_prompts(3)) == 3
 
 

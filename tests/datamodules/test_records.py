@@ -114,7 +114,7 @@ BAD = {
     "turn 1 of messages: it has no role": {"messages": [{"content": "x"}, ASSISTANT]},
     "turn 1 of messages: role holds a number": {"messages": [{"role": 1, "content": "x"}, ASSISTANT]},
     "turn 1 of messages: unknown role 'narrator'": {"messages": [{"role": "narrator", "content": "x"}, ASSISTANT]},
-    "turn 2 of messages: the answer is empty": answer(" \n\t"),
+    "turn 2 of messages: the reply is empty": answer(" \n\t"),
     "content holds true or false, not text": answer(True),
     "content holds nan, which is no number": answer(float("nan")),
     "turn 1 of messages: content holds a number, not text": {"messages": [{"role": "user", "content": 7}, ASSISTANT]},
@@ -128,7 +128,7 @@ BAD = {
     "content closes </think> and never opened it": answer("so it is.</think>\nYes."),
     "it has two different reasonings": answer("<think>a</think>x", reasoning="b"),
     "reasoning holds a list, not text": answer("x", reasoning=["a"]),
-    "messages: the answer is empty": answer("<think>a</think>\n"),
+    "messages: the reply is empty": answer("<think>a</think>\n"),
     "no turn is the assistant's": {"messages": [USER, USER]},
     "tool_calls holds a call without the name": answer(None, tool_calls=[{"function": {"arguments": "{}"}}]),
     "tool_calls holds a number": answer(None, tool_calls=[3]),
@@ -144,7 +144,7 @@ BAD = {
     "column 'input' holds a list, not text": {"instruction": "x", "input": [3], "output": "y"},
     "column 'instruction' is empty": {"instruction": "", "input": None, "output": "y"},
     "history: its entry 1 is not a pair": {"instruction": "x", "output": "y", "history": [["a", "b", "c"]]},
-    "history, pair 1: the answer is empty": {"instruction": "x", "output": "y", "history": [["a", ""]]},
+    "history, pair 1: the reply is empty": {"instruction": "x", "output": "y", "history": [["a", ""]]},
     "column 'question' is empty": {"question": "", "answer": "x"},
     "column 'answer' holds true or false": {"question": "x", "answer": True},
     "column 'answer': content opens <think>": {"question": "x", "answer": "<think>"},
@@ -223,7 +223,7 @@ def test_preference_records_are_conversations_where_the_assistant_has_spoken():
     conversations = read_public("llamafactory/dpo_en_demo.json", "sharegpt")
     assert len(conversations) == 300
     bad = [conversation for conversation in conversations if isinstance(conversation, Bad)]
-    assert {reason for (reason,) in bad} == {"no turn is the assistant's, so that there is nothing to learn"}
+    assert {reason for (reason,) in bad} == {"no turn is the assistant's, so that there is nothing to train on"}
     assert 0 < len(bad) < 300
 
 

@@ -42,26 +42,26 @@ def test_every_token_is_in_exactly_one_row_in_its_document_s_order(shards, seq_l
     assert all(0 < sum(len(piece.ids) for piece in packed[row]) <= seq_len for row in range(len(packed)))
 
 
-def test_facts_are_what_was_packed(shards, cache):
+def test_statistics_are_what_was_packed(shards, cache):
     index = pack_rows(shards, Selection(), 256, cache)
     documents = documents_of(shards)
-    assert index.facts["num_documents"] == len(documents) == 240
-    assert index.facts["num_tokens"] == sum(map(len, documents))
-    assert index.facts["num_too_long"] == sum(len(document) > 256 for document in documents)
-    assert index.facts["num_rows"] == len(index.rows()) - 1
-    assert 1 - index.facts["num_tokens"] / (index.facts["num_rows"] * 256) < 0.02
+    assert index.statistics["num_documents"] == len(documents) == 240
+    assert index.statistics["num_tokens"] == sum(map(len, documents))
+    assert index.statistics["num_too_long"] == sum(len(document) > 256 for document in documents)
+    assert index.statistics["num_rows"] == len(index.rows()) - 1
+    assert 1 - index.statistics["num_tokens"] / (index.statistics["num_rows"] * 256) < 0.02
 
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5])
 def test_train_and_validation_are_apart_and_of_the_wanted_size(shards, share, cache):
     train_index, val_index = (pack_rows(shards, side, 64, cache) for side in split_documents(shards, share))
-    assert val_index.facts["num_documents"] == max(1, round(share * 240))
+    assert val_index.statistics["num_documents"] == max(1, round(share * 240))
     tokens = [set(), set()]
     for side, index in zip(tokens, (train_index, val_index), strict=True):
         for span in index.documents()[:]:
             side.update(range(span["start"], span["start"] + span["length"]))
     assert not tokens[0] & tokens[1]
-    assert len(tokens[0] | tokens[1]) == sum(shard.facts["num_tokens"] for shard in shards)
+    assert len(tokens[0] | tokens[1]) == sum(shard.statistics["num_tokens"] for shard in shards)
 
 
 def test_a_document_keeps_its_side_when_others_come_and_its_copies_go_with_it(shards):
@@ -98,7 +98,7 @@ def test_rows_travel_to_processes_as_paths(shards, cache):
 
 @pytest.fixture
 def conversations(cache) -> list[Shard]:
-    """One shard of four documents of 10, 30, 50 and 90 tokens, of which the last three are learned."""
+    """One shard of four documents of 10, 30, 50 and 90 tokens, of which the last three are trained."""
     shard = Shard(str(cache / "conversations"))
     made = [Document(np.arange(n, dtype="<u2"), np.arange(n) >= n - 3, n, n) for n in (10, 30, 50, 90)]
 
@@ -132,7 +132,7 @@ def test_conversations_longer_than_a_row(conversations, cache, too_long, lengths
         piece.trained[-3:].all() and np.array_equal(np.diff(piece.ids), [1] * (len(piece.ids) - 1)) for piece in pieces
     )
     expected = {"num_trained": trained, "num_dropped": dropped, "num_too_long": 2, "num_tokens": sum(lengths)}
-    assert index.facts | expected == index.facts
+    assert index.statistics | expected == index.statistics
 
 
 def test_a_full_disk_is_a_message(shards, mount_small_disk, tmp_path):

@@ -50,7 +50,7 @@ def template(jinja: str, name: str = "smollm2", **settings) -> ChatTemplate:
 
 
 def outcome(one: ChatTemplate, *messages: dict, reasoning: str = "train", **columns) -> str:
-    """What is learned, or why nothing is."""
+    """What is trained, or why nothing is."""
     conversation = conversation_of({"messages": list(messages), **columns}, "messages", None, reasoning)
     documents = conversation if isinstance(conversation, Bad) else one.render(conversation)
     if isinstance(documents, Bad):
@@ -82,7 +82,7 @@ def test_a_part_that_is_written_in_some_places_alone():
     early = template(chatml("{% if loop.index0 < 2 and m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}"))
     assert "weather" in outcome(early, USER, call())
     assert "tool calls of turn 4" in outcome(early, USER, call(), RESULT, call("wind"))
-    # A call that stands in the next turn's text is not learned with the reply that it belongs to.
+    # A call that stands in the next turn's text is not trained with the reply that it belongs to.
     late = "{% if m.role == 'tool' %}{{ messages[loop.index0 - 1].tool_calls | tojson }}{% endif %}"
     assert "tool calls of turn 2" in outcome(template(chatml(late)), USER, call(), RESULT, ASSISTANT)
 

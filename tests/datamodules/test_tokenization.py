@@ -71,11 +71,11 @@ def test_processes_and_a_single_one_write_the_same_shards(
         units = text_units(TextSource(path), tmp_path / str(cores))
         assert len(units) > 20
         shards = tokenize(units, TextEncoder.of(tokenizer), tmp_path / str(cores))
-        written.append([(shard.facts, shard.tokens[:].tobytes(), shard.documents().tobytes()) for shard in shards])
+        written.append([(shard.statistics, shard.tokens[:].tobytes(), shard.documents().tobytes()) for shard in shards])
         assert contents(shards, tokenizer) == texts
     assert written[0] == written[1]
     assert shards[0].tokens.dtype == np.uint16
-    assert sum(shard.facts["num_bytes"] for shard in shards) == sum(len(text.encode()) for text in texts)
+    assert sum(shard.statistics["num_bytes"] for shard in shards) == sum(len(text.encode()) for text in texts)
 
 
 def test_only_what_changed_is_tokenized_again(write_jsonl, tmp_path, cache, texts, tokenizer):

@@ -15,7 +15,7 @@ from tests.datamodules.conversations import ASSISTANT, SYSTEM, USER, convert, sa
 WEATHER = {"name": "weather", "description": "Weather of a place", "parameters": {"type": "object", "properties": {}}}
 
 
-def test_the_record_says_which_turns_are_learned():
+def test_the_record_says_which_turns_are_trained():
     answers = [{**ASSISTANT, "weight": weight} for weight in (0, 1, None)]
     turns = [{"from": "gpt", "value": EMOJI, "train": train} for train in (False, True)]
     assert convert({"messages": [USER, *answers]}).trainable == [False, False, True, True]

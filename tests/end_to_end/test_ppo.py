@@ -96,8 +96,8 @@ def test_predict_answers_held_out_prompts(run, straight, ppo_folder):
 
 
 MISTAKES = [
-    (("--model.rewards={}",), "model.rewards: there is no reward to learn from"),
-    (("--model.rewards.vowels.weight=0", "--model.rewards.length.weight=0"), "there is no reward to learn from"),
+    (("--model.rewards={}",), "model.rewards: there is no reward to train on"),
+    (("--model.rewards.vowels.weight=0", "--model.rewards.length.weight=0"), "there is no reward to train on"),
     (("--model.advantages.kind=grpo", "--model.rollout.num_samples=1"), "num_samples=1 must be at least 2"),
     (("--model.update.num_minibatches=3",), "model.update.num_minibatches=3 does not divide the 8 completions"),
     (("--model.rollout.sampling.max_new_tokens=500",), "are more than the network's 128 positions"),

@@ -30,7 +30,7 @@ def chat(folder, network):
 def test_a_chat_model_comes_out(run, chat):
     code, output = run("fit", "--config", "sft.yaml")
     assert code == 0, output
-    assert "pairs.jsonl: question-answer" in output and "of them learned" in output
+    assert "pairs.jsonl: question-answer" in output and "of them in the loss" in output
     folder = chat / "run" / "model" / "last"
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -72,7 +72,7 @@ def test_a_network_learns_the_tokens_of_a_chat_template_that_it_never_saw(run, c
     assert code == 0, output
 
 
-def test_preview_shows_what_is_learned_and_trains_nothing(run, chat):
+def test_preview_shows_what_is_trained_and_trains_nothing(run, chat):
     code, output = run("preview", "--config", "sft.yaml", "--num_records", "1")
     assert code == 0, output
     assert "<|im_start|>assistant\n⟦It is" in output and "<|im_end|>⟧" in output

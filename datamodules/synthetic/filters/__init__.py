@@ -1,4 +1,4 @@
-"""What is good enough to be learned; each filter gives every record a number and keeps those within a threshold."""
+"""What is good enough to train on; each filter gives every record a number and keeps those within a threshold."""
 
 from datamodules.synthetic.filters.decontamination import Decontamination
 from datamodules.synthetic.filters.exact_duplicates import ExactDuplicates

@@ -1,4 +1,4 @@
-"""Answers that are not fit to be learned, seen from their form alone."""
+"""Replies that are not fit to train on, seen from their form alone."""
 
 import re
 from collections.abc import Iterator

@@ -34,7 +34,7 @@ class Rationales(RecordGenerator):
             behind `####`, or the last one. It is given the record's columns, and the real answer as `answer`.
         num_samples: chains of thought for each question.
         most_kept: right ones that are kept, at most: easy questions would crowd out hard ones.
-        template: what is asked; `{question}` stands for the question. What is learned has the question alone.
+        template: what is asked; `{question}` stands for the question. The record has the question alone.
         num_shots: real records that are shown as earlier turns, questions with their reasoned answers.
         kwargs: see `RecordGenerator`.
     """

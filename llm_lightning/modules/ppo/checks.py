@@ -43,7 +43,7 @@ def check_rewards(rewards: Mapping[str, Reward]) -> None:
     """Raise `UserError` where none of them is trained on, or one of them finds a mistake."""
     if not any(reward.weight for reward in rewards.values()):
         raise UserError(
-            "model.rewards: there is no reward to learn from. Name one, for example {correct: {function: {class_path: "
+            "model.rewards: there is no reward to train on. Name one, for example {correct: {function: {class_path: "
             "llm_lightning.rewards.FinalAnswer}}}; its weight must not be 0."
         )
     for name, reward in rewards.items():

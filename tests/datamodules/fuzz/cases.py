@@ -33,7 +33,7 @@ class Kind:
     Args:
         build: from settings to the DataModule.
         shapes: the records it reads.
-        seen: from the prepared DataModule to the text of an epoch, and the text that is learned of it.
+        seen: from the prepared DataModule to the text of an epoch, and the text that is trained of it.
         counted: how many records it accounts for, whatever became of each.
     """
 
@@ -49,32 +49,32 @@ def _epoch(data: Any) -> Iterator[dict[str, Any]]:
 
 
 def _rows(data: Any) -> tuple[str, str]:
-    """Packed rows; what is learned has to be as much as was said."""
-    seen, learned, num_trained = [], [], 0
+    """Packed rows; what is trained has to be as much as was said."""
+    seen, trained, num_trained = [], [], 0
     for batch in _epoch(data):
         for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
             seen.append(data.tokenizer.decode(ids))
-            learned.append(data.tokenizer.decode(ids[labels != -100]))
+            trained.append(data.tokenizer.decode(ids[labels != -100]))
             num_trained += int((labels != -100).sum())
     said = data.statistics["train"]["num_trained"]
     if num_trained != said:
         raise BrokenError(f"{num_trained} tokens are trained, {said} are said")
-    return "\n".join(seen), "\n".join(learned)
+    return "\n".join(seen), "\n".join(trained)
 
 
 def _pairs(data: Any) -> tuple[str, str]:
     """Rows of pairs; each is judged once."""
-    seen, learned, num_pairs = [], [], 0
+    seen, trained, num_pairs = [], [], 0
     for batch in _epoch(data):
         flat = batch["input_ids"].flatten()
         num_pairs += len(batch["chosen_ends"])
         seen.append(data.tokenizer.decode(flat))
         for end, length in zip(batch["chosen_ends"].tolist(), batch["chosen_lengths"].tolist(), strict=True):
-            learned.append(data.tokenizer.decode(flat[end + 1 - length : end + 1]))
-    facts = data.statistics["train"]
-    if num_pairs != facts["num_documents"] - facts["num_dropped"]:
-        raise BrokenError(f"{num_pairs} pairs are trained, {facts['num_documents']} are said")
-    return "\n".join(seen), "\n".join(learned)
+            trained.append(data.tokenizer.decode(flat[end + 1 - length : end + 1]))
+    statistics = data.statistics["train"]
+    if num_pairs != statistics["num_documents"] - statistics["num_dropped"]:
+        raise BrokenError(f"{num_pairs} pairs are trained, {statistics['num_documents']} are said")
+    return "\n".join(seen), "\n".join(trained)
 
 
 def _prompts(data: Any) -> tuple[str, str]:
@@ -85,13 +85,13 @@ def _prompts(data: Any) -> tuple[str, str]:
 
 def _shards(data: Any) -> int:
     shards = [shard for _, shards in data._train for shard in shards]
-    bad = sum(shard.facts["num_bad"] for shard in {shard.path: shard for shard in shards}.values())
+    bad = sum(shard.statistics["num_bad"] for shard in {shard.path: shard for shard in shards}.values())
     return int(data.statistics["train"]["num_documents"]) + bad + sum(left_out(shards).values())
 
 
 def _prompt_files(data: Any) -> int:
-    facts = [json.loads(file.with_name("facts.json").read_text()) for file in dict.fromkeys(data._train.files)]
-    return len(data._train) + sum(data._train.num_too_long) + sum(each["num_bad"] for each in facts)
+    statistics = [json.loads(file.with_name("facts.json").read_text()) for file in dict.fromkeys(data._train.files)]
+    return len(data._train) + sum(data._train.num_too_long) + sum(each["num_bad"] for each in statistics)
 
 
 KINDS = {
@@ -216,11 +216,11 @@ def check(case: Case, tokenizer: str, folder: Path) -> str:
             data = kind.build(**settings)
             data.prepare_data()
             data.setup("fit")
-            seen, learned = kind.seen(data)
+            seen, trained = kind.seen(data)
         except DataError as error:
             _check_message(str(error), case, path)
             return "refused"
-    _check_good_records(seen, learned, case.kind)
+    _check_good_records(seen, trained, case.kind)
     if case.form not in ("json", "csv") and kind.counted(data) != (
         wanted := sum(bool(line.strip()) for line in case.lines)
     ):
@@ -239,11 +239,11 @@ def _check_message(message: str, case: Case, path: Path) -> None:
             raise BrokenError(f"the line is wrong, bad are {sorted(case.bad)}: {message!r}")
 
 
-def _check_good_records(seen: str, learned: str, kind: str) -> None:
-    counts = Counter(re.findall(r"[qa]z\d+z[qa]", seen)), Counter(re.findall(r"[qa]z\d+z[qa]", learned))
+def _check_good_records(seen: str, trained: str, kind: str) -> None:
+    counts = Counter(re.findall(r"[qa]z\d+z[qa]", seen)), Counter(re.findall(r"[qa]z\d+z[qa]", trained))
     for number in range(NUM_GOOD):
         question, answer = f"qz{number}zq", f"az{number}za"
         if not counts[0][question] or (kind != "prompt" and counts[0][question] > (2 if kind == "preference" else 1)):
             raise BrokenError(f"good record {number}: its question is there {counts[0][question]} times")
         if not counts[1][answer] and kind != "prompt":
-            raise BrokenError(f"good record {number}: its answer is not learned")
+            raise BrokenError(f"good record {number}: its answer is not trained")

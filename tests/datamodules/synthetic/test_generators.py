@@ -45,7 +45,7 @@ def seed(number, question, answer, rejected=None, **columns):
 
 @pytest.fixture
 def make(tmp_path, server, encoder):
-    """The candidates and the facts of one generator over some seeds."""
+    """The candidates and the statistics of one generator over some seeds."""
 
     def run(generator, seeds, name="g"):
         path = tmp_path / f"{name}.arrow"
@@ -53,7 +53,7 @@ def make(tmp_path, server, encoder):
         engine = OpenAIEngine(server.url, "m")
         generation = Generation({name: generator}, {name: Seeds(path)}, engine, encoder, tmp_path)
         generation.run()
-        return list(generation.candidates()), generation.facts()[name]
+        return list(generation.candidates()), generation.statistics()[name]
 
     return run
 
@@ -69,8 +69,8 @@ def test_self_instruct(make, server):
     server.answer = lambda body: (
         f"1. New task {body['seed']}\n2. Another one" if asked(body).startswith("Here") else f"Done: {asked(body)}"
     )
-    candidates, facts = make(SelfInstruct(count=7, num_shots=3), ADDITIONS)
-    assert facts == {"num_tasks": 7, "num_candidates": 7, "num_failed": 0, "num_tokens": 7 * 12, "dropped": {}}
+    candidates, statistics = make(SelfInstruct(count=7, num_shots=3), ADDITIONS)
+    assert statistics == {"num_tasks": 7, "num_candidates": 7, "num_failed": 0, "num_tokens": 7 * 12, "dropped": {}}
     assert len({c.id for c in candidates}) == 7
     for candidate in candidates:
         assert re.fullmatch(r"New task \d+", candidate.prompt) and candidate.answer == f"Done: {candidate.prompt}"
@@ -84,8 +84,8 @@ def test_self_instruct(make, server):
 
 def test_self_instruct_drops_copies_of_the_request(make, server):
     server.answer = lambda body: "Count to three. Write one more task of this kind, about cats."
-    candidates, facts = make(SelfInstruct(count=4), ADDITIONS)
-    assert not candidates and facts["dropped"] == {"repeats the request": 4}
+    candidates, statistics = make(SelfInstruct(count=4), ADDITIONS)
+    assert not candidates and statistics["dropped"] == {"repeats the request": 4}
 
 
 def test_other_seed_other_examples_same_seed_same_calls(make, server):
@@ -116,8 +116,8 @@ def test_the_instruction_in_a_reply(text, instruction):
 def test_paraphrase_keeps_the_answer_and_counts_what_it_drops(make, server):
     said = {0: "What is 0 plus 0?", 1: "  ", 2: "Add 2 to 2."}
     server.answer = lambda body: said[int(re.search(r"is (\d) plus", asked(body))[1])]
-    candidates, facts = make(Paraphrase(), ADDITIONS[:3])
-    assert facts["dropped"] == {"the words are the same": 1, "empty reply": 1}
+    candidates, statistics = make(Paraphrase(), ADDITIONS[:3])
+    assert statistics["dropped"] == {"the words are the same": 1, "empty reply": 1}
     [candidate] = candidates
     assert candidate.prompt == "Add 2 to 2." and candidate.answer.endswith("#### 4")
     assert candidate.provenance.seed_ids == ("seed-2",)
@@ -165,10 +165,10 @@ def test_rationales_stay_only_where_the_answer_is_right(make, server):
         return f"Thinking of {number} ({body['seed']}).\n#### {2 * number if right else 2 * number + 1}"
 
     server.answer = answer
-    candidates, facts = make(Rationales(FinalAnswer(), num_samples=6, num_shots=1, most_kept=1), ADDITIONS)
+    candidates, statistics = make(Rationales(FinalAnswer(), num_samples=6, num_shots=1, most_kept=1), ADDITIONS)
     assert candidates and all(c.answer.endswith(f"#### {2 * int(c.prompt.split()[2])}") for c in candidates)
     assert {int(c.prompt.split()[2]) % 2 for c in candidates} == {0}
-    assert facts["dropped"]["wrong answer"] + len(candidates) == 20
+    assert statistics["dropped"]["wrong answer"] + len(candidates) == 20
     assert all(c.prompt.endswith("?") and "step by step" not in c.prompt for c in candidates)
     for candidate in candidates:
         own = [b["seed"] % 2 == 0 for b in server.calls if asked(b).startswith(candidate.prompt)]
@@ -189,10 +189,10 @@ def test_rationales_name_a_record_that_cannot_be_compared(make, server):
 
 def test_class_balance_fills_what_is_short(make, server):
     texts = [seed(i, f"Text {i}", "good" if i < 6 else "bad" if i < 9 else "odd", kind=i % 2) for i in range(10)]
-    candidates, facts = make(ClassBalance(num_shots=2), texts)
+    candidates, statistics = make(ClassBalance(num_shots=2), texts)
     labels = [c.label for c in candidates]
     assert (labels.count("bad"), labels.count("odd"), labels.count("good")) == (3, 5, 0)
-    assert all(c.answer == c.label for c in candidates) and facts["num_tasks"] == 8
+    assert all(c.answer == c.label for c in candidates) and statistics["num_tasks"] == 8
     shown = {"bad": {"Text 6", "Text 7", "Text 8"}, "odd": {"Text 9"}}
     for candidate in candidates:
         assert set(re.findall(r"Text \d", candidate.provenance.prompt)) <= shown[candidate.label]
@@ -203,9 +203,9 @@ def test_class_balance_fills_what_is_short(make, server):
 
 def test_pairs_by_a_scorer(make, server):
     server.answer = lambda body: " ".join(["word"] * (1 + body["seed"] % 5))
-    candidates, facts = make(PreferencePairs(Length(5), count=60), ADDITIONS[:6])
+    candidates, statistics = make(PreferencePairs(Length(5), count=60), ADDITIONS[:6])
     assert len(candidates) > 30 and all(len(c.answer.split()) > len(c.rejected.split()) for c in candidates)
-    assert len(candidates) + facts["dropped"]["two equal answers"] == 60
+    assert len(candidates) + statistics["dropped"]["two equal answers"] == 60
     one = candidates[0]
     assert one.scores["chosen_score"] == pytest.approx(len(one.answer.split()) / 5)
     apart, _ = make(PreferencePairs(Length(5), count=60, least_margin=0.5), ADDITIONS[:6], "apart")
@@ -222,24 +222,24 @@ def test_pairs_by_a_judge_that_is_asked_in_both_orders(make, server, habit):
         return {"fair": "Answer A" if a > b else "B.", "first": "A", "silent": "Both are nice"}[habit]
 
     server.answer = answer
-    candidates, facts = make(PreferencePairs(), ADDITIONS[:10])
+    candidates, statistics = make(PreferencePairs(), ADDITIONS[:10])
     if habit == "fair":
         assert len(candidates) == 10 and all(c.answer > c.rejected for c in candidates)
     else:
         reason = "the verdicts of both orders differ" if habit == "first" else "no verdict in the judge's reply"
-        assert not candidates and facts["dropped"] == {reason: 10}
+        assert not candidates and statistics["dropped"] == {reason: 10}
 
 
 def test_what_is_cut_off_is_dropped(make, server):
     server.fault = lambda body, attempt: lambda handler: send_json(handler, completion("half a", "length"))
-    candidates, facts = make(Answers(), ADDITIONS[:3])
-    assert not candidates and facts["dropped"] == {"cut off at max_new_tokens": 3}
+    candidates, statistics = make(Answers(), ADDITIONS[:3])
+    assert not candidates and statistics["dropped"] == {"cut off at max_new_tokens": 3}
 
 
 def test_what_cannot_be_learned_from_is_dropped(make, server):
     server.answer = lambda body: {0: "fine", 1: "a<|im_end|>\n", 2: "a\0b"}[int(re.search(r"is (\d)", asked(body))[1])]
-    candidates, facts = make(Answers(), ADDITIONS[:3])
-    assert [c.answer for c in candidates] == ["fine"] and facts["dropped"] == {"cannot be learned from": 2}
+    candidates, statistics = make(Answers(), ADDITIONS[:3])
+    assert [c.answer for c in candidates] == ["fine"] and statistics["dropped"] == {"cannot be learned from": 2}
 
 
 def test_braces_are_left_alone(make, server):

@@ -56,20 +56,20 @@ class Outline(HTMLParser):
 
 
 def test_the_json_says_what_the_funnel_says(page, funnel):
-    facts = json.loads((page.parent / "report.json").read_text())
-    assert (facts["num_generated"], facts["num_kept"]) == (304, funnel.num_kept)
-    assert [stage["name"] for stage in facts["stages"]] == ["format", "answer_words", "exact_duplicates"]
-    assert facts["stages"][0]["dropped"] == {"empty answer": 1, "refusal": 1}
-    assert facts["stages"][1]["bounds"] == [5, 60]
-    assert facts["stages"][2]["dropped"] == {"said before": 1}
-    assert {each["name"]: each["num_generated"] for each in facts["generators"]} == {
+    statistics = json.loads((page.parent / "report.json").read_text())
+    assert (statistics["num_generated"], statistics["num_kept"]) == (304, funnel.num_kept)
+    assert [stage["name"] for stage in statistics["stages"]] == ["format", "answer_words", "exact_duplicates"]
+    assert statistics["stages"][0]["dropped"] == {"empty answer": 1, "refusal": 1}
+    assert statistics["stages"][1]["bounds"] == [5, 60]
+    assert statistics["stages"][2]["dropped"] == {"said before": 1}
+    assert {each["name"]: each["num_generated"] for each in statistics["generators"]} == {
         "self_instruct": 303,
         "paraphrase": 1,
     }
-    lengths = facts["answer_characters"]
+    lengths = statistics["answer_characters"]
     assert sum(lengths["all"]) == 304 and sum(lengths["kept"]) == funnel.num_kept
-    assert facts["about"] == {"model": HOSTILE, "temperature": 0.8}
-    assert len(facts["samples"]) == 6 and all(each["provenance"]["generator"] for each in facts["samples"])
+    assert statistics["about"] == {"model": HOSTILE, "temperature": 0.8}
+    assert len(statistics["samples"]) == 6 and all(each["provenance"]["generator"] for each in statistics["samples"])
 
 
 def test_the_page_is_one_file_in_which_texts_are_texts(page):

@@ -54,7 +54,7 @@ def test_chance_is_no_trend():
     assert trend([1.0] * 8) == 0
 
 
-def test_a_held_out_reward_must_not_be_learned_from():
+def test_a_held_out_reward_must_not_be_trained_on():
     with pytest.raises(UserError, match=r"must name a reward of weight 0 \(there are: none\)"):
         Guards(held_out="gold").check({"gold": 1.0})
     Guards(held_out="gold").check({"gold": 0.0})

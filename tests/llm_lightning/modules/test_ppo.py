@@ -170,7 +170,7 @@ def test_advantages_come_from_the_reward_less_kl(fit):
 
 
 def test_a_reward_never_lands_on_padding(fit):
-    """With pad = eos, an answer's EOS is a real token: it is learned, and it carries the reward."""
+    """With pad = eos, an answer's EOS is a real token: it is trained, and it carries the reward."""
 
     def only_if_done(prompts, completions, columns):
         return [1.0] * len(completions)

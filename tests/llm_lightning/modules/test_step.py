@@ -180,7 +180,7 @@ def test_where_losses_are_divided_before_a_micro_batch_weighs_by_its_own_tokens_
 
 
 class ByHand(PPO):
-    """Keeps what it learned from."""
+    """Keeps what it trained on."""
 
     def evaluate(self, experience):
         super().evaluate(experience)
