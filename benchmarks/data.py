@@ -167,11 +167,11 @@ def measure(*arguments: object) -> dict:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
-    facts: dict = {}
+    measured: dict = {}
     for line in done.stdout.splitlines():
         if line.startswith("{"):
-            facts.update(json.loads(line))
-    return facts
+            measured.update(json.loads(line))
+    return measured
 
 
 def main() -> None:
@@ -218,8 +218,8 @@ def run_all(arguments: argparse.Namespace, folder: Path) -> list[dict]:
         ("tokenization", "MB/s", "total_seconds"),
         ("tokenization_per_core", "MB/core-s", "cpu_seconds"),
     ):
-        for contender, all_facts in runs.items():
-            values = [text_mb / facts[seconds] for facts in all_facts]
+        for contender, all_measured in runs.items():
+            values = [text_mb / measured[seconds] for measured in all_measured]
             spread = [round(min(values), 2), round(max(values), 2)]
             add(contender, metric, statistics.median(values), unit, text_mb=round(text_mb, 1), spread=spread)
 
@@ -228,16 +228,23 @@ def run_all(arguments: argparse.Namespace, folder: Path) -> list[dict]:
             for metric, value in metrics.items():
                 add(contender, metric, value, "share", seq_len=SEQ_LEN)
         loads = [measure("load", corpus, tokenizer, cache, 200 if arguments.quick else 5000) for _ in range(repeats)]
-        rate = statistics.median(facts["tokens"] / facts["seconds"] for facts in loads)
+        rate = statistics.median(measured["tokens"] / measured["seconds"] for measured in loads)
         add("llm-lightning", "loader", rate, "tokens/s", seq_len=SEQ_LEN, batch_size=BATCH_SIZE, num_workers=0)
 
     corpus.unlink()
     for size in sizes if not arguments.only or "llm-lightning" in arguments.only else ():
         with tempfile.TemporaryDirectory(dir=folder) as cache:
             write_corpus(corpus, size)
-            facts = measure("load", corpus, tokenizer, cache, int(size * 40))
+            measured = measure("load", corpus, tokenizer, cache, int(size * 40))
             for metric in ("peak_rss_mb", "peak_rss_of_workers_mb"):
-                add("llm-lightning", metric, facts[metric], "MB", corpus_mb=size, seconds=round(facts["total_seconds"]))
+                add(
+                    "llm-lightning",
+                    metric,
+                    measured[metric],
+                    "MB",
+                    corpus_mb=size,
+                    seconds=round(measured["total_seconds"]),
+                )
     return results
 
 

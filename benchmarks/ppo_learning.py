@@ -165,10 +165,10 @@ def run(task: Task, method: str, seed: int, args: argparse.Namespace, folder: Pa
     }
 
 
-def has_learned(task: Task, result: dict[str, Any]) -> bool:
+def has_reached(task: Task, result: dict[str, Any]) -> bool:
     rise = result["after"]["val/reward"] - result["before"]["val/reward"]
-    learned = rise >= task.rise if task.least is None else result["last"]["train/reward"] >= task.least
-    return learned and result["last"]["train/kl"] <= KL_BOUND
+    reached = rise >= task.rise if task.least is None else result["last"]["train/reward"] >= task.least
+    return reached and result["last"]["train/kl"] <= KL_BOUND
 
 
 def draw(results: dict[str, list[dict[str, Any]]], task: Task, picture: Path) -> None:
@@ -248,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 report(method, seed, result, args)
     if args.curves:
         draw(results, task, args.curves)
-    return 0 if all(has_learned(task, result) for runs in results.values() for result in runs) else 1
+    return 0 if all(has_reached(task, result) for runs in results.values() for result in runs) else 1
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ What is compared is one pass over the same pairs from the same weights, head inc
 clipping and threads. How many pairs fit a step differs: ours takes full rows, TRL as many pairs as these rows hold on
 average, so that all make about as many steps. So that no lucky batch counts, all steps of the pass are timed but the
 first few; reading the data and loading the model are not. The column of pairs is of the whole pass, and shows that all
-learned the same; the loss is the mean over the timed pairs. Each measurement is a fresh process; contenders run in
+trained the same; the loss is the mean over the timed pairs. Each measurement is a fresh process; contenders run in
 turns, and medians are reported. The data are transcripts as in Anthropic's hh-rlhf.
 
 - `llm-lightning`, `llm-lightning-compile`: the real command line, callbacks included.
@@ -105,8 +105,8 @@ def benchmark(model: str, shape: Shape, args: argparse.Namespace) -> int:
         records = Path(folder) / "records.jsonl"
         indices = list(enough(prepared.lengths, shape.rows * shape.seq_len * (shape.warmup + shape.steps)))
         write_pairs(records, [prepared.pairs[index] for index in indices])
-        facts = of_data(args.data, prepared, indices)
-        batch_size = max(1, round(shape.rows * shape.seq_len / facts["mean_pair_tokens"]))
+        properties = of_data(args.data, prepared, indices)
+        batch_size = max(1, round(shape.rows * shape.seq_len / properties["mean_pair_tokens"]))
         for precision in args.precision:
             job = RewardJob(
                 folder=str(prepared.folder), records=str(records), scratch="", result="", rows=shape.rows,
@@ -117,7 +117,7 @@ def benchmark(model: str, shape: Shape, args: argparse.Namespace) -> int:
             title = f"{model}, {precision}, {len(indices)} pairs of {args.data.name}, "
             title += f"{shape.rows} x {shape.seq_len} tokens or {batch_size} pairs a step"
             figures, failed = compare(
-                "reward", model, chosen(CONTENDERS, args), job, METRICS, settings | facts, title, args
+                "reward", model, chosen(CONTENDERS, args), job, METRICS, settings | properties, title, args
             )
             failures += failed
             print(*differences(figures), sep="\n", end="")

@@ -42,7 +42,7 @@ class RewardJob:
         precision: `32-true` or `bf16-mixed`, in Lightning's words.
         device: `cpu` or `cuda`.
         compile: whether ours compiles.
-        share_prompts: whether ours computes a prompt once for both answers.
+        share_prompts: whether ours computes a prompt once for both responses.
         setting: TRL's, see `trl_reward.SETTINGS`.
     """
 
@@ -85,7 +85,7 @@ class PreparedPairs:
     Args:
         folder: the model folder.
         pairs: all that fit a row, shuffled.
-        lengths: tokens of each, what both answers begin with counted once.
+        lengths: tokens of each, what both responses begin with counted once.
         written_out: tokens of each, both conversations written out.
         num_left_out: pairs with an empty answer, or longer than a row.
     """
@@ -99,7 +99,7 @@ class PreparedPairs:
 
 def prepare(folder: Path, data: Path, shape: Shape) -> PreparedPairs:
     """Read the pairs, and write random weights (seed 0) as a transformers folder with a tokenizer of these pairs."""
-    pairs = [pair for pair in map(pair_of, _read(data)) if _has_answers(pair)]
+    pairs = [pair for pair in map(pair_of, _read(data)) if _has_responses(pair)]
     random.Random(0).shuffle(pairs)
     tokenizer = _write_model(folder / "model", shape, pairs)
     lengths, written_out = [], []
@@ -137,7 +137,7 @@ def _turns(transcript: str) -> list[Message]:
     return [turn | {"content": turn["content"].strip()} for turn in turns]
 
 
-def _has_answers(pair: Preference) -> bool:
+def _has_responses(pair: Preference) -> bool:
     ends = [pair["chosen"][-1]["content"], pair["rejected"][-1]["content"]]
     return all(ends) and pair["chosen"] != pair["rejected"]
 

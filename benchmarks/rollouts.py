@@ -28,7 +28,7 @@ METRICS = [
 ]
 
 
-def our_answers(network: Any, prompts: list[Any], eos: int, seed: int) -> int:
+def our_completions(network: Any, prompts: list[Any], eos: int, seed: int) -> int:
     from llm_lightning.rollouts import Sampler, Sampling
 
     keys = [[(seed, number)] for number in range(len(prompts))]
@@ -57,7 +57,7 @@ def generated(network: Any, prompts: list[Any], eos: int, seed: int, batch_size:
 
 
 CONTENDERS: dict[str, Callable[..., int]] = {
-    OURS: our_answers,
+    OURS: our_completions,
     "generate": generated,
     "generate-16": lambda *args: generated(*args, batch_size=16),
 }

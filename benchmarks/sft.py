@@ -9,7 +9,7 @@ threads, with the loss on the replies alone. How many records fit a step differs
 TRL's other settings as many records as these rows hold on average, so that all make about as many steps of about as
 many tokens. So that no lucky batch counts, all steps of the pass are timed but the first few, and what a step trained
 on is counted from its batch; reading the data and loading the model are not timed. The column of trained tokens is of
-the whole pass, and shows that all learned the same; the loss is the mean over the timed tokens. Records that do not fit
+the whole pass, and shows that all trained the same; the loss is the mean over the timed tokens. Records that do not fit
 a row are left out for all. Each measurement is a fresh process; contenders run in turns, and medians are reported.
 
 - `llm-lightning`, `llm-lightning-compile`, `llm-lightning-checkpointing`: the real command line, callbacks included;
@@ -148,8 +148,8 @@ def benchmark(model: str, data: str, shape: Shape, args: argparse.Namespace) -> 
         tokens_per_step = shape.rows * shape.seq_len
         indices = list(enough(prepared.lengths, tokens_per_step * (shape.warmup + shape.steps)))
         write_pairs(records, [prepared.pairs[index] for index in indices])
-        facts = of_data(data, prepared, indices)
-        batch_size = max(1, round(tokens_per_step / facts["mean_record_tokens"]))
+        properties = of_data(data, prepared, indices)
+        batch_size = max(1, round(tokens_per_step / properties["mean_record_tokens"]))
         for method, precision in itertools.product(args.method, args.precision):
             job = SFTJob(
                 folder=str(prepared.folder), records=str(records), scratch="", result="", rows=shape.rows,
@@ -157,8 +157,8 @@ def benchmark(model: str, data: str, shape: Shape, args: argparse.Namespace) -> 
                 device=args.device,
             )  # fmt: skip
             settings = {"method": method, "precision": precision, "rows": shape.rows, "seq_len": shape.seq_len}
-            settings |= {"batch_size": batch_size} | facts
-            title = f"{name_of(model, args)}, {method}, {precision}, {len(indices)} records of {facts['data']}, "
+            settings |= {"batch_size": batch_size} | properties
+            title = f"{name_of(model, args)}, {method}, {precision}, {len(indices)} records of {properties['data']}, "
             title += f"{shape.rows} x {shape.seq_len} tokens or {batch_size} records a step"
             contenders = chosen(CONTENDERS, args)
             figures, failed = compare("sft", name_of(model, args), contenders, job, METRICS, settings, title, args)

@@ -1,9 +1,9 @@
-"""From which length on it pays to compute a prompt once for both answers.
+"""From which length on it pays to compute a prompt once for both responses.
 
     python benchmarks/shared_prompts.py [--model 9m] [--json FILE]
 
 A pair's forward and backward pass, with the prompt shared and written out twice, for prompts of several lengths before
-answers of 64 tokens. As many pairs stand in a row as fit 2,048 tokens; tokens and weights mean nothing, which costs the
+responses of 64 tokens. As many pairs stand in a row as fit 2,048 tokens; tokens and weights mean nothing, which costs the
 same. The ways take turns, and medians are reported.
 """
 
@@ -53,8 +53,8 @@ def seconds_per_pair(network: torch.nn.Module, prompt: int, share: bool) -> floa
     values = rewards(network, prepared)
     (values["chosen_ends"] - values["rejected_ends"]).sum().backward()
     seconds = time.perf_counter() - start
-    filled = int(prepared["documents"].spans[-1, 1]) if num_pairs else ROW
-    return seconds * filled / ROW / num_pairs
+    used = int(prepared["documents"].spans[-1, 1]) if num_pairs else ROW
+    return seconds * used / ROW / num_pairs
 
 
 def main() -> None:

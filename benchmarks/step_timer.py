@@ -56,7 +56,7 @@ class PassTimer(Callback):
 
 
 class PairTimer(PassTimer):
-    """The same over pairs of answers."""
+    """The same over preference pairs."""
 
     def make_tally(self) -> PairTally:
         return PairTally()

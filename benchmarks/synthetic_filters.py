@@ -130,18 +130,18 @@ def main() -> int:
     figures: list[tuple[str, str, float, str]] = []
     with tempfile.TemporaryDirectory(prefix="synthetic-filters-") as scratch:
         for size in (count // 4, count) if SPEED in args.only else ():
-            facts = speed(args.data, size, Path(scratch))
-            print(f"{facts.pop('table')}\n", flush=True)
+            measured = speed(args.data, size, Path(scratch))
+            print(f"{measured.pop('table')}\n", flush=True)
             units = {"seconds": "s", "cpu_seconds": "s", "peak_rss_mb": "MB", "rss_before_mb": "MB"}
-            figures += [(f"{SPEED}-{size}", name, value, units.get(name, "")) for name, value in facts.items()]
+            figures += [(f"{SPEED}-{size}", name, value, units.get(name, "")) for name, value in measured.items()]
         for name in args.only:
             if name != SPEED:
-                facts = (
+                measured = (
                     nearest(args.data, planted)
                     if name == NEAREST
                     else CASES[name](args.data, planted).measure(Path(scratch))
                 )
-                figures += [(name, metric, value, "") for metric, value in facts.items()]
+                figures += [(name, metric, value, "") for metric, value in measured.items()]
     print(text_table(["", "metric", "value"], [[case, metric, f"{value:,.3f}"] for case, metric, value, _ in figures]))
     if args.json:
         command = f"python benchmarks/synthetic_filters.py {' '.join(sys.argv[1:])}"

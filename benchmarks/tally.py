@@ -22,15 +22,15 @@ def count(batch: Mapping[str, Tensor]) -> Tensor:
     positions = batch.get("position_ids")
     if positions is None:
         positions = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
-    filled = batch.get("attention_mask")
-    filled = torch.ones_like(labels) if filled is None else filled
+    used = batch.get("attention_mask")
+    used = torch.ones_like(labels) if used is None else used
     trained = labels != IGNORE
     trained[:, 0] = False  # nothing predicts it
     record = (positions == 0).flatten().cumsum(0)
     # As long as there could be records, so that nobody waits for a GPU to learn how many there are.
     sums = torch.zeros(2, labels.numel() + 1, dtype=torch.float64, device=labels.device)
     sums[0].scatter_add_(0, record, trained.flatten().double())
-    sums[1].scatter_add_(0, record, filled.flatten().double())
+    sums[1].scatter_add_(0, record, used.flatten().double())
     is_record = sums[0] > 0
     return torch.stack([sums[0].sum(), (sums[1] * is_record).sum(), is_record.sum().double()])
 
@@ -78,7 +78,7 @@ class Tally:
 
 
 class PairTally:
-    """The same for pairs of answers."""
+    """The same for preference pairs."""
 
     def __init__(self) -> None:
         self._timed = [0, torch.zeros((), dtype=torch.float64)]
