@@ -236,15 +236,9 @@ def run_all(arguments: argparse.Namespace, folder: Path) -> list[dict]:
         with tempfile.TemporaryDirectory(dir=folder) as cache:
             write_corpus(corpus, size)
             measured = measure("load", corpus, tokenizer, cache, int(size * 40))
+            duration = round(measured["total_seconds"])
             for metric in ("peak_rss_mb", "peak_rss_of_workers_mb"):
-                add(
-                    "llm-lightning",
-                    metric,
-                    measured[metric],
-                    "MB",
-                    corpus_mb=size,
-                    seconds=round(measured["total_seconds"]),
-                )
+                add("llm-lightning", metric, measured[metric], "MB", corpus_mb=size, seconds=duration)
     return results
 
 

@@ -3,10 +3,10 @@
     python benchmarks/peers.py trl trl-ppo     # once: TRL in environments of their own
     python benchmarks/ppo.py --model 9m --json results.jsonl
 
-All start from the same random weights, read the same prompts of mixed length (8 to 96 tokens), write answers of mixed
-length (48 tokens at the median, 128 at most), ask a reward model of the policy's size, and learn from each answer in 4
-epochs of one batch (GRPO: one epoch, 4 answers a prompt). Whole steps are timed, after one to warm up; each measurement
-is a fresh process, contenders run in turns, and medians are reported.
+All start from the same random weights, read the same prompts of mixed length (8 to 96 tokens), sample completions of
+mixed length (48 tokens at the median, 128 at most), ask a reward model of the policy's size, and train on each
+completion in 4 epochs of one batch (GRPO: one epoch, 4 completions a prompt). Whole steps are timed, after one to warm
+up; each measurement is a fresh process, contenders run in turns, and medians are reported.
 
 - `llm-lightning`: the real command line, the critic a network of its own, as TRL's.
 - `llm-lightning-trunk`: the critic a head on the policy.
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables; exit code 1 if a contender failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", choices=sorted(PPO_SHAPES), default=["9m"])
-    parser.add_argument("--quick", action="store_true", help="about a minute: ours alone, few answers")
+    parser.add_argument("--quick", action="store_true", help="about a minute: ours alone, few completions")
     add_arguments(parser, CONTENDERS)
     args = parser.parse_args(argv)
     args.device = chosen_device(args.device)

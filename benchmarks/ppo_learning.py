@@ -6,10 +6,10 @@
 
 `twelve_words` is a rule: 1 for twelve words, falling linearly to 0 at none and at twenty-four. In `reward_model` that
 is known only from pairs: `RewardModeling` learns from them first (or `--reward-model` names one), and the rule itself
-looks on with weight 0. `no_comma` is for a real chat model by LoRA: 1 for an answer without a comma. The questions are
-those of `python_pairs`; none comes twice. `last` is the mean over the last five steps, beside it the rewards of
-held-out questions before and after. Every run is the real command line. Exit code 1: one ended below what its task
-asks for, or beyond its KL bound.
+looks on with weight 0. `no_comma` is for a real chat model by LoRA: 1 for a completion without a comma. The questions
+are those of `python_pairs`; none comes twice. `last` is the mean over the last five steps, beside it the rewards of
+held-out questions before and after. Every run is the real command line. Exit code 1: one ended below what its task asks
+for, or beyond its KL bound.
 """
 
 import argparse
@@ -39,7 +39,7 @@ COLOURS = {"ppo": "#7aa6d6", "grpo": "#d1495b", "rloo": "#3a7d44"}
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be learned.
+    """What PPO is to learn.
 
     Args:
         rewards: as in `--model.rewards`.
@@ -64,7 +64,7 @@ def optimizer(lr: float) -> str:
 
 
 def methods(num_answers: int, num_samples: int) -> dict[str, tuple[str, ...]]:
-    """The three, with equally many answers a step."""
+    """The three, with equally many completions a step."""
     groups = (f"--model.rollout.num_samples={num_samples}", f"--data.batch_size={num_answers // num_samples}")
     return {
         "ppo": (f"--data.batch_size={num_answers}", "--model.kl={coef: 0.01}"),
@@ -188,7 +188,7 @@ def draw(results: dict[str, list[dict[str, Any]]], task: Task, picture: Path) ->
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel("steps")
     panels[0].set_title("reward", loc="left")
-    panels[1].set_title("KL to the reference, nats an answer", loc="left")
+    panels[1].set_title("KL to the reference, nats a completion", loc="left")
     if task.least is not None:
         panels[0].axhline(task.least, color="#999999", linewidth=0.8)
     panels[0].legend(frameon=False)

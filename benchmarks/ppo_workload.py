@@ -12,8 +12,8 @@ PROMPT_TOKENS = (8, 96)
 """Lengths of prompts, evenly spread."""
 
 MEAN_ANSWER = 48
-"""Tokens until the policy's EOS, on average, where nothing cuts an answer off. An untrained network would write EOS
-once in a vocabulary, and every answer would be as long as it may be."""
+"""Tokens until the policy's EOS, on average, where nothing cuts a completion off. An untrained network would write EOS
+once in a vocabulary, and every completion would be as long as it may be."""
 
 LONGEST_ANSWER = 128
 
@@ -41,13 +41,13 @@ class PPOJob:
         prompts: .jsonl file of {prompt}.
         scratch: folder for what the contender writes.
         result: where the clock writes its figures.
-        num_answers: answers a step.
+        num_answers: completions a step.
         warmup, steps: steps that are not timed, and that are.
         device: `cpu` or `cuda`.
         algorithm: `ppo` or `grpo`.
-        num_samples: answers to a prompt, of `grpo`.
+        num_samples: completions to a prompt, of `grpo`.
         critic: `network` or `trunk`, ours.
-        epochs: times that an answer is learned from.
+        epochs: times that a completion is trained on.
     """
 
     folder: str
@@ -81,7 +81,7 @@ class PPOJob:
 
 
 def write_models(folder: Path, model: str) -> tuple[Path, Path]:
-    """A policy and a reward model from random weights; the policy ends its answers after `MEAN_ANSWER` on average."""
+    """A policy and a reward model from random weights; its completions end after `MEAN_ANSWER` on average."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 

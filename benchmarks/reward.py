@@ -11,7 +11,7 @@ trained the same; the loss is the mean over the timed pairs. Each measurement is
 turns, and medians are reported. The data are transcripts as in Anthropic's hh-rlhf.
 
 - `llm-lightning`, `llm-lightning-compile`: the real command line, callbacks included.
-- `llm-lightning-unshared`: the prompt computed for each answer, data.share_prompts=false.
+- `llm-lightning-unshared`: the prompt computed for each response, data.share_prompts=false.
 - `trl`: its defaults, which are bf16 and gradient checkpointing, whatever --precision says.
 - `trl-tuned`: without checkpointing, in the precision of the table. It has no padding-free batches for pairs.
 """

@@ -87,7 +87,7 @@ class PreparedPairs:
         pairs: all that fit a row, shuffled.
         lengths: tokens of each, what both responses begin with counted once.
         written_out: tokens of each, both conversations written out.
-        num_left_out: pairs with an empty answer, or longer than a row.
+        num_left_out: pairs with an empty response, or longer than a row.
     """
 
     folder: Path

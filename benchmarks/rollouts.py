@@ -1,8 +1,8 @@
-"""Speed of writing answers of mixed length: llm-lightning's sampler against `transformers.generate`.
+"""Speed of sampling completions of mixed length: llm-lightning's sampler against `transformers.generate`.
 
     python benchmarks/rollouts.py --model 9m 135m --json results.jsonl
 
-Both sample from the same random weights, in one process, at temperature 1 without truncation, until each answer has
+Both sample from the same random weights, in one process, at temperature 1 without truncation, until each completion has
 its EOS or 128 tokens; `generate` gets all prompts in one left-padded batch (or, as `generate-16`, in batches of 16 of
 similar length). Contenders run in turns; figures are medians. Tokens behind an EOS do not count.
 """
@@ -32,8 +32,8 @@ def our_completions(network: Any, prompts: list[Any], eos: int, seed: int) -> in
     from llm_lightning.rollouts import Sampler, Sampling
 
     keys = [[(seed, number)] for number in range(len(prompts))]
-    answers = Sampler(Sampling(LONGEST_ANSWER), [eos]).sample(network, prompts, keys)
-    return sum(len(answer.tokens) for answer in answers)
+    completions = Sampler(Sampling(LONGEST_ANSWER), [eos]).sample(network, prompts, keys)
+    return sum(len(each.tokens) for each in completions)
 
 
 def generated(network: Any, prompts: list[Any], eos: int, seed: int, batch_size: int | None = None) -> int:
@@ -50,9 +50,9 @@ def generated(network: Any, prompts: list[Any], eos: int, seed: int, batch_size:
         mask = torch.stack([torch.arange(width) >= width - len(p) for p in batch]).long()
         options = {"do_sample": True, "top_k": 0, "top_p": 1.0, "pad_token_id": eos, "use_cache": True}
         rows = network.generate(input_ids=ids, attention_mask=mask, max_new_tokens=LONGEST_ANSWER, **options)
-        answers = rows[:, width:]
-        over = (answers == eos).cumsum(1)
-        total += int(((over == 0) | ((over == 1) & (answers == eos))).sum())
+        completions = rows[:, width:]
+        over = (completions == eos).cumsum(1)
+        total += int(((over == 0) | ((over == 1) & (completions == eos))).sum())
     return total
 
 
@@ -90,9 +90,7 @@ def benchmark(model: str, args: argparse.Namespace) -> None:
                 figures[name].append(row)
                 lengths[name].append(tokens / count)
     settings = machine("cpu") | {"answers": count, "threads": torch.get_num_threads(), "longest": LONGEST_ANSWER}
-    print(
-        f"\n{model}, {count} answers, {settings['threads']} threads, {settings['machine']}, torch {settings['torch']}"
-    )
+    print(f"\n{model}, {count} texts, {settings['threads']} threads, {settings['machine']}, torch {settings['torch']}")
     ours = statistics.median(row["samples_per_cpu_s"] for row in figures[OURS])
     for name, rows in figures.items():
         values = {metric.name: statistics.median(row[metric.name] for row in rows) for metric in METRICS}
@@ -109,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", nargs="+", choices=sorted(PPO_SHAPES), default=["9m"])
     parser.add_argument("--answers", type=int, help="default: those of a PPO step")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="9m, 16 answers, one repeat")
+    parser.add_argument("--quick", action="store_true", help="9m, 16 completions, one repeat")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append one object a metric")
     args = parser.parse_args(argv)
     if args.quick:

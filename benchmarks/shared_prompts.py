@@ -3,8 +3,8 @@
     python benchmarks/shared_prompts.py [--model 9m] [--json FILE]
 
 A pair's forward and backward pass, with the prompt shared and written out twice, for prompts of several lengths before
-responses of 64 tokens. As many pairs stand in a row as fit 2,048 tokens; tokens and weights mean nothing, which costs the
-same. The ways take turns, and medians are reported.
+responses of 64 tokens. As many pairs stand in a row as fit 2,048 tokens; tokens and weights mean nothing, which costs
+the same. The ways take turns, and medians are reported.
 """
 
 import argparse

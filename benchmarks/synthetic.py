@@ -62,8 +62,8 @@ def generate(engine: Any, questions: list[str], seed: int, batch_size: int, is_s
                 **inputs, do_sample=True, temperature=TEMPERATURE, top_p=TOP_P, top_k=0, max_new_tokens=LONGEST,
                 pad_token_id=pad, eos_token_id=engine.eos_token_ids, use_cache=True,
             )  # fmt: skip
-        answers = rows[:, inputs["input_ids"].shape[1] :]
-        ends = torch.isin(answers, torch.tensor(engine.eos_token_ids))
+        completions = rows[:, inputs["input_ids"].shape[1] :]
+        ends = torch.isin(completions, torch.tensor(engine.eos_token_ids))
         total += int((ends.cumsum(1) - ends.long() == 0).sum())
     return total
 
