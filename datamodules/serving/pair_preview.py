@@ -45,22 +45,22 @@ def pair_statistics(pairs: Pairs) -> list[str]:
     """Lengths, what is shared, ties, and exact copies; every token is read once, and none is held."""
     counts = np.zeros((len(pairs), 3), np.int64)
     hashes = np.empty(len(pairs), np.uint64)
-    counts = {"is_tie": 0, "margin": 0, "chosen_score": 0}
+    num_with = {"is_tie": 0, "margin": 0, "chosen_score": 0}
     for number in range(len(pairs)):
         pair = pairs[number]
         counts[number] = len(pair.prompt), len(pair.chosen), len(pair.rejected)
         data = b"".join(ids.tobytes() for ids in pair[:3])
         hashes[number] = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
-        counts["is_tie"] += bool(pair.details["is_tie"])
-        counts["margin"] += bool(pair.details["margin"])
-        counts["chosen_score"] += not np.isnan(pair.details["chosen_score"])
+        num_with["is_tie"] += bool(pair.details["is_tie"])
+        num_with["margin"] += bool(pair.details["margin"])
+        num_with["chosen_score"] += not np.isnan(pair.details["chosen_score"])
     prompt, chosen, rejected = counts.T
     written_out = counts.sum() + prompt.sum()
     return [
         f"pairs       {len(pairs):,}, {len(pairs) - len(np.unique(hashes)):,} of them copies of another,"
-        f" {counts['is_tie']:,} ties, {counts['margin']:,} with a margin, {counts['chosen_score']:,} with scores",
+        f" {num_with['is_tie']:,} ties, {num_with['margin']:,} with a margin, {num_with['chosen_score']:,} with scores",
         f"tokens      {counts.sum():,}; {prompt.sum() / max(1, written_out):.1%} of all is a prompt read once for both",
-        f"responses   chosen {_median(chosen)} and rejected {_median(rejected)} tokens in the middle;"
+        f"responses   chosen {_median(chosen)} and rejected {_median(rejected)} tokens (medians);"
         f" the chosen one is longer in {(chosen > rejected).mean() if len(pairs) else 0:.1%}",
     ]
 
