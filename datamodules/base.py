@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import Dataset
 
@@ -245,7 +246,12 @@ class ResumableDataModule(LightningDataModule):
         return {"position": self.position, "rows": self.rows_key(), "per_batch": self.global_batch_size}
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
-        """Goes on from the checkpoint's position; raises `DataError` where it means nothing here."""
+        """Goes on from the checkpoint's position; raises `DataError` where it means nothing here.
+
+        What only validates, tests or predicts has no place in the training data, which may then be others.
+        """
+        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            return
         check_same_rows(state, self.state_dict(), self.trainer)
         self._position, self._train_loader = int(state["position"]), None
 

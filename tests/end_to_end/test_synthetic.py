@@ -139,6 +139,8 @@ def test_one_yaml_generates_and_trains(here, augmented):
     code, again = here("fit", "--config", "synthetic.yaml", "--trainer.max_steps", "8")
     assert code == 0 and "Loading weights" not in again.split("Going on from")[0], again
     assert (augmented / "synthetic" / "synthetic.parquet").stat().st_mtime_ns == before
+    code, validated = here("validate", "--config", "synthetic.yaml")
+    assert code == 0 and "val/loss" in validated, validated
     code, real = here("preview", "--config", "synthetic.yaml", "--data.share", "0")
     assert code == 0 and re.search(r"  val: .*", real)[0] in output
     assert re.search(r"  train: .*", real)[0] not in output
