@@ -37,9 +37,9 @@ def test_a_wrong_pair_names_the_right_datamodule(run, network, module, data):
     assert output.strip().splitlines()[-1] == sentence(module, GIVEN[data], data)
 
 
-@pytest.mark.parametrize("command", ["validate", "test", "predict"])
-def test_other_commands_say_it_too(run, network, command):
-    code, output = run(command, *arguments("RewardModeling", "InstructionDataModule", network))
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_other_commands_say_it_too(run, network, verb):
+    code, output = run(verb, *arguments("RewardModeling", "InstructionDataModule", network))
     assert code == 2, output
     wanted = sentence("RewardModeling", "conversations", "InstructionDataModule")
     assert output.strip().splitlines()[-1] == wanted
