@@ -95,6 +95,7 @@ class TrainingCLI(LightningCLI):
     """Turns YAML files and flags into a trainer, a module and a DataModule, and runs one command with them."""
 
     def __init__(self, args: list[str]) -> None:
+        self.command = args[0]
         self.next_command = shlex.join(["llm-lightning", "predict", *redact_arguments(args[1:])])
         strict = {"exit_on_error": False, "allow_abbrev": False}
         commands = {name: strict | _help(name) for name in self.subcommands()}
@@ -114,11 +115,11 @@ class TrainingCLI(LightningCLI):
             load_from_checkpoint_support=False,
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Lightning's, `preview` and `augment`."""
+    def subcommands(self) -> dict[str, set[str]]:
+        """Lightning's, `preview` and `augment`; once one is named it alone, since each has a parser of all settings."""
         ours = {"model", "datamodule"}
-        return {**LightningCLI.subcommands(), "preview": ours, "augment": ours}
+        every = {**LightningCLI.subcommands(), "preview": ours, "augment": ours}
+        return {self.command: every[self.command]} if self.command in every else every
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what belongs to no single part."""
