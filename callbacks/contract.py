@@ -68,7 +68,7 @@ class ReliabilityBins(Protocol):
 
     @property
     def confidence(self) -> Sequence[float]:
-        """Mean probability."""
+        """For each bin the mean probability that the network gave to its choice."""
 
     @property
     def accuracy(self) -> Sequence[float]:
@@ -76,7 +76,7 @@ class ReliabilityBins(Protocol):
 
     @property
     def num_pairs(self) -> Sequence[int]:
-        """How many choices."""
+        """For each bin the number of choices in it."""
 
     @property
     def ece(self) -> float:
@@ -113,7 +113,7 @@ class SendsAlerts(Protocol):
     """Of a logger; made use of by `StopWhen` where a run diverges."""
 
     def alert(self, title: str, text: str) -> None:
-        """Tell somebody."""
+        """Notify whoever watches the run."""
 
 
 Contract = TypeVar("Contract")

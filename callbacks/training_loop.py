@@ -119,6 +119,6 @@ def end_fit(trainer: Trainer) -> Limits:
 
 
 def restore_limits(trainer: Trainer, limits: Limits) -> None:
-    """As before `end_fit`."""
+    """Undo what `end_fit` did to the limits of the trainer."""
     loop = trainer.fit_loop
     trainer.limit_val_batches, loop.epoch_loop.min_steps, loop.min_epochs = limits

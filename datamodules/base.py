@@ -133,7 +133,7 @@ class ResumableDataModule(LightningDataModule):
 
     @property
     def root(self) -> Path:
-        """The cache's folder."""
+        """The folder of the cache, by `cache_dir` and the environment."""
         return cache_root(self.cache_dir)
 
     def check(self) -> None:

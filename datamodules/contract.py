@@ -102,7 +102,7 @@ class PromptBatch(ContinuationBatch):
 
 @runtime_checkable
 class Data(Protocol):
-    """Every DataModule."""
+    """What every DataModule of this project has."""
 
     batch_kind: BatchKind
     tokenizer: Any

@@ -163,7 +163,7 @@ class PreferenceDataModule(ChatDataModule):
             super().setup(stage)
 
     def make_rows(self, sources: Packed) -> PairRows:
-        """Rows of pairs."""
+        """The packed rows of these sources, each row as its pairs."""
         return PairRows(sources)
 
     def make_collator(self) -> PairCollator:

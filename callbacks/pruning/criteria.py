@@ -144,12 +144,12 @@ class Wanda(Criterion):
         return turned / count
 
     def forget(self) -> None:
-        """Halve the sums."""
+        """Halve the sums, so that newer batches count for more."""
         for sums in self._sums.values():
             sums.mul_(0.5)
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums."""
+        """The sums that were collected so far, for a checkpoint."""
         return dict(self._sums)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -186,7 +186,7 @@ class Taylor(Criterion):
             self._squares = {}
 
     def before_step(self, weights: Sequence[Weight]) -> None:
-        """Add (w g)^2."""
+        """Add the squares of weight x gradient, (w g)^2, to the sums."""
         pairs = [(w, local(w.parameter.grad)) for w in weights if w.parameter.grad is not None]
         if not (self._active and pairs):
             return
@@ -204,7 +204,7 @@ class Taylor(Criterion):
         return self._squares[weight.name].to(weight.local.device).sqrt()
 
     def forget(self) -> None:
-        """Halve the sums."""
+        """Halve the sums, so that newer batches count for more."""
         for sums in self._squares.values():
             sums.mul_(0.5)
 

@@ -100,7 +100,7 @@ class Linear(PruningSchedule):
     """The same number of weights at each change."""
 
     def curve(self, progress: float) -> float:
-        """Progress itself."""
+        """Rises in proportion to progress."""
         return progress
 
 
@@ -116,7 +116,7 @@ class Constant(PruningSchedule):
         super().__init__(begin, begin, 1, unit)
 
     def curve(self, progress: float) -> float:
-        """All."""
+        """All at once, from the beginning."""
         return 1.0
 
 

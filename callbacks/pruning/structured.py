@@ -37,7 +37,7 @@ class Block:
 
     @property
     def num_groups(self) -> int:
-        """KV groups."""
+        """Heads of keys and values; several query heads may share one."""
         return self.weights["self_attn.k_proj"].shape[0] // self.head_dim
 
     @property

@@ -88,7 +88,7 @@ class Unstructured(Structure):
         return (self.compare or criterion.compares) != "network" and self.layers == "uniform"
 
     def attach(self, network: Any, weights: list[Weight]) -> dict[str, nn.Parameter]:
-        """Fits all weights."""
+        """The parameters of all weights: none of them is refused."""
         return {weight.name: weight.parameter for weight in weights}
 
     def masks(self, weights: list[Weight], criterion: Criterion, kept: Kept, fraction: float) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ class Measured:
         return math.exp(min(self.quality.loss - original.quality.loss, 700.0)) - 1
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The figures, as JSON can write them."""
         return {
             "perplexity": self.quality.perplexity,
             "loss": self.quality.loss,

@@ -58,11 +58,11 @@ class StopCondition(ABC):
         return " ".join([type(self).__name__, *what])
 
     def settings(self) -> dict[str, Any]:
-        """By name."""
+        """The values of its arguments, by name."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.init}
 
     def state_dict(self) -> dict[str, Any]:
-        """What it remembers."""
+        """What it remembers of earlier metrics, for a checkpoint."""
         return {each.name: getattr(self, each.name) for each in fields(self) if not each.init}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

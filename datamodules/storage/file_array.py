@@ -82,7 +82,7 @@ class SummedFile(AbstractContextManager["SummedFile"]):
         self.rest = b""
 
     def write(self, data: bytes) -> None:
-        """Appends some bytes."""
+        """Appends the bytes, and the checksum of each block that they complete."""
         self.file.write(data)
         data = self.rest + data
         whole = len(data) // BLOCK * BLOCK

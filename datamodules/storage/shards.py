@@ -182,7 +182,7 @@ class _Files:
         return self.stack.enter_context(SummedFile(path))
 
     def add(self, document: Document) -> None:
-        """Appends one."""
+        """Appends the document to the files."""
         # Not `tofile`, which tells of a full disk without saying that it is one.
         self.tokens.write(document.ids.tobytes())
         if document.trained is not None:

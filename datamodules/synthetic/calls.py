@@ -97,7 +97,7 @@ class CachedEngine(Engine):
 
     @property
     def model(self) -> str:
-        """The engine's."""
+        """The name of the engine's model."""
         return self.engine.model
 
     def write(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
@@ -125,13 +125,13 @@ class CachedEngine(Engine):
         return [self.log.get(key) for key in keys]
 
     def settings(self) -> dict[str, Any]:
-        """The engine's."""
+        """The settings of the engine beneath."""
         return self.engine.settings()
 
     def release(self) -> None:
-        """The engine's."""
+        """Release what the engine beneath holds."""
         self.engine.release()
 
     def check(self) -> None:
-        """The engine's."""
+        """Check the engine beneath."""
         self.engine.check()

@@ -35,10 +35,10 @@ class Candidate:
     """One generated record.
 
     Args:
-        id: hash of what was asked and of which answer it is: the same in every run and on every rank.
+        id: hash of what was asked and of which response it is: the same in every run and on every rank.
         messages: the conversation; the last message is the assistant's, and alone in the loss.
         provenance: where it comes from.
-        rejected: of a preference pair, the answer that is not preferred; the last message holds the preferred one.
+        rejected: of a preference pair, the response that is not preferred; the last message holds the preferred one.
         label: the class that it was written for, where the generator balances classes.
         scores: what generators and filters measured, by name; filters add theirs.
     """
@@ -62,6 +62,6 @@ class Candidate:
 
     @property
     def text(self) -> str:
-        """All that was said, the rejected answer included."""
+        """All that was said, the rejected response included."""
         rejected = [] if self.rejected is None else [self.rejected]
         return "\n".join([*(str(message["content"]) for message in self.messages), *rejected])

@@ -84,7 +84,7 @@ class SyntheticDataModule(LightningDataModule):
 
     @property
     def result(self) -> Path:
-        """The records."""
+        """The file of the records that passed the filters."""
         return self.folder / "synthetic.parquet"
 
     @property
@@ -211,11 +211,11 @@ class SyntheticDataModule(LightningDataModule):
         return self.data.train_dataloader()
 
     def val_dataloader(self) -> Any:
-        """Real rows alone."""
+        """The real data's; no synthetic record validates."""
         return self.data.val_dataloader()
 
     def test_dataloader(self) -> Any:
-        """Real rows alone."""
+        """The real data's; no synthetic record is tested on."""
         return self.data.test_dataloader()
 
     def predict_dataloader(self) -> Any:

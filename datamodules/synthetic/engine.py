@@ -47,7 +47,7 @@ class WrittenText(Protocol):
 
     @property
     def text(self) -> str:
-        """Without special tokens."""
+        """The text, without special tokens."""
         ...
 
     @property

@@ -134,7 +134,7 @@ class Funnel:
         candidates: all of them, anew and in the same order at each call.
         stages: of the filters, in their order.
         positions: (K,) int64, of those that all filters kept, ascending.
-        lengths: (N,) int32, characters of every candidate's answer.
+        lengths: (N,) int32, characters of every candidate's response.
         origins: (N,) uint16, places of their generators in `generators`.
         generators: names.
         samples: some of those that were kept, with their scores.

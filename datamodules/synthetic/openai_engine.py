@@ -51,8 +51,8 @@ class Failed(Exception):  # noqa: N818 (it is caught here, and never seen)
 class OpenAIEngine(Engine):
     """Asks an endpoint with OpenAI's `/chat/completions`: OpenAI's own, vLLM, llama.cpp, Ollama and many others.
 
-    A call that fails for a reason that may pass (429, 5xx, no whole answer in time, a reply that cannot be read, counts
-    nonsense or has more than 8 MB) is made again, each time after twice as long a wait with jitter, or when the
+    A call that fails for a reason that may pass (429, 5xx, no whole response in time, a reply that cannot be read,
+    counts nonsense or has more than 8 MB) is made again, each time after twice as long a wait with jitter, or when the
     endpoint says (`Retry-After`). One that fails to the end is given up and counted, and the next run makes it again.
     What the endpoint refuses (400, 401, 404, a redirect) ends the run at once, since it would refuse all.
 
@@ -61,9 +61,9 @@ class OpenAIEngine(Engine):
         model_name: the endpoint's name of the model.
         api_key_variable: the environment variable that holds the key. The key itself is in no setting, file or log.
         concurrency: calls at the same time, of this process.
-        timeout: seconds until the whole answer has to be there.
+        timeout: seconds until the whole response has to be there.
         max_retries: further tries of a call.
-        token_budget: tokens of prompts and answers, as the endpoint counts them, after which this process makes no
+        token_budget: tokens of prompts and completions, as the endpoint counts them, after which this process makes no
             further call. What was written by then is kept; the same command with a higher budget goes on.
         extra: what else goes into every call, such as `{top_k: 50}`.
     """
@@ -127,7 +127,7 @@ class OpenAIEngine(Engine):
     def _client(self) -> BoundedClient:
         self.check()
         key = os.environ[self.api_key_variable] if self.api_key_variable else ""
-        # An endpoint may repeat them in what it answers.
+        # An endpoint may repeat them in its response.
         remember({"api_key": key, "url": self.url, "extra": self.extra})
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return BoundedClient(headers, self.timeout, self.concurrency)
@@ -149,7 +149,7 @@ class OpenAIEngine(Engine):
                         running[client.submit(self._reply(one[1]))] = one[0]
                 if not running:
                     break
-                # After a problem too: these answers are paid for.
+                # After a problem too: these responses are paid for.
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     place = running.pop(future)
                     try:
@@ -242,16 +242,16 @@ class OpenAIEngine(Engine):
             del self.__dict__["_client"]
 
 
-def read_reply(answer: Any) -> tuple[str, int, int, bool]:
+def read_reply(response: Any) -> tuple[str, int, int, bool]:
     """Text, number of its tokens, tokens of prompt and text together, and whether the model ended it.
 
     Raises:
         CallError: it is no chat completion with a text.
     """
     try:
-        choice = answer["choices"][0]
+        choice = response["choices"][0]
         text, finish = choice["message"]["content"], choice.get("finish_reason")
-        usage = answer.get("usage") or {}
+        usage = response.get("usage") or {}
         counts = [usage.get(name) or 0 for name in ("completion_tokens", "total_tokens")]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise CallError(f"a reply that is no chat completion ({type(error).__name__}: {error})") from error

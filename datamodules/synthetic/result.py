@@ -41,7 +41,7 @@ def write_result(path: Path, candidates: Iterator[Candidate], pairs: bool, key: 
     """Write the records, streaming; returns how many there are.
 
     Args:
-        pairs: whether they have a rejected answer, to be written as `PreferenceDataModule` reads it.
+        pairs: whether they have a rejected response, to be written as `PreferenceDataModule` reads it.
         key: names what they were made from; `key_of_result` reads it again.
     """
     import pyarrow.parquet as pq  # where it is used: it takes a while

@@ -35,8 +35,8 @@ class Seed:
 
     Args:
         id: its own `id`, else a hash of what it says.
-        messages: the conversation; where it has an answer, that is the last message.
-        rejected: of a pair the answer that is not preferred.
+        messages: the conversation; where it has a response, that is the last message.
+        rejected: of a pair the response that is not preferred.
         columns: all that the record holds.
     """
 
@@ -47,7 +47,7 @@ class Seed:
 
     @property
     def prompt(self) -> list[Message]:
-        """What stands before the answer."""
+        """What stands before the response."""
         return self.messages[:-1] if self.messages[-1]["role"] == "assistant" else self.messages
 
     @property

@@ -16,7 +16,7 @@ class _SettingsOnly(TrainingCLI):
         """Leave the parts unbuilt."""
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run nothing."""
+        """Do nothing: the settings are all that is wanted."""
 
 
 def read_settings(args: list[str]) -> Any:

@@ -166,7 +166,7 @@ class RewardModeling(LanguageModule):
         checkpoint["normalization"] = self.normalization.as_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore the normalization."""
         super().on_load_checkpoint(checkpoint)
         self.normalization = Normalization(**checkpoint["normalization"])
 

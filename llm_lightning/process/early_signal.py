@@ -14,7 +14,7 @@ class Noted:
     received = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Note it."""
+        """Remember that the signal came."""
         self.received = True
 
 

@@ -43,7 +43,7 @@ class RewardModel:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """Its own."""
+        """The reward model's own tokenizer, not the policy's."""
         from transformers import AutoTokenizer
 
         return self._read(AutoTokenizer)

@@ -23,7 +23,7 @@ class TorchTPUAccelerator(Accelerator):
 
     @override
     def teardown(self) -> None:
-        """Nothing is held."""
+        """Do nothing, since nothing is held."""
 
     @staticmethod
     @override
@@ -53,7 +53,7 @@ class TorchTPUAccelerator(Accelerator):
     @staticmethod
     @override
     def name() -> str:
-        """In `trainer.accelerator`."""
+        """The name for `trainer.accelerator`."""
         return "torch_tpu"
 
     @override

@@ -1,4 +1,4 @@
-"""Replies that are not fit to train on, seen from their form alone."""
+"""Responses that are not fit to train on, seen from their form alone."""
 
 import re
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ FENCE = re.compile(r"^\s*```", re.MULTILINE)
 HANGING = re.compile(
     r"(?:[,;(\[{\u2013\u2014]|\b(?:the|an|and|or|of|with|because|which|whose|y|o|que|de|el|los|las|una|porque))$"
 )
-"""No sentence, list or line of code ends so. A missing full stop is no sign: half of all good answers have none."""
+"""No sentence, list or line of code ends so. A missing full stop is no sign: half of all good responses have none."""
 
 LOOPED_CHARACTER = re.compile(r"([^\s\-=_*.#~|+0])\1{29}")  # none of what rules, tables and numbers are made of
 WORDS_OF_PIECE, FEWEST_PIECES, LOOPED = 4, 12, 0.4

@@ -1,4 +1,4 @@
-"""Answers that a model, asked for a mark, finds bad."""
+"""Responses that a model, asked for a mark, finds bad."""
 
 import re
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ TOKENS = 16  # enough for "Number: 10" and its like
 
 
 class Judge(Filter):
-    """Keeps the answers to which the engine's model gives a good mark, from 1 to 10.
+    """Keeps the responses to which the engine's model gives a good mark, from 1 to 10.
 
     It is asked at temperature 0. The first whole number of its reply counts; a reply without one drops the record.
 

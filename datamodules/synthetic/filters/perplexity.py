@@ -1,4 +1,4 @@
-"""Answers that the base model finds too easy or too strange."""
+"""Responses that the base model finds too easy or too strange."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from datamodules.synthetic.filters.filter import Context, Filter, Scores, Thresh
 
 
 class PerplexityBand(Filter):
-    """Keeps the answers whose perplexity under the base model, given their prompts, lies in a band.
+    """Keeps the responses whose perplexity under the base model, given their prompts, lies in a band.
 
     Low is what the model says anyhow, or repetition; high is noise (Marion et al., "When Less is More", 2023, keep the
     middle). What is low depends on the model and on the texts, so that the band is in quantiles by default.
@@ -24,7 +24,7 @@ class PerplexityBand(Filter):
         super().__init__(threshold)
 
     def scores(self, batches: Iterator[list[Candidate]], context: Context) -> Iterator[Scores]:
-        """One number a record: the perplexity of its answer."""
+        """One number a record: the perplexity of its response."""
         engine = context.engine_for("PerplexityBand")
         for batch in batches:
             yield Scores(np.array(engine.perplexities([candidate.messages for candidate in batch]), np.float32))

@@ -1,4 +1,4 @@
-"""Answers that a reward finds bad."""
+"""Responses that a reward finds bad."""
 
 from collections.abc import Iterator
 
@@ -10,11 +10,11 @@ from datamodules.synthetic.filters.filter import Context, Filter, Scores, Thresh
 
 
 class Reward(Filter):
-    """Keeps the answers that a reward finds best.
+    """Keeps the responses that a reward finds best.
 
     Args:
-        scorer: called with prompts (each the messages before the answer), answers and an empty dictionary, returns a
-            number for each answer: what PPO takes as a reward, a reward model's folder included.
+        scorer: called with prompts (each the messages before the response), responses and an empty dictionary, returns
+            a number for each response: what PPO takes as a reward, a reward model's folder included.
         threshold: by default the better half.
     """
 
@@ -25,10 +25,10 @@ class Reward(Filter):
         self.scorer = scorer
 
     def scores(self, batches: Iterator[list[Candidate]], context: Context) -> Iterator[Scores]:
-        """One number a record: the reward of its answer."""
+        """One number a record: the reward of its response."""
         for batch in batches:
-            answers = [candidate.answer for candidate in batch]
-            values = np.array(self.scorer([candidate.messages[:-1] for candidate in batch], answers, {}), np.float32)
+            responses = [candidate.answer for candidate in batch]
+            values = np.array(self.scorer([candidate.messages[:-1] for candidate in batch], responses, {}), np.float32)
             if values.shape != (len(batch),):
-                raise DataError(f"filters: Reward.scorer returned {values.size} numbers for {len(batch)} answers")
+                raise DataError(f"filters: Reward.scorer returned {values.size} numbers for {len(batch)} responses")
             yield Scores(values)

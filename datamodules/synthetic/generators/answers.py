@@ -1,4 +1,4 @@
-"""Answers to given prompts."""
+"""Responses to given prompts."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ class Answers(RecordGenerator):
 
     Args:
         path: a file of prompts, in the shapes of `PromptDataModule`. None: what the training records ask.
-        num_answers: answers to each prompt; equal ones count once.
+        num_answers: responses to each prompt; equal ones count once.
         kwargs: see `RecordGenerator`.
     """
 
@@ -21,7 +21,7 @@ class Answers(RecordGenerator):
         self.num_answers = num_answers
 
     def steps(self, number: int, seeds: Seeds) -> Steps:
-        """Ask for all answers at once."""
+        """Ask for all responses at once."""
         seed = self.seed_of(number, seeds)
         shots = [shot for shot in self.shots(number, seeds, without=seed.id) if shot.answer]
         prompt = [*(turn for shot in shots for turn in turns(shot)), *seed.prompt]

@@ -14,7 +14,7 @@ Translate the following into {language}. Write the translation alone.
 
 class BackTranslation(Paraphrase):
     """Translates a record's last question into another language and back, which rewords it (Sennrich et al.,
-    arXiv:1511.06709); the answer stays the real one.
+    arXiv:1511.06709); the response stays the real one.
 
     Args:
         pivot: the language between.

@@ -24,7 +24,7 @@ class Draft:
     """What a generator made of its replies; the rest of a `Candidate` is the same for all generators.
 
     Args:
-        messages: the conversation, the answer last.
+        messages: the conversation, the response last.
         seeds: the real records that it was made from.
         rejected, label, scores: as of a `Candidate`.
     """
@@ -98,7 +98,7 @@ class RecordGenerator(ABC):
         return list(drafts), Counter()
 
     def makes_pairs(self, seeds_are_pairs: bool) -> bool:
-        """Whether the records have a rejected answer."""
+        """Whether the records have a rejected response."""
         return False
 
     def ask(self, messages: str | list[Message], number: int, step: int, **changes: Any) -> Request:
@@ -149,7 +149,7 @@ def finished(reply: Reply) -> str:
 
 
 def turns(seed: Seed) -> list[Message]:
-    """A real record as an example: the user's last question and its answer."""
+    """A real record as an example: the user's last question and the response to it."""
     return [{"role": "user", "content": seed.question}, {"role": "assistant", "content": seed.answer}]
 
 

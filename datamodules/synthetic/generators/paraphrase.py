@@ -1,4 +1,4 @@
-"""Paraphrase: a real question in other words, with its real answer."""
+"""Paraphrase: a real question in other words, with its real response."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ Say the following in other words. Keep its meaning, every name and every number,
 
 
 class Paraphrase(RecordGenerator):
-    """Lets a model say a record's last question in other words; the answer stays the real one, of pairs both do.
+    """Lets a model say a record's last question in other words; the response stays the real one, of pairs both do.
 
     Args:
         template: what is asked; `{text}` stands for the question.
@@ -37,14 +37,14 @@ class Paraphrase(RecordGenerator):
         return seeds_are_pairs
 
     def steps(self, number: int, seeds: Seeds) -> Steps:
-        """Ask once."""
+        """Ask for a paraphrase of the question, in one call."""
         seed = self.seed_of(number, seeds)
         [reply] = yield [self.ask(fill(self.template, text=seed.question), number, 0)]
         return [reworded(seed, finished(reply))]
 
 
 def reworded(seed: Seed, question: str) -> Draft:
-    """The real record with another question; raises `Dropped` where it has no answer, or the question is the same."""
+    """The real record with another question; raises `Dropped` where it has no response, or the question is the same."""
     if not seed.answer:
         raise Dropped("the real record has no answer")
     if question == seed.question:

@@ -1,4 +1,4 @@
-"""Preference pairs: two answers of a model, and which one is better."""
+"""Preference pairs: two responses of a model, and which one is better."""
 
 import re
 from collections import Counter
@@ -34,18 +34,18 @@ VERDICT = re.compile(r"\b([AB])\b")
 
 
 class PreferencePairs(RecordGenerator):
-    """Samples two answers to a prompt and lets a scorer, or the model itself, say which one is better.
+    """Samples two responses to a prompt and lets a scorer, or the model itself, say which one is better.
 
     A judge is asked in both orders, and a pair on which its two verdicts differ is dropped: models prefer a place, the
     first one mostly (Zheng et al., arXiv:2306.05685).
 
     Args:
-        scorer: gives each answer a number, as a reward does: `llm_lightning.rewards.RewardModel` reads a reward model's
-            folder. None: the model judges by `judge`.
+        scorer: gives each response a number, as a reward does: `llm_lightning.rewards.RewardModel` reads a reward
+            model's folder. None: the model judges by `judge`.
         least_margin: pairs whose scores differ by less are dropped.
-        judge: what the judge is asked; `{question}`, `{a}` and `{b}` stand for the question and the answers.
+        judge: what the judge is asked; `{question}`, `{a}` and `{b}` stand for the question and the responses.
         path: a file of prompts, in the shapes of `PromptDataModule`. None: what the training records ask.
-        temperature: higher than elsewhere, since two answers have to differ.
+        temperature: higher than elsewhere, since two responses have to differ.
         kwargs: see `RecordGenerator`.
     """
 
@@ -65,11 +65,11 @@ class PreferencePairs(RecordGenerator):
         self.path = path
 
     def makes_pairs(self, seeds_are_pairs: bool) -> bool:
-        """Always."""
+        """Always, whatever the seeds are."""
         return True
 
     def steps(self, number: int, seeds: Seeds) -> Steps:
-        """Ask for two answers, then for both verdicts."""
+        """Ask for two responses, then for both verdicts."""
         seed = self.seed_of(number, seeds)
         replies = yield [self.ask(seed.prompt, number, step) for step in (0, 1)]
         first, second = (finished(reply) for reply in replies)
@@ -89,7 +89,7 @@ class PreferencePairs(RecordGenerator):
         return [Draft([*seed.prompt, {"role": "assistant", "content": first}], (seed,), rejected=second)]
 
     def finish(self, drafts: list[Draft]) -> tuple[list[Draft | None], Counter[str]]:
-        """Score all answers of many pairs together, as a reward model reads them in batches."""
+        """Score all responses of many pairs together, as a reward model reads them in batches."""
         if self.scorer is None or not drafts:
             return super().finish(drafts)
         names = {name for draft in drafts for name in draft.seeds[0].columns}
@@ -103,9 +103,9 @@ class PreferencePairs(RecordGenerator):
     def _ordered(self, draft: Draft, first: float, second: float) -> Draft | None:
         if first == second or abs(first - second) < self.least_margin:
             return None
-        answers = [str(draft.messages[-1]["content"]), str(draft.rejected)]
+        responses = [str(draft.messages[-1]["content"]), str(draft.rejected)]
         if second > first:
-            answers.reverse()
-        messages = [*draft.messages[:-1], {"role": "assistant", "content": answers[0]}]
+            responses.reverse()
+        messages = [*draft.messages[:-1], {"role": "assistant", "content": responses[0]}]
         scores = {"chosen_score": max(first, second), "rejected_score": min(first, second)}
-        return Draft(messages, draft.seeds, rejected=answers[1], scores=scores)
+        return Draft(messages, draft.seeds, rejected=responses[1], scores=scores)

@@ -1,4 +1,4 @@
-"""Self-instruct: new instructions after the pattern of real ones, then their answers."""
+"""Self-instruct: new instructions after the pattern of real ones, then responses to them."""
 
 import re
 from typing import Any
@@ -20,7 +20,7 @@ NEXT = re.compile(r"\n\s*(?:\d+[.)]|task\s*\d*\s*:|answer\s*:)", re.IGNORECASE)
 
 
 class SelfInstruct(RecordGenerator):
-    """Shows some real instructions, asks for a new one, and then for its answer (Wang et al., arXiv:2212.10560).
+    """Shows some real instructions, asks for a new one, and then for a response (Wang et al., arXiv:2212.10560).
 
     Unlike there, examples are real ones alone, and not generated ones too: so each record can be made by itself, and
     errors do not feed on errors.
@@ -40,7 +40,7 @@ class SelfInstruct(RecordGenerator):
         self._sentences = [part.strip() for part in parts if len(part.strip()) > SHORTEST_SENTENCE]
 
     def steps(self, number: int, seeds: Seeds) -> Steps:
-        """Ask for an instruction, then for its answer."""
+        """Ask for an instruction, then for a response."""
         shots = self.shots(number, seeds)
         examples = "\n\n".join(f"{place}. {shot.question}" for place, shot in enumerate(shots, 1))
         [reply] = yield [self.ask(fill(self.template, examples=examples), number, 0)]

@@ -75,7 +75,7 @@ class Watch:
         return signs
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """The last rewards and the signs that were told, for a checkpoint."""
         return {"rewards": self.rewards, "held_out": self.held_out, "seen": self.seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

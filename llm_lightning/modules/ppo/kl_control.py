@@ -24,7 +24,7 @@ class KLCoefficient:
             self.value = adapted_kl_coef(self.value, kl, self.settings.target, num_completions, self.settings.horizon)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """The coefficient, as plain values for a checkpoint."""
         return {"kl_coef": self.value, "kl_began": self.settings.coef}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

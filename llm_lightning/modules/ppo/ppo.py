@@ -255,7 +255,7 @@ class PPO(RewardedPolicy):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore the KL coefficient, the guards and the count of updates."""
         super().on_load_checkpoint(checkpoint)
         self.num_updates = (state := checkpoint[STATE_KEY])["num_updates"]
         self.kl_coef.load_state_dict(state)

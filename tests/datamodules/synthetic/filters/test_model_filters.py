@@ -88,7 +88,7 @@ def test_the_better_half_by_a_reward(tmp_path):
 
 
 def test_a_reward_that_returns_too_few(tmp_path):
-    with pytest.raises(DataError, match="returned 1 numbers for 2 answers"):
+    with pytest.raises(DataError, match="returned 1 numbers for 2 responses"):
         funnel_of(tmp_path, [Reward(lambda prompts, completions, columns: [1.0])], answers("a", "b"))
 
 
