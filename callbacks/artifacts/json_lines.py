@@ -1,10 +1,11 @@
 """Rows of any values as lines of JSON that every reader takes."""
 
-import base64
 import json
 import math
 from collections.abc import Mapping
 from typing import Any
+
+from llm_lightning_safety.json_values import json_default
 
 DEEPEST = 100
 """Levels of lists and dictionaries that are written: readers of JSON give up at some depth, Python's at about 1,000."""
@@ -37,21 +38,9 @@ def json_value(value: Any, depth: int = 0) -> Any:
         return {_key(key): json_value(one, depth + 1) for key, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [json_value(one, depth + 1) for one in value]
-    if isinstance(value, bytes | bytearray | memoryview):
-        return _text_of(bytes(value))
-    for method in ("tolist", "isoformat"):  # of arrays and tensors; of dates and times
-        if callable(convert := getattr(value, method, None)):
-            return json_value(convert(), depth + 1)
-    return str(value)
+    return json_value(json_default(value), depth + 1)
 
 
 def _key(key: Any) -> str:
     value = json_value(key)
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _text_of(data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return base64.b64encode(data).decode()

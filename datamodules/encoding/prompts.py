@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from datamodules.encoding.batches import bounded_batches
 from datamodules.records.fields import Fields
-from datamodules.records.json_values import json_default
 from datamodules.records.preferences import first_answer, is_pair, prompt_of_pair
 from datamodules.records.prompt_turns import (
     MAIN,
@@ -32,6 +31,7 @@ from datamodules.sources.surrogates import is_encodable
 from datamodules.sources.units import Bad, Record, Unit
 from datamodules.storage.hashing import text_hash
 from datamodules.templates.chat_template import ChatTemplate
+from llm_lightning_safety.json_values import json_default
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

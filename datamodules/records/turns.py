@@ -5,10 +5,10 @@ import math
 from decimal import Decimal
 from typing import Any, Literal
 
-from datamodules.records.json_values import json_default
 from datamodules.records.own_keys import CALL_KEYS, additions
 from datamodules.sources.surrogates import encodable
 from datamodules.sources.units import Whole, is_empty
+from llm_lightning_safety.json_values import json_default
 
 Reasoning = Literal["train", "mask", "drop"]
 

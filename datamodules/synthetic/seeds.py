@@ -15,7 +15,6 @@ from datamodules.cache import key_of, made_folder
 from datamodules.chat import ChatDataModule
 from datamodules.encoding.prompts import prompt_of
 from datamodules.errors import DataError
-from datamodules.records.json_values import json_default
 from datamodules.records.own_keys import own_keys, without
 from datamodules.records.record_source import RecordSource, record_units
 from datamodules.records.shapes import PROMPT_SHAPES
@@ -24,6 +23,7 @@ from datamodules.sources.formats import records
 from datamodules.sources.surrogates import encodable
 from datamodules.sources.units import Bad
 from datamodules.synthetic.candidate import Message
+from llm_lightning_safety.json_values import json_default
 
 SCHEMA = pa.schema([("seed", pa.string())])
 SEEDS_A_BATCH = 1024
