@@ -143,9 +143,7 @@ class ResumableDataModule(LightningDataModule):
             DataError: what is wrong, and the way out.
         """
         self.check_settings()
-        for source in self.train_sources:
-            self.peek(source, self.root)
-        for source in self.val_sources:
+        for source in (*self.train_sources, *self.val_sources):
             self.peek(source, self.root)
 
     def check_settings(self) -> None:

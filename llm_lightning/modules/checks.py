@@ -41,9 +41,10 @@ def check_batches(module: Any, datamodule: Any, predicts: bool) -> None:
     fitting = {wanted, *(PACKED if wanted in PACKED else ()), *(["prompts"] if predicts and wanted in PACKED else ())}
     if wanted is None or given is None or given in fitting:
         return
+    flag = "--data.data" if hasattr(datamodule, "data") else "--data"  # a DataModule around another one
     raise UserError(
         f"{type(module).__name__} learns from {wanted}, and {type(datamodule).__name__} gives {given}: "
-        f"--data {DATA[wanted]}."
+        f"{flag} {DATA[wanted]}."
     )
 
 

@@ -25,9 +25,9 @@ def arguments(module: str, data: str, network) -> list[str]:
     return [*model, f"--data={data}", "--data.path=texts.jsonl", "--trainer.accelerator=cpu", "--trainer.max_steps=1"]
 
 
-def sentence(module: str, given: str, data: str) -> str:
+def sentence(module: str, given: str, data: str, flag: str = "--data") -> str:
     kind, right = MODULES[module]
-    return f"llm-lightning: error: {module} learns from {kind}, and {data} gives {given}: --data {right}."
+    return f"llm-lightning: error: {module} learns from {kind}, and {data} gives {given}: {flag} {right}."
 
 
 @pytest.mark.parametrize(("module", "data"), WRONG)
@@ -53,7 +53,7 @@ def test_data_around_data_counts_as_what_is_in_it(run, network, folder):
     model = [f"--model.backbone.path={network}", "--trainer.accelerator=cpu"]
     code, output = run("fit", "--model=SupervisedFinetuning", *model, "--config=synthetic.yaml")
     assert code == 2, output
-    wanted = sentence("SupervisedFinetuning", "preference pairs", "SyntheticDataModule")
+    wanted = sentence("SupervisedFinetuning", "preference pairs", "SyntheticDataModule", "--data.data")
     assert output.strip().splitlines()[-1] == wanted
 
 
