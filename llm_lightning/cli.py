@@ -21,6 +21,7 @@ from torch import distributed as dist
 
 import callbacks
 import llm_lightning.strategies  # noqa: F401 (registers their names)
+from callbacks.stopping.graceful_stop import received_signal, was_stopped
 from datamodules import (
     DataError,
     InstructionDataModule,
@@ -367,12 +368,11 @@ def run(args: list[str], *, debug: bool = False) -> int:
         return int(stop.code or 0)
     except KeyboardInterrupt:
         return 130
-    stops = [c for c in cli.trainer.callbacks if isinstance(c, callbacks.GracefulStop)]  # type: ignore[attr-defined]
-    if any(stop.stopped for stop in stops) and dist.is_initialized():
+    if was_stopped(cli.trainer) and dist.is_initialized():
         dist.barrier()  # srun ends the step with its first failing rank, and the first rank may still be writing
     # As a shell would report it, so that nothing chained behind a stopped run starts.
-    if stops and stops[0].received:
-        return 128 + stops[0].received
+    if received := received_signal(cli.trainer):
+        return 128 + received
     return report_unwritten(cli.trainer)
 
 

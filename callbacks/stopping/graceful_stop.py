@@ -219,6 +219,11 @@ def _run_checkpoint(trainer: Trainer) -> RunCheckpoint:
     return next(iter(callbacks_of(trainer, RunCheckpoint)), RunCheckpoint())
 
 
+def received_signal(trainer: Trainer) -> signal.Signals | None:
+    """The signal that ended this run; None where none did."""
+    return next((each.received for each in callbacks_of(trainer, GracefulStop)), None)
+
+
 def was_stopped(trainer: Trainer) -> bool:
     """Whether a signal or the time limit ended this run, which will go on later."""
     return any(each.stopped for each in callbacks_of(trainer, GracefulStop))
