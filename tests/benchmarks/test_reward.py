@@ -29,7 +29,7 @@ def record(prompt, chosen, rejected):
     }
 
 
-def test_a_record_becomes_a_prompt_and_two_answers():
+def test_a_record_becomes_a_prompt_and_two_responses():
     pair = pair_of(record("What: is\n\nthis?", "A cat.\n\nOr two.", "A dog."))
     assert pair == {
         "prompt": [{"role": "user", "content": "What: is\n\nthis?"}],

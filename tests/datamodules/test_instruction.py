@@ -61,7 +61,7 @@ def replies(data: InstructionDataModule, loader) -> list[str]:
     return found
 
 
-def test_every_answer_is_trained_once_an_epoch_and_nothing_of_the_questions(module):
+def test_every_reply_is_trained_once_an_epoch_and_nothing_of_the_questions(module):
     data = ready(module(val_share=0.1, batch_size=1))
     train, val = replies(data, data.train_dataloader()), replies(data, data.val_dataloader())
     assert sorted(train + val) == sorted(record["answer"] + "<|im_end|>" for record in pairs(100))

@@ -4,7 +4,7 @@ import pytest
 from datamodules.storage.packing import best_fit
 
 
-def rows_filled(lengths, row_of, num_rows):
+def row_lengths(lengths, row_of, num_rows):
     return np.bincount(row_of, weights=lengths, minlength=num_rows)
 
 
@@ -14,9 +14,9 @@ def test_no_row_overflows_and_no_row_is_empty(capacity, seed):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, capacity + 1, size=rng.integers(1, 3000))
     row_of, num_rows = best_fit(lengths, capacity)
-    filled = rows_filled(lengths, row_of, num_rows)
-    assert filled.max() <= capacity and filled.min() > 0
-    assert filled.sum() == lengths.sum()
+    used = row_lengths(lengths, row_of, num_rows)
+    assert used.max() <= capacity and used.min() > 0
+    assert used.sum() == lengths.sum()
 
 
 @pytest.mark.parametrize("capacity", [10, 100])

@@ -13,7 +13,7 @@ from datamodules.sources.discover import find_files
 from datamodules.sources.found_files import FoundFiles
 
 
-def fill(folder: Path, names: list[str]) -> Path:
+def made_of(folder: Path, names: list[str]) -> Path:
     """Files of one text each, which is the file's name."""
     for name in names:
         path = folder / name
@@ -45,7 +45,7 @@ FOLDERS = [
 @pytest.mark.parametrize("split", FOLDERS)
 def test_a_folder_s_names_say_what_trains_validates_and_is_left_out(split, tmp_path):
     train, validation, test = split
-    folder = fill(tmp_path / "data", [*train, *validation, *test])
+    folder = made_of(tmp_path / "data", [*train, *validation, *test])
     assert names(folder) == train
     assert names(folder, "all") == sorted([*train, *validation, *test])
     if validation:
@@ -59,7 +59,7 @@ def test_names_are_those_that_datasets_goes_by(tmp_path):
     from datasets.data_files import get_data_patterns, resolve_pattern
 
     for number, (train, validation, test) in enumerate(FOLDERS[:2] + FOLDERS[5:6]):
-        folder = fill(tmp_path / str(number), [*train, *validation, *test])
+        folder = made_of(tmp_path / str(number), [*train, *validation, *test])
         for split, patterns in get_data_patterns(str(folder)).items():
             theirs = set()
             for pattern in patterns:
@@ -103,7 +103,7 @@ def test_training_sees_train_alone_and_validation_validates(saved, tmp_path, cac
 
 
 def test_what_is_left_out_is_said_in_a_line(tmp_path, cache, caplog):
-    folder = fill(tmp_path / "data", ["train.jsonl", "dev.jsonl", "test.jsonl", "picture.png"])
+    folder = made_of(tmp_path / "data", ["train.jsonl", "dev.jsonl", "test.jsonl", "picture.png"])
     with caplog.at_level("INFO"):
         text_data(folder, cache)
     said = [record.message for record in caplog.records if str(folder) in record.message]
@@ -114,7 +114,7 @@ def test_what_is_left_out_is_said_in_a_line(tmp_path, cache, caplog):
 
 
 def test_a_start_walks_through_a_folder_once(tmp_path, cache, monkeypatch):
-    folder = fill(tmp_path / "data", ["train.jsonl", "dev.jsonl", "test.jsonl"])
+    folder = made_of(tmp_path / "data", ["train.jsonl", "dev.jsonl", "test.jsonl"])
     looked = []
 
     def look(path: str) -> FoundFiles | None:
@@ -131,11 +131,11 @@ def test_a_start_walks_through_a_folder_once(tmp_path, cache, monkeypatch):
 
 
 def test_a_named_share_or_path_validates_instead(tmp_path, cache):
-    folder = fill(tmp_path / "data", ["train-1.jsonl", "train-2.jsonl", "train-3.jsonl", "dev.jsonl", "test.jsonl"])
+    folder = made_of(tmp_path / "data", ["train-1.jsonl", "train-2.jsonl", "train-3.jsonl", "dev.jsonl", "test.jsonl"])
     data = text_data(folder, cache, val_share=0.4)
     assert data.statistics["train"]["num_documents"] == 2 and data.statistics["val"]["num_documents"] == 1
     assert "val" not in text_data(folder, cache, val_share=0.0).statistics
-    other = fill(tmp_path / "other", ["a.jsonl", "test.jsonl"])
+    other = made_of(tmp_path / "other", ["a.jsonl", "test.jsonl"])
     data = text_data(folder, cache, val_path=str(other))
     assert data.statistics["train"]["num_documents"] == 3
     assert documents(data, data.val_dataloader()) == {"test.jsonl"}
@@ -154,14 +154,14 @@ UNCLEAR = {
 
 @pytest.mark.parametrize("message", UNCLEAR)
 def test_what_is_not_clear_is_refused_with_the_way_out(message, tmp_path, cache):
-    folder = fill(tmp_path / "books", UNCLEAR[message])
+    folder = made_of(tmp_path / "books", UNCLEAR[message])
     with pytest.raises(DataError) as error:
         TextDataModule(str(folder), cache_dir=str(cache)).check()
     assert message in str(error.value) and "split" in str(error.value)
 
 
 def test_a_file_or_a_glob_that_names_test_files_is_read(tmp_path, cache):
-    folder = fill(tmp_path / "data", ["test.jsonl", "test-2.jsonl", "train.jsonl"])
+    folder = made_of(tmp_path / "data", ["test.jsonl", "test-2.jsonl", "train.jsonl"])
     assert find_files(TextSource(str(folder / "test.jsonl"))) == [str(folder / "test.jsonl")]
     assert find_files(TextSource(str(folder / "test*.jsonl"))) == [
         str(folder / "test-2.jsonl"),
@@ -193,7 +193,7 @@ def test_files_that_no_reader_knows_are_refused_where_they_are_most(tmp_path):
 
 
 def test_what_only_tells_about_data_does_not_count(tmp_path):
-    folder = fill(tmp_path / "data", ["a.jsonl"])
+    folder = made_of(tmp_path / "data", ["a.jsonl"])
     for name in ("README.md", "LICENSE", "CITATION.cff"):
         (folder / name).write_text("many words " * 99)
     assert names(folder) == ["a.jsonl"]

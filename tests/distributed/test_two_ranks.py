@@ -47,7 +47,7 @@ def test_saved_on_two_resumed_on_one(fresh_run, folder):
 
 
 def test_two_ranks_of_ppo_are_one(fresh_run, ppo_folder):
-    """The same prompts a step, the same answers, whitening, minibatches and running statistics over both ranks."""
+    """The same prompts a step, the same completions, whitening, minibatches and running statistics over both ranks."""
     fit = ("fit", "--config", "ppo.yaml", "--trainer.max_steps=3")
     one = (*fit, "--trainer.default_root_dir=one")
     two = (*fit, "--data.batch_size=2", "--trainer.default_root_dir=two", "--trainer.devices=2",

@@ -87,7 +87,7 @@ def test_a_run_its_files_and_kills_in_both_phases(run, straight, ppo_folder):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_predict_answers_held_out_prompts(run, straight, ppo_folder):
+def test_predict_completes_held_out_prompts(run, straight, ppo_folder):
     code, output = run("predict", "--config", "ppo.yaml", "--trainer.default_root_dir=straight")
     assert code == 0, output
     rows = [json.loads(line) for line in (straight / "predictions.jsonl").read_text().splitlines()]

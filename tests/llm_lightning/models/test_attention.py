@@ -69,7 +69,7 @@ def dense_by_document(query, key, value, spans, window=None):
 
 
 @pytest.mark.parametrize("window", [None, 4])
-def test_answers_that_share_a_prompt_see_it_as_their_own(window):
+def test_responses_that_share_a_prompt_see_it_as_their_own(window):
     x = inputs()
     out, _ = document_attention(None, *x, None, documents=Documents.of_spans(SHARED, T), sliding_window=window)
     expected = dense_by_document(*x, SHARED, window)

@@ -22,12 +22,12 @@ def pairs():
 
 
 def plain(network, temperature=0.7):
-    """Of each answer's tokens, one sequence at a time, in float64: logprobs, entropies, hidden states."""
+    """Of each completion's tokens, one sequence at a time, in float64: logprobs, entropies, hidden states."""
     logprobs, entropies, states = [], [], []
-    for prompt, answer in pairs():
-        output = network(torch.cat([prompt, answer])[None], output_hidden_states=True)
+    for prompt, completion in pairs():
+        output = network(torch.cat([prompt, completion])[None], output_hidden_states=True)
         p = (output.logits[0].double() / temperature).softmax(-1)[len(prompt) - 1 : -1]
-        logprobs += [row[token].log() for row, token in zip(p, answer, strict=True)]
+        logprobs += [row[token].log() for row, token in zip(p, completion, strict=True)]
         entropies += [-(row * row.log()).sum() for row in p]
         states.append(output.hidden_states[-1][0, len(prompt) - 1 : -1])
     return torch.stack(logprobs), torch.stack(entropies), torch.cat(states)
@@ -67,8 +67,8 @@ def test_entropies_only_where_they_are_asked_for(network):
 
 def test_what_shares_a_row_does_not_matter(network):
     one_by_one = []
-    for prompt, answer in pairs():
-        packed = pack_completions([prompt], [answer], torch.device("cpu"))
+    for prompt, completion in pairs():
+        packed = pack_completions([prompt], [completion], torch.device("cpu"))
         one_by_one.append(completion_states(network, packed))
     assert torch.allclose(torch.cat(one_by_one), completion_states(network, packed_pairs()), atol=1e-5)
 

@@ -16,10 +16,10 @@ from llm_lightning.models.tasks import LANGUAGE, REWARD, with_fresh_head
 from tests.llm_lightning.conftest import VOCAB, random_documents, tiny_config
 
 PAD = 3
-PROMPT, *ANSWERS = random_documents([20, 9, 1, 14])
-# The padding token ends one text, stands in another, and is a whole answer.
-ANSWERS = [[*ANSWERS[0], PAD], [PAD], [*ANSWERS[2][:5], PAD, *ANSWERS[2][5:]]]
-TEXTS = [PROMPT + answer for answer in ANSWERS]
+PROMPT, *RESPONSES = random_documents([20, 9, 1, 14])
+# The padding token ends one text, stands in another, and is a whole response.
+RESPONSES = [[*RESPONSES[0], PAD], [PAD], [*RESPONSES[2][:5], PAD, *RESPONSES[2][5:]]]
+TEXTS = [PROMPT + response for response in RESPONSES]
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
@@ -107,7 +107,7 @@ def test_other_networks_read_texts_that_share_a_prompt_in_rows_of_their_own(name
     torch.manual_seed(3)
     randomize(network)
     layout = SpanLayout(2, 64, PAD)
-    ends = [layout.add(0, np.array(TEXTS[0])), layout.add(0, np.array(ANSWERS[1]), slice(0, 20))]
+    ends = [layout.add(0, np.array(TEXTS[0])), layout.add(0, np.array(RESPONSES[1]), slice(0, 20))]
     ends.append(layout.add(1, np.array(TEXTS[2])))
     values = of(network, layout.batch() | {"ends": torch.tensor(ends)}).float()
     network.config.pad_token_id = None  # it stands in the texts

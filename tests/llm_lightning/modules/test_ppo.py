@@ -46,8 +46,8 @@ class Recorder(PPO):
         super().evaluate(experience)
         self.experiences.append(experience)
 
-    def finish(self, metrics, phases, num_answers):
-        super().finish(metrics, phases, num_answers)
+    def finish(self, metrics, phases, num_completions):
+        super().finish(metrics, phases, num_completions)
         self.history.append(metrics)
 
 
@@ -170,7 +170,7 @@ def test_advantages_come_from_the_reward_less_kl(fit):
 
 
 def test_a_reward_never_lands_on_padding(fit):
-    """With pad = eos, an answer's EOS is a real token: it is trained, and it carries the reward."""
+    """With pad = eos, a completion's EOS is a real token: it is trained, and it carries the reward."""
 
     def only_if_done(prompts, completions, columns):
         return [1.0] * len(completions)
@@ -249,7 +249,7 @@ def test_micro_batches_change_nothing(fit):
 @pytest.mark.parametrize("kl", [KLPenalty(0.1, "k3", place="loss"), KLPenalty(0.0)])
 def test_one_pass_an_answer_gives_the_same_as_scoring_it_before(fit, kl):
     class Scoring(Recorder):
-        """Scores the answers before the update, though it needs not."""
+        """Scores the completions before the update, though it needs not."""
 
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)

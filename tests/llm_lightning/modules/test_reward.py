@@ -227,7 +227,7 @@ def test_metrics_by_hand():
 
 
 def test_a_head_that_starts_at_zero_is_half_right_in_training_and_in_validation(data):
-    """Both answers of a pair have the same reward: neither right nor wrong."""
+    """Both responses of a pair have the same reward: neither right nor wrong."""
     module = RewardModeling(Backbone(config=tiny_config(**CONFIG)), sgd)
     module.model = Backbone(config=tiny_config(**CONFIG)).build(task=REWARD)
     (batch,) = list(data(PAIRS, seq_len=1024).train_dataloader())

@@ -130,7 +130,7 @@ def test_token_accuracy_is_the_share_of_right_guesses(network, packed):
     assert correct == (guesses.argmax(-1) == batch["targets"]).sum()
 
 
-def test_it_learns_the_answers_and_stops_where_they_end(tokenizer, packed):
+def test_it_learns_the_replies_and_stops_where_they_end(tokenizer, packed):
     module = SupervisedFinetuning(
         Backbone(config=tiny_config(vocab_size=448, max_position_embeddings=512, hidden_size=64)),
         lambda params: torch.optim.AdamW(params, lr=5e-3),

@@ -68,37 +68,37 @@ def generated(network, prompts, max_new_tokens: int) -> list[list[int]]:
     options = {"do_sample": False, "eos_token_id": EOS, "pad_token_id": EOS, "use_cache": True}
     network.eval()
     rows = network.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, **options)
-    answers = [row[width:].tolist() for row in rows]
-    return [answer[: answer.index(EOS) + 1] if EOS in answer else answer for answer in answers]
+    completions = [row[width:].tolist() for row in rows]
+    return [completion[: completion.index(EOS) + 1] if EOS in completion else completion for completion in completions]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("num_slots", [64, 3])
-def test_greedy_answers_equal_those_of_generate(name, num_slots):
+def test_greedy_completions_equal_those_of_generate(name, num_slots):
     network, asked = network_of(NETWORKS[name]), prompts()
     expected = generated(network, asked, 80)
     ours = Sampler(Sampling(80, temperature=0), [EOS], num_slots).sample(network, asked, keys_for(len(asked)))
-    assert [answer.tokens.tolist() for answer in ours] == expected
-    assert [answer.is_finished for answer in ours] == [EOS in answer for answer in expected]
-    if name == "llama":  # what the test is worth: answers of several lengths, some cut off, slots that grew
-        assert len({len(answer) for answer in expected}) > 2
-        assert any(EOS in answer for answer in expected)
+    assert [completion.tokens.tolist() for completion in ours] == expected
+    assert [completion.is_finished for completion in ours] == [EOS in completion for completion in expected]
+    if name == "llama":  # what the test is worth: completions of several lengths, some cut off, slots that grew
+        assert len({len(completion) for completion in expected}) > 2
+        assert any(EOS in completion for completion in expected)
         assert max(map(len, expected)) == 80 > ROOM
 
 
 def test_logprobs_are_those_of_a_full_forward_pass():
     network, asked = network_of(NETWORKS["llama"]), prompts()
     sampling = Sampling(40, temperature=0.8, top_p=0.9)
-    for number, answer in enumerate(Sampler(sampling, [EOS], 6).sample(network, asked, keys_for(len(asked), 2))):
+    for number, completion in enumerate(Sampler(sampling, [EOS], 6).sample(network, asked, keys_for(len(asked), 2))):
         prompt = asked[number // 2]
         with torch.no_grad():
-            logits = network(torch.cat([prompt, answer.tokens])[None]).logits[0].double() / 0.8
-        logprobs = logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, answer.tokens[:, None]).squeeze(1)
-        assert answer.logprobs.tolist() == pytest.approx(logprobs.tolist(), abs=2e-5)
-        assert answer.tokens.tolist().count(EOS) == answer.is_finished
+            logits = network(torch.cat([prompt, completion.tokens])[None]).logits[0].double() / 0.8
+        logprobs = logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, completion.tokens[:, None]).squeeze(1)
+        assert completion.logprobs.tolist() == pytest.approx(logprobs.tolist(), abs=2e-5)
+        assert completion.tokens.tolist().count(EOS) == completion.is_finished
 
 
-def test_an_answer_depends_on_nothing_that_is_written_beside_it():
+def test_a_completion_depends_on_nothing_that_is_written_beside_it():
     network, asked = network_of(NETWORKS["llama"]), prompts()
     together = Sampler(Sampling(30), [EOS]).sample(network, asked, keys_for(len(asked), 3))
     few_slots = Sampler(Sampling(30), [EOS], 4).sample(network, asked, keys_for(len(asked), 3))
@@ -108,13 +108,13 @@ def test_an_answer_depends_on_nothing_that_is_written_beside_it():
     assert len({tuple(a.tokens.tolist()) for a in together}) > 35
 
 
-def test_answers_are_as_likely_as_the_network_says():
+def test_completions_are_as_likely_as_the_network_says():
     network = network_of(NETWORKS["llama"])
     prompt = prompts([6])
     with torch.no_grad():
         expected = network(prompt[0][None]).logits[0, -1].softmax(-1)
-    answers = Sampler(Sampling(1), [EOS]).sample(network, prompt, keys_for(1, 4000))
-    shares = torch.bincount(torch.cat([a.tokens for a in answers]), minlength=VOCAB) / 4000
+    completions = Sampler(Sampling(1), [EOS]).sample(network, prompt, keys_for(1, 4000))
+    shares = torch.bincount(torch.cat([a.tokens for a in completions]), minlength=VOCAB) / 4000
     assert float((shares - expected).abs().max()) < 0.025
 
 
@@ -124,8 +124,8 @@ def test_a_prompt_is_computed_once_and_what_is_over_costs_nothing():
     network.get_decoder().register_forward_pre_hook(
         lambda _, __, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    answers = Sampler(Sampling(200), [EOS]).sample(network, asked, keys_for(2, 16))
-    lengths = sorted(len(a.tokens) for a in answers)
+    completions = Sampler(Sampling(200), [EOS]).sample(network, asked, keys_for(2, 16))
+    lengths = sorted(len(a.tokens) for a in completions)
     assert seen[0] == (1, 30)
     steps = [rows for rows, width in seen[1:]]
     assert len(steps) == lengths[-1] - 1
@@ -141,8 +141,8 @@ def test_refilled_slots_keep_the_batch_full():
     network.get_decoder().register_forward_pre_hook(
         lambda _, __, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    answers = Sampler(Sampling(40), [EOS], 8).sample(network, asked, keys_for(40))
-    assert len(answers) == 40
+    completions = Sampler(Sampling(40), [EOS], 8).sample(network, asked, keys_for(40))
+    assert len(completions) == 40
     steps = [r for r in rows if r > 1]
     assert max(steps) == 8
     assert sum(r >= 6 for r in steps) > 0.6 * len(steps)
@@ -178,7 +178,7 @@ def test_networks_that_fit_no_slots_read_the_whole_text_for_every_token(name):
     expected = [generated(network, [prompt], 12)[0] for prompt in asked]
     ours = Sampler(Sampling(12, temperature=0), [EOS], 3).sample(network, asked, keys_for(len(asked)))
     assert not fits_slots(network)
-    assert [answer.tokens.tolist() for answer in ours] == expected
+    assert [completion.tokens.tolist() for completion in ours] == expected
 
 
 def test_nothing_to_write(network):
