@@ -231,6 +231,14 @@ class ResumableDataModule(LightningDataModule):
         """Samples of a micro-batch of all ranks."""
         return self.batch_size * self.data_ranks()["num_ranks"]
 
+    def rows_to_overfit(self, num_rows: int) -> int | None:
+        """How many of the rows an epoch has under `trainer.overfit_batches`, the first ones; None for all."""
+        limit = self.trainer.overfit_batches if self.trainer is not None else 0  # type: ignore[attr-defined]
+        if not limit:
+            return None
+        wanted = limit * self.global_batch_size if isinstance(limit, int) else int(limit * num_rows)
+        return max(1, min(wanted, num_rows))
+
     @property
     def position(self) -> int:
         """Samples of all ranks that training has been given so far: the global sample index of the next one."""

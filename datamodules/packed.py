@@ -182,9 +182,8 @@ class PackedDataModule(ResumableDataModule):
         rows = self.make_rows(self._train)
         per_batch = self.global_batch_size
         order = ShuffledOrder(*self._mixture(rows.num_rows), self.seed)
-        if self.trainer is not None and (limit := self.trainer.overfit_batches):  # type: ignore[attr-defined]
-            wanted = limit * per_batch if isinstance(limit, int) else int(limit * len(rows))
-            order = ShuffledOrder([max(1, min(wanted, len(rows)))], seed=self.seed)
+        if (few := self.rows_to_overfit(len(rows))) is not None:
+            order = ShuffledOrder([few], seed=self.seed)
         if order.epoch_len < per_batch:
             rank_zero_warn(
                 f"The data has {order.epoch_len} rows of {self.seq_len} tokens, fewer than a batch of all ranks"

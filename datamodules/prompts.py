@@ -22,7 +22,7 @@ from datamodules.records.own_keys import unread_in_words
 from datamodules.records.record_source import RecordSource
 from datamodules.records.shapes import PROMPT_SHAPES
 from datamodules.serving.grouped_order import GroupedOrder
-from datamodules.serving.loader import EvaluationLoader, ResumableLoader
+from datamodules.serving.loader import EvaluationLoader, Order, ResumableLoader
 from datamodules.serving.order import ShuffledOrder
 from datamodules.serving.prompts import PromptBatchCollator, Prompts, split_prompts
 from datamodules.sources.bad_records import BadRecords
@@ -199,9 +199,11 @@ class PromptDataModule(RecordDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled batches without end, from where the checkpoint left off; see `PromptBatchCollator`."""
-        order = GroupedOrder(self._shuffled(), self._train.lengths, self.global_batch_size, self.seed)
+        order: Order = GroupedOrder(self._shuffled(), self._train.lengths, self.global_batch_size, self.seed)
+        if (few := self.rows_to_overfit(len(self._train))) is not None:
+            order = ShuffledOrder([few], seed=self.seed)  # ungrouped: a window would hold each of them many times
         loader = self.training_loader(self._train, order, self.make_collator(), whole_batches=True)
-        if left_over := len(self._train) % self.global_batch_size:
+        if left_over := order.epoch_len % self.global_batch_size:
             rank_zero_info(
                 f"Prompts: the last {left_over:,} of an epoch go before the next one's, as every batch is full; the"
                 " last epoch leaves them out"
