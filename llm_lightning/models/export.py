@@ -16,7 +16,7 @@ from llm_lightning.models.adapters.merging import merged_copy
 from llm_lightning.models.attention import ATTENTION, attention_of, with_attention
 from llm_lightning.models.generation import generation_settings
 from llm_lightning.models.heads import base_model
-from llm_lightning.models.loading.sharding import is_sharded, reshard, shape_of, whole
+from llm_lightning.models.loading.sharding import gathered, is_sharded, reshard, shape_of
 from llm_lightning_safety.files import follow_umask
 
 FILE_SIZE = "5GB"
@@ -81,7 +81,7 @@ def _save_in_parts(network: Any, folder: Path, is_global_zero: bool) -> None:
     for file, names in plan.filename_to_tensors.items():
         content = {}
         for name in names:
-            tensor = whole(tensors[name])
+            tensor = gathered(tensors[name])
             if is_global_zero and failed is None:
                 content[name] = tensor.cpu().contiguous()
             del tensor

@@ -22,7 +22,7 @@ from llm_lightning.models.adapters.virtual_tokens import IN_ATTENTION, IN_EMBEDD
 from llm_lightning.models.attention import ATTENTION, attention_of
 from llm_lightning.models.loading.gguf import kept_beside
 from llm_lightning.models.loading.new_tokens import with_rows
-from llm_lightning.models.loading.sharding import is_sharded, is_zero3, reshard, whole
+from llm_lightning.models.loading.sharding import gathered, is_sharded, is_zero3, reshard
 from llm_lightning.models.tasks import LANGUAGE, Task
 
 SAMPLES = 64
@@ -146,7 +146,7 @@ class Adapter:
         gathered = {}
         if is_sharded(self._network):
             gathered = {
-                name: whole(t) for name, t in self.model.state_dict(keep_vars=True).items() if name in self.names
+                name: gathered(t) for name, t in self.model.state_dict(keep_vars=True).items() if name in self.names
             }
         if not is_global_zero:
             return
@@ -222,7 +222,7 @@ def _fingerprint(parameters: Mapping[str, nn.Parameter]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in parameters.items():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-    parts = (part.flatten() for parameter in parameters.values() for part in _parts(whole(parameter)))
+    parts = (part.flatten() for parameter in parameters.values() for part in _parts(gathered(parameter)))
     samples = [part[:: max(1, len(part) // SAMPLES)][:SAMPLES].to(torch.float32, copy=True) for part in parts]
     digest.update(torch.cat(samples).cpu().numpy().tobytes())
     return digest.hexdigest()

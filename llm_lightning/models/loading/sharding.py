@@ -130,7 +130,7 @@ def reshard(network: nn.Module) -> None:
             module.reshard()
 
 
-def whole(tensor: Any) -> Tensor:
+def gathered(tensor: Any) -> Tensor:
     """A parameter gathered from all its shards; all ranks have to ask for it."""
     if isinstance(tensor, DTensor):
         return tensor.full_tensor().detach()

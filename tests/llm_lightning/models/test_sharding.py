@@ -13,7 +13,7 @@ from llm_lightning.models import export
 from llm_lightning.models.adapters.adapter import Adapter, fingerprint
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
-from llm_lightning.models.loading.sharding import Sharding, whole
+from llm_lightning.models.loading.sharding import Sharding, gathered
 from llm_lightning.models.tasks import LANGUAGE, REWARD
 from llm_lightning.rollouts import Sampler, Sampling
 from tests.llm_lightning.conftest import tiny_config
@@ -59,7 +59,7 @@ def assert_same(parts, expected):
     own, wanted = dict(parts.named_parameters()), dict(expected.named_parameters())
     assert own.keys() == wanted.keys()
     for name, parameter in wanted.items():
-        assert torch.equal(whole(own[name]), parameter), name
+        assert torch.equal(gathered(own[name]), parameter), name
         assert own[name].requires_grad == parameter.requires_grad, name
     buffers = dict(parts.named_buffers())
     assert all(torch.equal(buffers[name], buffer) for name, buffer in expected.named_buffers())
