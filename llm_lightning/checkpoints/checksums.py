@@ -3,13 +3,14 @@
 import os
 import zipfile
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
 from llm_lightning.errors import UserError
 
-_whole: dict[Path, tuple[int, int]] = {}
+_whole: dict[tuple[Path, int | None], tuple[int, int]] = {}
 
 
 def check_file(path: Path) -> None:
@@ -19,12 +20,27 @@ def check_file(path: Path) -> None:
         UserError: it is cut, or a bit of it is another than was written.
         OSError: it cannot be read.
     """
-    stat = path.stat()
-    seen = (stat.st_size, stat.st_mtime_ns)
-    if _whole.get(path) != seen:
+
+    def check() -> None:
         with path.open("rb") as file:
             check_stream(file, str(path))
-        _whole[path] = seen
+
+    once(path, check)
+
+
+def once(path: Path, check: Callable[[], None], offset: int | None = None) -> None:
+    """Call a check that raises, where it has not passed in this process since the file was last written.
+
+    Args:
+        path: the file.
+        check: what looks at it.
+        offset: where in the file the part begins that is looked at; None: at all of it.
+    """
+    stat = path.stat()
+    seen = (stat.st_size, stat.st_mtime_ns)
+    if _whole.get((path, offset)) != seen:
+        check()
+        _whole[path, offset] = seen
 
 
 def check_stream(file: IO[bytes], name: str) -> None:

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import ReadItem
 from typing_extensions import override
 
-from llm_lightning.checkpoints.checksums import check_stream
+from llm_lightning.checkpoints.checksums import check_stream, once
 from llm_lightning.errors import UserError
 from llm_lightning_safety.seals import checksum
 
@@ -100,7 +100,8 @@ class PartsReader(dcp.FileSystemReader):
     def _slice_file(self, file: Any, sinfo: _StorageInfo) -> IO[bytes]:
         # Of what this rank reads alone, where it is read: to look at all parts would take too long.
         part = io.BytesIO(super()._slice_file(file, sinfo).read())
-        check_stream(part, f"its {sinfo.relative_path}")
+        name = sinfo.relative_path
+        once(Path(self.path) / name, lambda: check_stream(part, f"its {name}"), sinfo.offset)
         part.seek(0)
         return part
 

@@ -1,5 +1,6 @@
 """What a disk cut or changed is seen, and the checkpoint before it is taken."""
 
+import os
 import random
 import shutil
 import warnings
@@ -163,6 +164,19 @@ def test_a_bit_in_a_part_is_seen_where_it_is_read(parts):
         load_parts(state, PartsReader(parts / "step=9.ckpt"))
     load_parts(state, PartsReader(parts / "step=3.ckpt"))
     assert (state["state_dict"]["w"] == 3).all()
+
+
+def test_a_part_is_looked_at_once_until_it_is_written_anew(parts):
+    path = parts / "step=9.ckpt"
+    check_checkpoint(path)
+    file, state = path / "__0_0.distcp", {"state_dict": {"w": torch.zeros(500)}}
+    written = file.stat().st_mtime_ns
+    flip(file, file.read_bytes().index(torch.full((1,), 9.0).numpy().tobytes() * 8) + 41)
+    os.utime(file, ns=(written, written))
+    load_parts(state, PartsReader(path))
+    os.utime(file, ns=(written, written + 1))
+    with pytest.raises(UserError, match="is damaged"):
+        load_parts(state, PartsReader(path))
 
 
 def test_a_folder_that_went_away_is_no_damage(two):
