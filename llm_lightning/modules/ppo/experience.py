@@ -55,6 +55,13 @@ class Experience:
         """(B,) bool: whether the completion ends with an EOS token."""
         return torch.tensor([c.is_finished for c in self.completions], device=self.scores.device)
 
+    def plan(
+        self, epochs: int, num_minibatches: int, rank: int, num_ranks: int, generator: np.random.Generator
+    ) -> list[list[int]]:
+        """This rank's rows of each minibatch of all epochs; see `minibatches`."""
+        count = len(self.prompts)
+        return [rows for _ in range(epochs) for rows in minibatches(count, num_minibatches, rank, num_ranks, generator)]
+
     def groups(self, rows: Sequence[int], most_tokens: int, at_least: int = 1) -> list[list[int]]:
         """These rows in micro-batches of at most so many tokens, and at least so many micro-batches."""
         lengths = self.lengths

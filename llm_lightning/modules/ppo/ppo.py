@@ -22,7 +22,7 @@ from llm_lightning.modules.gradients import gradient_norm
 from llm_lightning.modules.ppo import checks
 from llm_lightning.modules.ppo.advantages import estimate_advantages
 from llm_lightning.modules.ppo.critic import build_critic, critic_groups
-from llm_lightning.modules.ppo.experience import Experience, minibatches
+from llm_lightning.modules.ppo.experience import Experience
 from llm_lightning.modules.ppo.guards import Guards, Watch
 from llm_lightning.modules.ppo.judging import judge
 from llm_lightning.modules.ppo.kl_control import KLCoefficient
@@ -197,12 +197,8 @@ class PPO(RewardedPolicy):
         """Learn from the experience, epoch by epoch; each minibatch is one `OptimizerStep`."""
         settings = self.update_settings
         generator = np.random.default_rng((self.rollout_settings.seed, self.num_updates))
-        count, rank, num_ranks = len(experience.prompts), self.trainer.global_rank, self.trainer.world_size
-        plan = [
-            rows
-            for _ in range(settings.epochs)
-            for rows in minibatches(count, settings.num_minibatches, rank, num_ranks, generator)
-        ]
+        rank, num_ranks = self.trainer.global_rank, self.trainer.world_size
+        plan = experience.plan(settings.epochs, settings.num_minibatches, rank, num_ranks, generator)
         counts = torch.stack([experience.mask[rows].sum() for rows in plan]).double()
         norms: list[float] = []
         for rows, num_tokens in zip(plan, self.ranks.sum(counts).tolist(), strict=True):
