@@ -3,13 +3,11 @@
 import os
 import re
 import shlex
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
-from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -46,14 +44,15 @@ from llm_lightning.process.rank import is_first_rank
 from llm_lightning.process.redacted_output import print_traceback, report
 from llm_lightning.rollouts import LocalEngine
 from llm_lightning.run.finished import check_finished, compare_settings, tell, trained_weights, why_finished
-from llm_lightning.run.folder import RunConfig, as_written, move_aside, saved_precision
+from llm_lightning.run.folder import RunConfig, as_written, move_aside
 from llm_lightning.run.left_behind import refuse_links, remove_leftovers, report_unwritten
 from llm_lightning.run.lock import RunLock
-from llm_lightning.run.precision import accelerator_here, default_precision, use_fast_float32
+from llm_lightning.run.precision import choose_precision
 from llm_lightning.run.trainer import RunTrainer
 from llm_lightning.settings.environment import with_environment
 from llm_lightning.settings.shipped import with_found_configs
 from llm_lightning.strategies.trust import check_strategy
+from llm_lightning.strategies.waiting import limit_waiting
 from llm_lightning_safety.redaction import remember
 
 # jsonargparse finds a class by its short name once it is imported: --model CausalPretraining.
@@ -70,10 +69,6 @@ ENGINE_PATH = f"llm_lightning.rollouts.{ENGINE.__name__}"
 USER_ERRORS = (
     UserError, DataError, callbacks.CallbackError, ArgumentError, MisconfigurationException, OSError, SafetensorError,
 )  # fmt: skip
-
-# How long a rank waits for the others, where the strategy's `timeout` is not given: torch's own for NCCL. Lightning's
-# is half an hour, in which all other ranks would wait for one that is stuck.
-WAIT_FOR_RANKS = timedelta(minutes=10)
 
 TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
@@ -215,7 +210,9 @@ class TrainingCLI(LightningCLI):
         config.callbacks = [*given, *(d for d in defaults if not any(isinstance(g, type(d)) for g in given))]
         # What every fit prints of its network says more than Lightning's table.
         config.enable_model_summary = bool(config.enable_model_summary)
-        self._choose_precision(config, root)
+        resume = self._get(self.config, "resume")
+        config.precision = choose_precision(config.precision, str(config.accelerator), root if resume else None)
+        self.config[self.subcommand].trainer.precision = config.precision
         if not module.automatic_optimization:
             # Lightning clips only where it steps; the setting means the same for a module that steps by itself.
             module.gradient_clip_val, config.gradient_clip_val = config.gradient_clip_val, None
@@ -224,23 +221,8 @@ class TrainingCLI(LightningCLI):
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"The trainer cannot be made from these settings: {error}") from error
         check_strategy(trainer.strategy)
-        if getattr(trainer.strategy, "_timeout", None) == default_pg_timeout:
-            trainer.strategy._timeout = WAIT_FOR_RANKS  # type: ignore[attr-defined]
+        limit_waiting(trainer.strategy)
         return trainer
-
-    def _choose_precision(self, config: Any, root: Path) -> None:
-        """Fill in `trainer.precision`; what was chosen is part of the run, and a resumed run reads it there."""
-        accelerator = config.accelerator
-        if accelerator in ("auto", "gpu"):
-            accelerator = accelerator_here()
-        if accelerator == "cpu":
-            use_fast_float32()
-        if config.precision is not None:
-            return
-        if self._get(self.config, "resume"):
-            config.precision = saved_precision(root)
-        config.precision = config.precision or default_precision(str(accelerator))
-        self.config[self.subcommand].trainer.precision = config.precision
 
     def fit(self, **kwargs: Any) -> None:
         """Check the settings, find where to go on, and train."""

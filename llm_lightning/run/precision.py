@@ -2,12 +2,32 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator, XLAAccelerator
 
+from llm_lightning.run.folder import saved_precision
+
 PROBE_SIZE = 768
 MIN_SPEEDUP = 1.5
+
+
+def choose_precision(given: Any, accelerator: str, resumed: Path | None) -> Any:
+    """`trainer.precision`; what was chosen is part of the run, and a resumed run reads it there.
+
+    Args:
+        given: what was asked for; None: the choice is free.
+        accelerator: `trainer.accelerator`. On CPU the fastest exact float32 products are set too.
+        resumed: the folder of the run that may go on; None for none.
+    """
+    if accelerator in ("auto", "gpu"):
+        accelerator = accelerator_here()
+    if accelerator == "cpu":
+        use_fast_float32()
+    saved = saved_precision(resumed) if given is None and resumed is not None else None
+    return given if given is not None else saved or default_precision(accelerator)
 
 
 def accelerator_here() -> str:
