@@ -111,7 +111,7 @@ class TrainingCLI(LightningCLI):
             load_from_checkpoint_support=False,
         )
 
-    def subcommands(self) -> dict[str, set[str]]:
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override] # Lightning asks the instance
         """Lightning's, `preview` and `augment`; once one is named it alone, since each has a parser of all settings."""
         ours = {"model", "datamodule"}
         every = {**LightningCLI.subcommands(), "preview": ours, "augment": ours}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator, XLAAccelerator
+from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator, MPSAccelerator, XLAAccelerator
 
 from llm_lightning.run.folder import saved_precision
 
@@ -32,7 +32,7 @@ def choose_precision(given: Any, accelerator: str, resumed: Path | None) -> Any:
 
 def accelerator_here() -> str:
     """What Lightning takes for `trainer.accelerator=auto` on this machine."""
-    kinds = {"tpu": XLAAccelerator, "mps": MPSAccelerator, "cuda": CUDAAccelerator}
+    kinds: dict[str, type[Accelerator]] = {"tpu": XLAAccelerator, "mps": MPSAccelerator, "cuda": CUDAAccelerator}
     return next((name for name, kind in kinds.items() if kind.is_available()), "cpu")
 
 
