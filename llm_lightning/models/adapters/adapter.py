@@ -143,19 +143,19 @@ class Adapter:
             folder: made where it is missing.
             is_global_zero: only this rank writes; all have to call it where the network is sharded.
         """
-        gathered = {}
+        weights: dict[str, Tensor] = {}
         if is_sharded(self._network):
-            gathered = {
+            weights = {
                 name: gathered(t) for name, t in self.model.state_dict(keep_vars=True).items() if name in self.names
             }
         if not is_global_zero:
             return
         self._name_base(folder)
         if not hasattr(self.model, "peft_type"):
-            save_bottleneck(self.model, folder, gathered)
+            save_bottleneck(self.model, folder, weights)
             return
         with _quiet(), residual.as_lora(self.model, self.initial) as options, _without_dropout(self.model):
-            options |= {"state_dict": gathered} if gathered else {}
+            options |= {"state_dict": weights} if weights else {}
             # Weights of the base are in no adapter; left to itself, peft asks the hub whether embeddings were resized.
             self.model.save_pretrained(str(folder), save_embedding_layers=False, **options)
 
