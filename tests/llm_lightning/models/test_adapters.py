@@ -2,12 +2,12 @@
 
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import peft
 import pytest
 import torch
 
+from datamodules import TextDataModule
 from llm_lightning.errors import UserError
 from llm_lightning.models.adapters.adapter import Adapter
 from llm_lightning.models.backbone import Backbone
@@ -225,7 +225,7 @@ def test_mistakes_are_found_before_weights_are_read(base, trained):
         run.check()
     with pytest.raises(UserError, match="llm-lightning merge"):
         module(trained["lora"][2], METHODS["lora"]()).check()
-    long_rows = SimpleNamespace(seq_len=126)  # of 128 positions
+    long_rows = TextDataModule("texts.jsonl", seq_len=126)  # of 128 positions
     with pytest.raises(UserError, match=r"data\.seq_len=126 with 5 virtual tokens"):
         module(base, METHODS["prefix_tuning"]()).check(long_rows)
     module(base, METHODS["lora"]()).check(long_rows)
