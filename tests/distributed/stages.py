@@ -59,7 +59,7 @@ def metrics(folder, most_steps):
     """By step what was logged, but for times and what every start says of its data."""
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    kept = [{n: float(v) for n, v in row.items() if v and not n.startswith((*TIMES, "data/"))} for row in rows]
+    kept = [{n: float(v) for n, v in row.items() if v and not n.startswith((TIMES, "data/"))} for row in rows]
     return {row["step"]: row for row in kept if 0 < row["step"] <= most_steps}
 
 
