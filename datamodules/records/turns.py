@@ -49,7 +49,9 @@ def message_of(turn: Any, reasoning: Reasoning) -> tuple[dict[str, Any], bool]:
     turn = {key: value for key, value in turn.items() if value is not None}
     said_role, role = _role(turn)
     content = turn.get("content", turn.get("value"))
-    call_key = "tool_calls" if turn.get("tool_calls") else "function_call"  # the latter is OpenAI's older form
+    call_key = (
+        "function_call" if is_empty(turn.get("tool_calls")) else "tool_calls"
+    )  # the former is OpenAI's older form
     calls = turn.get(call_key)
     others = _others(turn, role, call_key)
     if said_role in ROLES_OF_CALLS:
@@ -155,7 +157,7 @@ def is_blank(turn: Any) -> bool:
         return False
     content = turn.get("content", turn.get("value"))
     blank = content is None or (isinstance(content, str) and not content.strip())
-    return blank and not (turn.get("tool_calls") or turn.get("function_call"))
+    return blank and is_empty(turn.get("tool_calls")) and is_empty(turn.get("function_call"))
 
 
 def kind_of(value: Any) -> str:

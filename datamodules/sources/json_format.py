@@ -67,12 +67,20 @@ def _value(text: str, start: int) -> tuple[Any, int]:
     except RecursionError:
         return Bad("JSON nested too deeply"), len(text)
     except _UnfitError as unfit:
-        return Bad(str(unfit)), LENIENT.raw_decode(text, start)[1]
+        return Bad(str(unfit)), _end(text, start)
     except ValueError:  # Python makes no integer of more than 4,300 digits
-        return Bad("a number has more than 4,300 digits"), LENIENT.raw_decode(text, start)[1]
+        return Bad("a number has more than 4,300 digits"), _end(text, start)
     if text.count("[", start, end) + text.count("{", start, end) > DEEPEST and _depth(value) > DEEPEST:
         return Bad("JSON nested too deeply"), end
     return value, end
+
+
+def _end(text: str, start: int) -> int:
+    """Where a value ends that is refused already; what is nested too deeply is taken to fill the text."""
+    try:
+        return LENIENT.raw_decode(text, start)[1]
+    except RecursionError:
+        return len(text)
 
 
 def _depth(value: Any) -> int:

@@ -60,6 +60,8 @@ UNFIT = {
     '{"a": ' * 100_000: "JSON nested too deeply",
     '{"text": "one", "text": "two"}': "the key 'text' stands twice in one object",
     '{"a": {"b": 1, "\\ud800": 2, "b": 3}}': "the key 'b' stands twice",
+    f'{{"n": {DIGITS}, "a": ' + "[" * 100_000: "a number has more than 4,300 digits",
+    '{"a": {"b": 1, "b": 3}, "c": ' + "[" * 100_000: "the key 'b' stands twice",
     '{"text": "x"} {"text": "y"}': "a second value at column 15",
     '"text"': "a record must be an object, not str",
     "17": "a record must be an object, not int",

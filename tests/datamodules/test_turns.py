@@ -139,6 +139,15 @@ def test_null_is_an_argument_like_any_other(arguments):
     assert chosen[1]["tool_calls"][0]["function"]["arguments"] == BOOKED
 
 
+@pytest.mark.parametrize("key", ["tool_calls", "function_call"])
+@pytest.mark.parametrize("value", [False, True, 0, 0.0, 7])
+def test_a_call_that_is_none_is_bad_and_an_empty_one_is_left_out(key, value):
+    for turns in ([{**USER, key: value}, ASSISTANT], [USER, {**ASSISTANT, key: value}]):
+        assert "where a call is expected" in convert({"messages": turns}).reason
+    for empty in (None, [], {}, "", " "):
+        assert convert({"messages": [USER, {**ASSISTANT, key: empty}]}).messages == [USER, ASSISTANT]
+
+
 @pytest.mark.parametrize("form", ["parquet", "arrow"])
 def test_columnar_files_fill_objects_up_with_null(form, tmp_path):
     """There a null that was meant cannot be told from a key that is not there, but in arguments as JSON it can."""
