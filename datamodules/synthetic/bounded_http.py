@@ -1,4 +1,8 @@
-"""HTTP calls to servers that are not trusted: each ends in time, and no reply takes more memory than its bound."""
+"""HTTP calls to servers that are not trusted: each ends in time, and no reply takes more memory than its bound.
+
+The `openai` client (3.57 was read) would take over only the wait between two tries: it follows redirects by default,
+bounds neither the time of a whole call nor the size of a reply, and does not repeat a call whose reply cannot be read.
+"""
 
 from __future__ import annotations
 
