@@ -50,7 +50,7 @@ def test_every_setting_has_a_kind_and_only_one():
 
 
 def test_the_table_is_in_the_documentation():
-    text = (ROOT / "docs" / "resuming.md").read_text()
+    text = (ROOT / "docs" / "running" / "resuming.md").read_text()
     shown = [pattern for kind in TABLE.values() for pattern in kind if f"`{pattern}`" in text]
     assert sorted(shown) == sorted(pattern for kind in TABLE.values() for pattern in kind)
 
