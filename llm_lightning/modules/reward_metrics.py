@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, PearsonCorrCoef, SpearmanCorrCoef, SumMetric
 from torchmetrics.classification import BinaryCalibrationError
 
+from llm_lightning.evaluation.statistics import wilson_interval
 from llm_lightning.models.normalization import Normalization
 
 NUM_BINS = 20
@@ -152,11 +153,3 @@ class PreferenceMetrics(nn.Module):
 def is_right(chosen: Tensor, rejected: Tensor) -> Tensor:
     """(N,) float64: 1 where the chosen response has the higher reward, a half where both have the same."""
     return (chosen > rejected).double() + 0.5 * (chosen == rejected).double()
-
-
-def wilson_interval(right: float, count: float, z: float = 1.96) -> tuple[float, float]:
-    """Where a share lies with 95 % confidence after `right` of `count` trials (Wilson, 1927)."""
-    share = right / count
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    reach = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return middle - reach, middle + reach

@@ -13,7 +13,7 @@ from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.rewards import prepare_texts
 from llm_lightning.models.tasks import REWARD
 from llm_lightning.modules import RewardModeling
-from llm_lightning.modules.reward_metrics import PreferenceMetrics, wilson_interval
+from llm_lightning.modules.reward_metrics import PreferenceMetrics
 from llm_lightning.modules.schedule import Schedule
 from llm_lightning.objectives.preference import BradleyTerry
 from tests.datamodules.chat_tokenizers import chat_tokenizer
@@ -237,11 +237,6 @@ def test_a_head_that_starts_at_zero_is_half_right_in_training_and_in_validation(
     module.validation_step(batch, 0)
     assert module.step_metrics(totals | {"grad_norm": 1.0})["train/accuracy"] == 0.5
     assert module.evaluation_metrics("test")["accuracy"] == 0.5
-
-
-def test_wilson_interval_of_a_textbook():
-    low, high = wilson_interval(8, 10)
-    assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-3)
 
 
 @pytest.mark.parametrize(
