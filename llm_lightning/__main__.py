@@ -19,6 +19,7 @@ commands:
   preview    show the training data as the model will see it
   augment    let a model write more training data, and filter it
   ablate     train with the synthetic data and without it, and compare
+  report     one page about a run, or about several side by side, with paired tests
   merge      add an adapter to the weights of its network
   slurm      submit one of these, or a chain of stages, to a cluster
   workspace  make a W&B workspace that shows what matters of a stage
@@ -45,6 +46,7 @@ OTHERS = {
     "ablate": "llm_lightning.commands.ablate",
     "configs": "llm_lightning.commands.configs",
     "merge": "llm_lightning.commands.merge",
+    "report": "llm_lightning.commands.report",
     "slurm": "llm_lightning.commands.slurm",
     "workspace": "llm_lightning.commands.workspace",
 }
