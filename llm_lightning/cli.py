@@ -48,6 +48,7 @@ from llm_lightning.run.folder import RunConfig, as_written, move_aside
 from llm_lightning.run.left_behind import refuse_links, remove_leftovers, report_unwritten
 from llm_lightning.run.lock import RunLock
 from llm_lightning.run.precision import choose_precision
+from llm_lightning.run.report import RunReport
 from llm_lightning.run.trainer import RunTrainer
 from llm_lightning.settings.environment import with_environment
 from llm_lightning.settings.shipped import with_found_configs
@@ -92,7 +93,9 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self.command = args[0]
-        self.next_command = shlex.join(["llm-lightning", "predict", *redact_arguments(args[1:])])
+        words = redact_arguments(args[1:])
+        self.given = shlex.join(["llm-lightning", self.command, *words])
+        self.next_command = shlex.join(["llm-lightning", "predict", *words])
         strict = {"exit_on_error": False, "allow_abbrev": False}
         commands = {name: strict | _help(name) for name in self.subcommands()}
         super().__init__(
@@ -204,7 +207,7 @@ class TrainingCLI(LightningCLI):
             config.plugins.append(SLURMEnvironment(auto_requeue=False))
         given = _as_list(config.callbacks)
         module: LanguageModule = self._get(self.config_init, "model")
-        defaults = [] if config.fast_dev_run else default_callbacks(self.next_command, module.monitor)
+        defaults = [] if config.fast_dev_run else default_callbacks(self.given, self.next_command, module.monitor)
         if config.enable_progress_bar is False:
             defaults = [each for each in defaults if not isinstance(each, callbacks.TrainingProgress)]
         config.callbacks = [*given, *(d for d in defaults if not any(isinstance(g, type(d)) for g in given))]
@@ -311,7 +314,7 @@ def _help(command: str) -> dict[str, str]:
     }
 
 
-def default_callbacks(next_command: str, monitor: tuple[str, Any]) -> list[Callback]:
+def default_callbacks(command: str, next_command: str, monitor: tuple[str, Any]) -> list[Callback]:
     """What every fit has; one of the same class in `trainer.callbacks` takes its place."""
     return [
         callbacks.Heartbeat(),
@@ -326,6 +329,7 @@ def default_callbacks(next_command: str, monitor: tuple[str, Any]) -> list[Callb
         callbacks.Curves(),
         callbacks.Reliability(),
         callbacks.RunSummary(next_command),
+        RunReport(command),
         callbacks.RunCheckpoint(),
         callbacks.GracefulStop(),
     ]

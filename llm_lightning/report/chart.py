@@ -24,6 +24,7 @@ class Line:
         x, y: points, x in order.
         color: number of the palette.
         kind: `main`, `faint` (behind the main one) or `dotted`, with its points marked.
+        name: shown with its value under the pointer; "" for one that is not.
     """
 
     label: str
@@ -31,6 +32,7 @@ class Line:
     y: np.ndarray
     color: int
     kind: str = "main"
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class DrawnLine:
     dots: list[tuple[float, float]]
     color: int
     kind: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ def _drawn(line: Line, x_range: tuple[float, float], y_range: tuple[float, float
     points = [(round(float(a), 1), round(float(b), 1)) for a, b in zip(across, up, strict=True)]
     path = "M" + "L".join(f"{a:g} {b:g}" for a, b in points)
     is_marked = (line.kind == "dotted" and len(points) <= 60) or len(points) == 1
-    return DrawnLine(line.label, path, points if is_marked else [], line.color, line.kind)
+    return DrawnLine(line.label, path, points if is_marked else [], line.color, line.kind, line.name)
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,8 @@ import numpy as np
 from llm_lightning.report.chart import Chart, Line, draw, smoothed
 from llm_lightning.report.run_folder import Run
 
+Curve = tuple[np.ndarray, np.ndarray]
+
 MOST_OTHERS = 60
 """Charts of metrics that nobody chose."""
 
@@ -57,7 +59,7 @@ def other_charts(runs: Sequence[Run]) -> list[Chart]:
     """A chart for each other metric that changes."""
     chosen = {name for panel in PANELS for name in (panel.train, panel.validation)}
     names = [n for n in _names(runs) if n not in chosen and not n.startswith((*CONSTANT, "eval/"))]
-    charts = []
+    charts: list[Chart] = []
     for name in names:
         if len(charts) == MOST_OTHERS:
             break
@@ -95,20 +97,30 @@ def _lines(run: Run, number: int, panel: Panel, num_runs: int, over_tokens: bool
     """One run alone has a color for training and one for validation, several have one each."""
     if run.metrics is None:
         return []
-    lines = []
     x, y = run.metrics.curve(panel.train, over_tokens)
     x_val, y_val = run.metrics.curve(panel.validation, over_tokens)
-    has_both = bool(len(x) and len(x_val))
+    if num_runs == 1:
+        return _of_one((x, y), (x_val, y_val), panel)
+    lines = []
     if len(x):
-        label = run.name if num_runs > 1 else "training" if has_both else panel.title
-        if num_runs > 1 and has_both:
-            label = ""
-        if panel.is_smoothed and len(x) > 50:
-            if num_runs == 1:
-                lines.append(Line("", x, y, number, "faint"))
-            y = smoothed(y)
-        lines.append(Line(label, x, y, number, "faint" if num_runs > 1 and has_both else "main"))
+        is_behind, name = len(x_val) > 0, f"{run.name}, training" if len(x_val) else run.name
+        y = smoothed(y) if panel.is_smoothed else y
+        lines.append(Line("" if is_behind else run.name, x, y, number, "faint" if is_behind else "main", name))
     if len(x_val):
-        color, label = (1, "validation") if num_runs == 1 else (number, run.name)
-        lines.append(Line(label, x_val, y_val, color, "dotted"))
+        lines.append(Line(run.name, x_val, y_val, number, "dotted", f"{run.name}, validation"))
+    return lines
+
+
+def _of_one(train: Curve, validation: Curve, panel: Panel) -> list[Line]:
+    """Training as it was, pale, behind its mean, and validation."""
+    lines = []
+    (x, y), (x_val, y_val) = train, validation
+    label = "training" if len(x_val) else panel.title
+    if len(x):
+        mean = smoothed(y) if panel.is_smoothed else y
+        if (mean != y).any():
+            lines.append(Line("", x, y, 0, "faint"))
+        lines.append(Line(label, x, mean, 0, name=label))
+    if len(x_val):
+        lines.append(Line("validation", x_val, y_val, 1, "dotted", "validation"))
     return lines

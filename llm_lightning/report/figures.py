@@ -107,7 +107,7 @@ def reliability_chart(reliability: dict[str, Any]) -> Chart | None:
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         return None
     ideal = np.array([0.5, 1.0])
-    lines = [Line("calibrated", ideal, ideal, 2, "faint"), Line("model", x, y, 0, "dotted")]
+    lines = [Line("calibrated", ideal, ideal, 2, "faint"), Line("model", x, y, 0, "dotted", "right")]
     return draw("how often right, by confidence", "probability given to the choice", lines, x_from=0.5)
 
 

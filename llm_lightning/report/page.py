@@ -56,6 +56,7 @@ def render(runs: list[Run]) -> str:
         "p": _p,
         "signed": _signed,
         "score": _score,
+        "redact": redact,
     }
     environment.globals |= {"chart_size": _chart_size(), "nothing": NOTHING}
     return environment.get_template("page.html.jinja").render(

@@ -108,7 +108,8 @@ def read_run(folder: Path) -> Run:
             notes.append(redact(f"{name} was left out: {' '.join(str(error).split())}"))
         return missing
 
-    settings, history = attempt("config.yaml", _read_config, ({}, []))
+    no_settings: tuple[Settings, list[str]] = ({}, [])
+    settings, history = attempt("config.yaml", _read_config, no_settings)
     evaluations = [attempt(str(each.relative_to(folder)), _read_evaluation, None) for each in find_evaluations(folder)]
     return Run(
         folder=folder,
@@ -116,7 +117,7 @@ def read_run(folder: Path) -> Run:
         settings=settings,
         history=history,
         commands=attempt(COMMANDS, _read_lines, []),
-        metrics=attempt("metrics.csv", read_metrics, None),
+        metrics=attempt("metrics.csv", _read_metrics, None),
         samples=attempt("samples", _read_samples, []),
         rollouts=attempt("samples", _read_rollouts, []),
         pruning=attempt("pruning.txt", lambda path: redact(read_text(path)), None),
@@ -160,6 +161,11 @@ def _read_config(path: Path) -> tuple[Settings, list[str]]:
     return redact(settings | hidden), history
 
 
+def _read_metrics(path: Path) -> Metrics:
+    found = read_metrics(path)
+    return replace(found, columns={redact(name): values for name, values in found.columns.items()})
+
+
 def _read_lines(path: Path) -> list[str]:
     return [redact(line) for line in read_text(path).splitlines() if line.strip()]
 
@@ -175,6 +181,7 @@ def _read_evaluation(folder: Path) -> Evaluation | None:
     found = read_evaluation(folder)
     return replace(
         found,
+        created=redact(found.created),
         command=redact(found.command),
         model=redact(found.model),
         settings=redact(found.settings),

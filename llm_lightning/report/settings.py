@@ -13,7 +13,7 @@ PLACES = ("trainer.default_root_dir", "resume", "ckpt_path")
 
 NOTHING = "\N{EN DASH}"
 
-DEFAULTS = (None, [], {}, "")
+DEFAULTS: tuple[Any, ...] = (None, [], {}, "")
 
 Settings = dict[str, Any]
 

@@ -48,3 +48,5 @@ class RunReport(Callback):
             write_report([folder], folder / NAME)
         except Exception as error:  # whatever it is, the run is whole without the page
             warnings.warn(f"{NAME} was not written: {error!r}", stacklevel=2)
+        else:
+            pl_module.print(f"{'report':>14}  {folder / NAME}")

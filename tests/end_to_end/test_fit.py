@@ -27,6 +27,10 @@ def test_a_run_leaves_everything_behind(run, folder):
     root = folder / "run"
     for name in ("config.yaml", "metrics.csv", "curves.png", "checkpoints/step=40.ckpt", "samples/step-000040.txt"):
         assert (root / name).is_file(), name
+    command = "llm-lightning fit --config tiny.yaml --trainer.max_steps=40 --model.optimizer.lr=1e-2"
+    assert (root / "commands.txt").read_text().rstrip().endswith(f": {command}")
+    page = (root / "report.html").read_text()
+    assert command in page and "<dd>finished</dd>" in page and "<dd>40</dd>" in page and "step 40" in page
     with (root / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     names = {name for row in rows for name, value in row.items() if value}

@@ -4,7 +4,7 @@ for (const svg of document.querySelectorAll(".chart > svg")) {
   const [x0, x1] = svg.dataset.x.split(" ").map(Number);
   const [y0, y1] = svg.dataset.y.split(" ").map(Number);
   const [left, right, top, bottom] = svg.dataset.plot.split(" ").map(Number);
-  const curves = [...svg.querySelectorAll("path.line")].filter((path) => !(path.dataset.label === "" && svg.querySelectorAll("path.line").length === 2 && path.classList.contains("faint"))).map((path) => ({
+  const curves = [...svg.querySelectorAll("path.line")].filter((path) => path.dataset.label).map((path) => ({
     label: path.dataset.label,
     color: [...path.classList].find((name) => /^s\d$/.test(name)).replace("s", "c"),
     points: path.getAttribute("d").slice(1).split("L").map((pair) => pair.split(" ").map(Number)),
