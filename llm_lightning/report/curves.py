@@ -41,7 +41,7 @@ PANELS = (
     Panel("KL to the reference", "train/kl", is_smoothed=True),
     Panel("completion length", "rollout/completion_length", from_zero=True),
     Panel("learning rate", "train/lr", from_zero=True),
-    Panel("gradient norm", "train/grad_norm", from_zero=True),
+    Panel("gradient norm", "train/grad_norm", is_smoothed=True, from_zero=True),
     Panel("tokens/s", "throughput/tokens_per_s", from_zero=True),
 )
 
