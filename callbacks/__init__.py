@@ -7,6 +7,7 @@ from callbacks.artifacts.run_checkpoint import RunCheckpoint
 from callbacks.artifacts.wandb_run_id import WandbRunId
 from callbacks.errors import CallbackError
 from callbacks.monitoring.curves import Curves
+from callbacks.monitoring.energy import Energy
 from callbacks.monitoring.heartbeat import Heartbeat
 from callbacks.monitoring.progress import TrainingProgress
 from callbacks.monitoring.reliability import Reliability
@@ -25,6 +26,7 @@ __all__ = [
     "CallbackError",
     "Curves",
     "Divergence",
+    "Energy",
     "GracefulStop",
     "Heartbeat",
     "ModelFolder",

@@ -43,7 +43,7 @@ class HasTokenizer(Protocol):
 
 
 class CountsTokens(Protocol):
-    """Needed by `Pruning` where its schedule counts tokens."""
+    """Needed by `Pruning` where its schedule counts tokens; by `Energy` to tell the joules of a token."""
 
     tokens_seen: int
     """Trained tokens of all ranks so far."""

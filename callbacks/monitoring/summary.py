@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from callbacks.artifacts.model_folder import ModelFolder
 from callbacks.contract import NamesMonitor, offered
+from callbacks.monitoring.energy import Energy
 from callbacks.phase import is_validating_fit
 from callbacks.stopping.stop_when import StopWhen
 from callbacks.trainer_parts import callbacks_of
@@ -80,6 +81,7 @@ class RunSummary(Callback):
             ("perplexity", _number(self._best, "val/perplexity")),
             ("bits per byte", _number(self._best, "val/bits_per_byte")),
             ("speed", _speed(metrics)),
+            *(("energy", each.text()) for each in callbacks_of(trainer, Energy)),
             ("time", f"{(time.monotonic() - self._started) / 60:.1f} min" if self._started else ""),
             *_folders(trainer),
             ("next", self.next_command or ""),

@@ -6,7 +6,7 @@ import numpy as np
 
 from llm_lightning.report.chart import Chart, Line, draw
 from llm_lightning.report.run_folder import Run
-from llm_lightning.report.settings import NOTHING
+from llm_lightning.report.settings import NOTHING, shown
 
 STATISTICS = {
     "data/num_tokens": ("tokens of an epoch", "{:,.0f}"),
@@ -83,6 +83,27 @@ def number(value: Any) -> str:
     if not np.isfinite(value):
         return NOTHING
     return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.4g}"
+
+
+def energy(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the run cost, by what `energy.json` holds."""
+    rows = [("energy", f"{number(report.get('joules'))} J" if report.get("joules") is not None else "not measured")]
+    rows += [
+        (label, f"{number(report.get(name))} {unit}".rstrip())
+        for label, name, unit in (
+            ("in kWh", "kwh", "kWh"), ("per token", "joules_per_token", "J"), ("time", "seconds", "s"),
+            ("cost", "cost", shown(report.get("currency"))),
+        )
+        if report.get(name) is not None
+    ]  # fmt: skip
+    rows.append(("from", shown(report.get("source"))))
+    devices = report.get("devices")
+    for name, device in devices.items() if isinstance(devices, dict) else ():
+        if isinstance(device, dict):
+            rows.append((name, f"{number(device.get('joules'))} J, {shown(device.get('source'))}"))
+    missing = report.get("missing")
+    rows += [("no counter", shown(each)) for each in (missing if isinstance(missing, list) else ())]
+    return rows
 
 
 def schemes(quantization: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:

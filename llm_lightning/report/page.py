@@ -12,7 +12,7 @@ from llm_lightning.evaluation.comparison import Comparison, compare
 from llm_lightning.report import chart, figures
 from llm_lightning.report.curves import chosen_charts, other_charts
 from llm_lightning.report.run_folder import Run, read_runs
-from llm_lightning.report.settings import NOTHING, differing, flat, in_short, of_data, shown
+from llm_lightning.report.settings import NOTHING, differing, in_short, of_data, shown
 from llm_lightning_safety.files import atomic_file
 from llm_lightning_safety.redaction import redact
 
@@ -85,7 +85,7 @@ def _told(run: Run) -> dict[str, Any]:
         "data": of_data(run.settings),
         "scheme_columns": columns,
         "schemes": rows,
-        "energy": [(name.replace("_", " "), shown(value)) for name, value in flat(run.energy or {}).items()],
+        "energy": figures.energy(run.energy) if run.energy else [],
         "kept": (run.quantization or {}).get("kept"),
         "reliability": figures.reliability_chart(run.reliability) if run.reliability else None,
         "has_compression": bool(run.pruning or rows),

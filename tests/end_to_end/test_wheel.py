@@ -60,6 +60,8 @@ def test_a_wheel_holds_all_packages_and_finds_its_configurations(installed, tmp_
     for package in ("llm_lightning", "callbacks", "datamodules"):
         for file in [*(ROOT / package).rglob("*.py"), *(ROOT / package).rglob("*.jinja")]:
             assert (own / file.relative_to(ROOT)).exists(), file
+    (tmp_path / "metrics.csv").write_text("step,train/loss\n1,2\n2,1\n")
+    assert "Report: report.html" in _run(installed, tmp_path, "report", ".")
 
 
 @pytest.mark.slow

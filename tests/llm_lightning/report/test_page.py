@@ -77,6 +77,8 @@ def plant(folder, text):
     """A run and an evaluation that hold a text wherever there may be one."""
     config = json.loads(json.dumps(CONFIG)) | {text: text, "tokenizer": text}
     config["data"]["init_args"]["path"] = text
+    device = {"joules": 3, "source": text}
+    energy = {"joules": 3, "cost": 1, "currency": text, "source": text, "missing": [text], "devices": {text: device}}
     row = {"prompt": text, text: text, "reward": 1}
     write_run(
         folder,
@@ -84,7 +86,7 @@ def plant(folder, text):
         commands_txt=f"fit {text}\n",
         pruning_txt=text,
         quantization_json=json.dumps({"kept": text, "original": SCHEME, "schemes": {text: SCHEME}}),
-        energy_json=json.dumps({text: text}),
+        energy_json=json.dumps(energy),
         metrics_csv='step,train/loss,"eval/{0}","{0}"\n1,2,1,1\n2,1,2,2\n'.format(text.replace('"', '""')),
     )
     (folder / "samples" / "step-000030.txt").write_text(text)
