@@ -61,7 +61,7 @@ def of_data(settings: Settings) -> list[tuple[str, str]]:
 def in_short(settings: Settings) -> list[tuple[str, str]]:
     """The settings that tell runs apart, one labelled line for each that there is."""
     found = {name: shown(value) for name, value in settings.items() if value not in DEFAULTS}
-    shape = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    shape = ("hidden_size", "num_hidden_layers", "num_attention_heads")
     config = "model.backbone.config"
     sizes = [f"{name} {found[f'{config}.{name}']}" for name in shape if f"{config}.{name}" in found]
     network = found.get("model.backbone.path") or _joined(found.get(config), *sizes)
