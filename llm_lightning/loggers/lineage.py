@@ -1,7 +1,8 @@
 """What a run was made from and what came of it, as W&B artifacts.
 
 An artifact holds a description, a JSON file of a few hundred bytes: the same data or the same model gives the same
-artifact in every run, which is what joins runs to a lineage. Files are uploaded only where that is asked for.
+artifact in every run, which is what joins runs to a lineage. Files of models are uploaded only where that is asked for;
+the run's page always is.
 """
 
 import json
@@ -81,6 +82,22 @@ def output_model_artifact(trainer: Trainer, run_id: str, log_model: bool) -> Any
     make_folder((root / NOTE).parent)
     write_text(root / NOTE, json.dumps(description, indent=1))
     return _of_run(description, folder)
+
+
+def report_artifact(report: Path, run_id: str) -> Any | None:
+    """A run's page; None where there is none, or a link in its place.
+
+    Args:
+        report: the page.
+        run_id: of the W&B run.
+    """
+    if report.is_symlink() or not report.is_file():
+        return None
+    import wandb
+
+    artifact = wandb.Artifact(f"report-{run_id}", type="report")
+    artifact.add_file(str(report))
+    return artifact
 
 
 def _of_run(description: Mapping[str, Any], folder: Path | None) -> Any:

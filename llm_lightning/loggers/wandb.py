@@ -17,7 +17,12 @@ from lightning.pytorch.loggers.logger import DummyExperiment, rank_zero_experime
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
-from llm_lightning.loggers.lineage import data_artifact, input_model_artifact, output_model_artifact
+from llm_lightning.loggers.lineage import (
+    data_artifact,
+    input_model_artifact,
+    output_model_artifact,
+    report_artifact,
+)
 from llm_lightning.loggers.redact import redact, redact_arguments
 from llm_lightning_safety.files import is_plain_name, make_folder, read_text, write_text
 
@@ -168,6 +173,9 @@ class WandbRun(WandbLogger):
         artifact = output_model_artifact(self._trainer, self.experiment.id, self.uploads_model)
         if artifact is not None:
             self.experiment.log_artifact(artifact, aliases=["latest", f"step-{self._trainer.global_step}"])
+        page = report_artifact(Path(self._trainer.default_root_dir) / "report.html", self.experiment.id)
+        if page is not None:
+            self.experiment.log_artifact(page)
 
     def _guarded(self, log: Any, *args: Any) -> None:
         # What wandb and its service raise has no base in common, and no tracking server is worth a run.

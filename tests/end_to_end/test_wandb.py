@@ -159,6 +159,12 @@ def test_the_model_is_uploaded_where_that_is_asked_for(runs):
     assert {"model.json", "config.json", "model.safetensors"} <= {entry["path"] for entry in files}
 
 
+def test_the_page_of_a_run_goes_with_it(runs):
+    records = runs.of("sft")
+    page = artifacts(records)[f"report-{run_id(records)}"]
+    assert page["type"] == "report" and [entry["path"] for entry in page["manifest"]["contents"]] == ["report.html"]
+
+
 @pytest.mark.slow
 def test_a_sweep_starts_runs_of_their_own(runs):
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args

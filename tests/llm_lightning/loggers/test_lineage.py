@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llm_lightning.loggers.lineage import NOTE, input_model_artifact, output_model_artifact
+from llm_lightning.loggers.lineage import NOTE, input_model_artifact, output_model_artifact, report_artifact
 from llm_lightning.loggers.wandb import WandbRun
 from tests.callbacks.tiny_llama import TinyData, TinyModule, tiny_trainer
 
@@ -112,3 +112,11 @@ def test_the_next_stage_uses_the_very_artifact_that_a_run_made(tmp_path, log_mod
     assert set(staged(used)) == {"model.json"} | (
         {"config.json", "model.safetensors", "more/a.json"} if log_model else set()
     )
+
+
+def test_only_a_page_in_the_run_folder_is_sent(tmp_path):
+    (tmp_path / "private.html").write_text("private")
+    (tmp_path / "report.html").symlink_to(tmp_path / "private.html")
+    assert report_artifact(tmp_path / "report.html", "abc123") is None
+    assert report_artifact(tmp_path / "nowhere.html", "abc123") is None
+    assert set(staged(report_artifact(tmp_path / "private.html", "abc123"))) == {"private.html"}
