@@ -65,6 +65,7 @@ class Energy(Callback):
         self.currency = currency
         self.powercap = Path(powercap)
         self._counters: list[EnergyCounter] = []
+        self._readings: dict[str, tuple[str, float]] = {}
         self._earlier: dict[str, Any] = {}
         self._missing: list[str] = []
         self._started = self._read_at = 0.0
@@ -77,6 +78,7 @@ class Energy(Callback):
         ranks = _gathered([each.device for each in found])
         taken = {device for rank in ranks[: trainer.global_rank] for device in rank}
         self._counters = [each for each in found if each.device not in taken]
+        self._readings = {}
         self._started = self._read_at = time.monotonic()
 
     @override
@@ -118,14 +120,13 @@ class Energy(Callback):
             self._read_counters()
 
     def _read_counters(self) -> dict[str, tuple[str, float]]:
-        joules = {}
         for each in list(self._counters):
             try:
-                joules[each.device] = (each.source, each.joules())
+                self._readings[each.device] = (each.source, each.joules())
             except (OSError, ValueError) as error:
                 self._counters.remove(each)
                 warnings.warn(f"The energy of {each.device} is not counted any more: {error}", stacklevel=2)
-        return joules
+        return self._readings
 
     def _sum_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All ranks' counters and those of earlier starts, into `report` and the file, on the first rank."""
@@ -147,14 +148,15 @@ class Energy(Callback):
         own_seconds = time.monotonic() - self._started
         seconds = own_seconds + self._earlier.get("seconds", 0.0)
         devices = dict(self._earlier.get("devices", {}))
-        for device, (source, joules) in measured.items():
+        for device, (source, own_joules) in measured.items():
             before = devices.get(device, {}).get("joules", 0.0)
-            devices[device] = {"source": source, "joules": before + joules}
+            devices[device] = {"source": source, "joules": before + own_joules}
         estimated = self._earlier.get("estimated_joules", 0.0)
         if not measured and self.assumed_watts is not None:
             estimated += own_seconds * self.assumed_watts
-        total = estimated + sum(each["joules"] for each in devices.values())
-        joules = total if devices or estimated else None
+        joules = None
+        if devices or estimated:
+            joules = estimated + sum(each["joules"] for each in devices.values())
         sources = [f"measured by {each}" for each in sorted({each["source"] for each in devices.values()})]
         if estimated:
             sources.append("an estimate from assumed_watts")

@@ -116,14 +116,21 @@ def test_a_counter_that_cannot_be_read_is_named(powercap):
 
 
 def test_a_counter_that_fails_later_is_a_warning(tmp_path, powercap):
-    class Remove(Callback):
+    class Fail(Callback):
         def on_train_batch_end(self, trainer, *_):
-            (powercap / "intel-rapl:0:1" / "energy_uj").unlink(missing_ok=True)
+            if trainer.global_step == 2:
+                (powercap / "intel-rapl:0:1" / "energy_uj").unlink()
 
-    trainer = tiny_trainer(tmp_path, callbacks=[Remove(), Energy(powercap=powercap)], max_steps=2)
+    class UseMemory(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 1:
+                use(powercap / "intel-rapl:0:1", 50_000)
+
+    trainer = tiny_trainer(tmp_path, callbacks=[UseMemory(), Fail(), Energy(powercap=powercap)], max_steps=3)
     with pytest.warns(UserWarning, match="dram is not counted any more"):
         trainer.fit(TinyModule(), TinyData())
-    assert trainer.global_step == 2 and (tmp_path / "energy.json").exists()
+    assert trainer.global_step == 3
+    assert json.loads((tmp_path / "energy.json").read_text())["joules"] == pytest.approx(0.05)  # what it counted stays
 
 
 def test_a_counter_tells_what_came_since_it_was_made(powercap):
