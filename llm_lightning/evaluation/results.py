@@ -24,14 +24,14 @@ MOST_ITEM_BYTES = 2**30
 MOST_ROWS = 5_000_000
 LONGEST_HASH = 128
 
-Optional = (type(None),)
+NULL = type(None)
 TASK = {
-    "num_items": (int,), "output": (str,), "first_prompt": (str,), "max_new_tokens": (int, *Optional),
-    "truncated": (int, *Optional), "contaminated": (int, *Optional), "scores": (list,),
+    "num_items": (int,), "output": (str,), "first_prompt": (str,), "max_new_tokens": (int, NULL),
+    "truncated": (int, NULL), "contaminated": (int, NULL), "scores": (list,),
 }  # fmt: skip
 SCORE = {
-    "metric": (str,), "reading": (str,), "value": (int, float), "low": (int, float, *Optional),
-    "high": (int, float, *Optional), "interval": (str,), "higher_is_better": (bool,), "unparsed": (int, *Optional),
+    "metric": (str,), "reading": (str,), "value": (int, float), "low": (int, float, NULL),
+    "high": (int, float, NULL), "interval": (str,), "higher_is_better": (bool,), "unparsed": (int, NULL),
 }  # fmt: skip
 COLUMNS = {"task": str, "item": int, "item_hash": str, "cluster": str, "metric": str, "reading": str, "value": float}
 
@@ -101,9 +101,9 @@ def read_evaluation(folder: Path) -> Evaluation:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         given = found.get("format") if isinstance(found, dict) else None
         raise UserError(f"{path}: format is {given!r}, and this version reads {FORMAT}: evaluate again.")
-    optional = {"created": (str, *Optional), "command": (list, *Optional), "step": (int, *Optional)}
-    _check(path, "", found, optional | {"tokens": (int, *Optional), "model": (dict, *Optional)})
-    _check(path, "", found, {"tasks": (dict,), "settings": (dict, *Optional)})
+    optional = {"created": (str, NULL), "command": (list, NULL), "step": (int, NULL)}
+    _check(path, "", found, optional | {"tokens": (int, NULL), "model": (dict, NULL)})
+    _check(path, "", found, {"tasks": (dict,), "settings": (dict, NULL)})
     for name, task in found["tasks"].items():
         _check_task(path, name, task)
     command = found.get("command")
@@ -162,7 +162,7 @@ def _check_task(path: Path, name: str, task: Any) -> None:
     place = f"tasks.{name}"
     if not isinstance(task, dict):
         raise UserError(f"{path}: {place} is {_kind(task)}, not the results of a task: evaluate again.")
-    missing = {key: None for key, kinds in TASK.items() if type(None) in kinds and key not in task}
+    missing = {key: None for key, kinds in TASK.items() if NULL in kinds and key not in task}
     _check(path, place, task | missing, TASK)
     if task["num_items"] < 0:
         raise UserError(f"{path}: {place}.num_items is {task['num_items']}: a task has no fewer than 0.")
@@ -170,17 +170,17 @@ def _check_task(path: Path, name: str, task: Any) -> None:
         where = f"{place}.scores.{i}"
         if not isinstance(score, dict):
             raise UserError(f"{path}: {where} is {_kind(score)}, not a score: evaluate again.")
-        missing = {key: None for key, kinds in SCORE.items() if type(None) in kinds and key not in score}
+        missing = {key: None for key, kinds in SCORE.items() if NULL in kinds and key not in score}
         _check(path, where, score | missing, SCORE)
 
 
 def _check(path: Path, place: str, found: Mapping[str, Any], fields: Mapping[str, tuple[type, ...]]) -> None:
     for name, kinds in fields.items():
         value, field = found.get(name), f"{place}.{name}".lstrip(".")
-        if name not in found and type(None) not in kinds:
+        if name not in found and NULL not in kinds:
             raise UserError(f"{path}: {field} is missing: evaluate again.")
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+            wanted = " or ".join("null" if kind is NULL else kind.__name__ for kind in kinds)
             raise UserError(f"{path}: {field} is {_kind(value)}, not {wanted}: evaluate again.")
 
 

@@ -16,6 +16,9 @@ NUM_RESAMPLES = 10_000
 MOST_DRAWN_AT_ONCE = 2**20
 """Numbers that a bootstrap holds in memory at a time."""
 
+MOST_RESAMPLED = 50_000
+"""Items or clusters that are drawn one by one. The mean of more is normally distributed, and is drawn from that."""
+
 NORMAL = NormalDist()
 
 
@@ -209,6 +212,9 @@ class _Bootstrap:
 
     def _draw(self, num_resamples: int, seed: int) -> np.ndarray:
         generator, n = np.random.default_rng(seed), len(self.sums)
+        if n > MOST_RESAMPLED:
+            residuals = self.sums - self.mean * self.weights
+            return generator.normal(self.mean, math.sqrt((residuals**2).sum()) / self.weights.sum(), num_resamples)
         means, at_once = np.empty(num_resamples), max(1, MOST_DRAWN_AT_ONCE // n)
         is_weighted = (self.weights != self.weights[0]).any()
         for begin in range(0, num_resamples, at_once):

@@ -56,6 +56,14 @@ def test_the_bootstrap_of_weighted_clusters_is_scipys():
     assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.03 * width)
 
 
+def test_very_many_items_need_no_draws_of_each(monkeypatch):
+    generator = np.random.default_rng(2)
+    values, weights = generator.exponential(size=5_000), generator.integers(1, 9, 5_000)
+    drawn = bootstrap_interval(values, weights=weights)
+    monkeypatch.setattr("llm_lightning.evaluation.statistics.MOST_RESAMPLED", 4_000)
+    assert bootstrap_interval(values, weights=weights) == pytest.approx(drawn, abs=0.05 * (drawn[1] - drawn[0]))
+
+
 def test_the_same_seed_gives_the_same_interval():
     values = np.random.default_rng(0).normal(size=50)
     assert bootstrap_interval(values) == bootstrap_interval(values) != bootstrap_interval(values, seed=1)
