@@ -101,7 +101,7 @@ def draw(
     named = [line for line in drawn if line.label]
     return Chart(
         title, x_label, drawn, x_ticks, y_ticks, x_range, y_range, _description(title, x_label, lines),
-        legend=named if len(named) > 1 else [],
+        legend=named if any(line.label != title for line in named) else [],
     )  # fmt: skip
 
 

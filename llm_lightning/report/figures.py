@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from llm_lightning.report.chart import Chart, Line, draw
+from llm_lightning.report.metrics import Metrics
 from llm_lightning.report.run_folder import Run
 from llm_lightning.report.settings import NOTHING, shown
 
@@ -50,7 +51,7 @@ def figures(run: Run) -> Figures:
     found |= {label: number(run.metrics.last(name)) for label, name in names}
     for name, highest in (("reward", True), ("loss", False), ("accuracy", True)):
         if best := run.metrics.best(f"val/{name}", highest):
-            found[f"best val {name}"] = f"{number(best[0])} at step {best[1]:,}"
+            found[f"best val {name}"] = f"{number(best[0])}{_interval(run.metrics, name, best[1])} at step {best[1]:,}"
     for label, name in (("val perplexity", "val/perplexity"), ("val bits per byte", "val/bits_per_byte")):
         if best := run.metrics.best(name):
             found[f"best {label}"] = number(best[0])
@@ -129,7 +130,16 @@ def reliability_chart(reliability: dict[str, Any]) -> Chart | None:
         return None
     ideal = np.array([0.5, 1.0])
     lines = [Line("calibrated", ideal, ideal, 2, "faint"), Line("model", x, y, 0, "dotted", "right")]
-    return draw("how often right, by confidence", "probability given to the choice", lines, x_from=0.5)
+    return draw("right, by confidence", "probability given to the choice", lines, x_from=0.5)
+
+
+def _interval(metrics: Metrics, name: str, step: int) -> str:
+    """Of a validation's metric that was logged with one."""
+    limits = []
+    for end in ("low", "high"):
+        steps, y = metrics.curve(f"val/{name}_{end}", over_tokens=False)
+        limits += y[steps == step].tolist()
+    return f" ({number(limits[0])} to {number(limits[1])})" if len(limits) == 2 else ""
 
 
 def _last_step(run: Run) -> int | None:

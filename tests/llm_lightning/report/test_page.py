@@ -165,6 +165,12 @@ def test_a_run_that_lacks_parts(tmp_path, kept):
     assert "no" in page.text and ("not finished: step 30" in page.text) == (kept == ["metrics.csv"])
 
 
+def test_a_validation_alone_is_named_and_has_its_interval(tmp_path):
+    table = "step,val/accuracy,val/accuracy_low,val/accuracy_high\n4,0.5,0.3,0.7\n8,0.8,0.6,0.9\n"
+    page = page_of(write_run(tmp_path / "run", metrics_csv=table), output=tmp_path / "report.html")
+    assert "0.8 (0.6 to 0.9) at step 8" in page.text and "accuracy validation" in " ".join(page.text.split())
+
+
 def test_an_unfinished_run_says_how_far_it_came(tmp_path):
     folder = write_run(tmp_path / "run", metrics_csv="step,train/loss\n10,3\n20,2.")
     (folder / "model" / "last").rmdir()
