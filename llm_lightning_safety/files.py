@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+MOST_DIGITS = 300
 ADVICE = "is a link: remove it, or put what it points to in its place"
 
 
@@ -47,6 +49,22 @@ def read_text(path: Path, most: int = 2**20) -> str:
     if len(data) > most:
         raise OSError(errno.EFBIG, f"has more than {most} bytes", str(path))
     return data.decode(errors="replace")
+
+
+def parse_json(text: str) -> Any:
+    """What a JSON text holds; raises `ValueError` for one that is none, that is nested too deeply, or that holds an
+    integer that no float does: whatever calculates with it would fail.
+    """
+    try:
+        return json.loads(text, parse_int=_integer)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"it holds an integer of {len(digits)} digits")
+    return int(digits)
 
 
 def _unlinked(path: str, flags: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llm_lightning.evaluation.results import Evaluation, Items, newest_of_each_task, read_items
-from llm_lightning.evaluation.statistics import Difference, holm, paired_bootstrap, paired_shares
+from llm_lightning.evaluation.statistics import LARGEST, Difference, holm, paired_bootstrap, paired_shares
 
 LEVEL = 0.05
 
@@ -24,7 +24,7 @@ class PairedScore:
         first, second: mean scores over the items that both have.
         num_pairs: these items.
         num_unpaired: items that only one of them has.
-        num_undefined: items of both left out, as one of their scores is no finite number.
+        num_undefined: items of both left out, as one of their scores is no number, or none to calculate with.
         test: its name.
         difference: second minus first; its p is of this test alone.
         corrected_p: after Holm's correction over all tests of the comparison.
@@ -114,7 +114,7 @@ def _paired_scores(task: str, one: Evaluation, items: Any) -> list[PairedScore]:
 def _paired_score(key: tuple[str, str, str], one: Items, two: Items, higher_is_better: bool) -> PairedScore | None:
     hashes, left, right = np.intersect1d(one.hashes, two.hashes, assume_unique=True, return_indices=True)
     first, second = one.values[left], two.values[right]
-    is_defined = np.isfinite(first) & np.isfinite(second)
+    is_defined = (np.abs(first) < LARGEST) & (np.abs(second) < LARGEST)
     first, second = first[is_defined], second[is_defined]
     if not len(first):
         return None

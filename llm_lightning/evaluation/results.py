@@ -1,6 +1,5 @@
 """What an evaluation left in its folder: read and checked, as a stranger may have made it."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llm_lightning.errors import UserError
-from llm_lightning_safety.files import open_unlinked, read_text
+from llm_lightning_safety.files import open_unlinked, parse_json, read_text
 
 RESULTS, ITEMS = "results.json", "items.parquet"
 FORMAT = 1
@@ -95,8 +94,8 @@ def read_evaluation(folder: Path) -> Evaluation:
     path = folder / RESULTS
     text = read_text(path, MOST_BYTES)
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        found = parse_json(text)
+    except ValueError as error:
         raise UserError(f"{path} is no JSON ({error}): evaluate again, or take this folder away.") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         given = found.get("format") if isinstance(found, dict) else None

@@ -19,6 +19,9 @@ MOST_DRAWN_AT_ONCE = 2**20
 MOST_RESAMPLED = 50_000
 """Items or clusters that are drawn one by one. The mean of more is normally distributed, and is drawn from that."""
 
+LARGEST = 1e100
+"""Of a score; the cubes of larger ones are no numbers any more."""
+
 NORMAL = NormalDist()
 
 
@@ -72,7 +75,7 @@ def bootstrap_interval(
         seed: of the draws.
 
     Returns:
-        Lower and upper limit; not numbers where there are fewer than two items or clusters.
+        Lower and upper limit; not numbers where there are fewer than two items or clusters, or a score is none.
     """
     bootstrap = _Bootstrap(*_sums(values, clusters, weights), num_resamples, seed)
     return bootstrap.interval(confidence)
@@ -175,7 +178,7 @@ class _Bootstrap:
 
     def __init__(self, sums: np.ndarray, weights: np.ndarray, num_resamples: int, seed: int) -> None:
         self.sums, self.weights = sums[weights > 0], weights[weights > 0]
-        self.is_known = len(self.sums) > 1
+        self.is_known = len(self.sums) > 1 and bool((np.abs(self.sums) < LARGEST).all())
         self.mean = float(self.sums.sum() / self.weights.sum()) if len(self.sums) else math.nan
         if self.is_known:
             self.means = np.sort(self._draw(num_resamples, seed))

@@ -1,5 +1,6 @@
 """What a run achieved, in a few numbers."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ def number(value: Any) -> str:
     """As a person writes it; a dash for what is no number."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return ""
-    if not np.isfinite(value):
+    if not math.isfinite(value):
         return NOTHING
     return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.4g}"
 
@@ -126,7 +127,7 @@ def reliability_chart(reliability: dict[str, Any]) -> Chart | None:
         x, y = (np.asarray(each, float) for each in bins)
     except (TypeError, ValueError):
         return None
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+    if not all(((values >= 0) & (values <= 1)).all() for values in (x, y)):
         return None
     ideal = np.array([0.5, 1.0])
     lines = [Line("calibrated", ideal, ideal, 2, "faint"), Line("model", x, y, 0, "dotted", "right")]

@@ -11,6 +11,8 @@ from llm_lightning_safety.files import read_text
 
 MOST_BYTES = 2**28
 MOST_COLUMNS = 1_000
+LARGEST = 1e100
+"""Of a metric; between larger ones no chart can calculate."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def read_metrics(path: Path) -> Metrics:
 
 def _number(text: str) -> float:
     try:
-        return float(text) if text else np.nan
+        value = float(text or "nan")
     except ValueError:
         return np.nan
+    return value if abs(value) < LARGEST else np.nan

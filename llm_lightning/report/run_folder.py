@@ -1,6 +1,5 @@
 """What a run folder holds that a report tells of. It may be a stranger's, unfinished, or lack any of it."""
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from llm_lightning.errors import UserError
 from llm_lightning.evaluation.results import Evaluation, find_evaluations, read_evaluation
 from llm_lightning.report.metrics import Metrics, read_metrics
 from llm_lightning.report.settings import Settings, flat
-from llm_lightning_safety.files import read_text
+from llm_lightning_safety.files import parse_json, read_text
 from llm_lightning_safety.redaction import HIDDEN, redact
 from llm_lightning_safety.secret_names import is_secret_name
 
@@ -171,7 +170,7 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    found = json.loads(read_text(path))
+    found = parse_json(read_text(path))
     if not isinstance(found, dict):
         raise ValueError("it is not as a run writes it")
     return redact(found)
@@ -200,7 +199,7 @@ def _read_rollouts(folder: Path) -> list[Samples]:
     found = []
     for step, path in _by_step(folder, r"rollouts-(\d{1,12})\.jsonl"):
         lines = read_text(path, 2**24).splitlines()[:MOST_ROLLOUTS]
-        rows = [row for line in lines if isinstance(row := json.loads(line), dict)]
+        rows = [row for line in lines if isinstance(row := parse_json(line), dict)]
         found.append(Samples(f"step {step:,}", rows=redact(rows)))
     return found
 

@@ -1,5 +1,6 @@
 """No link in a folder that a stranger may have made is followed, in writing or in reading."""
 
+import math
 import os
 
 import pytest
@@ -114,3 +115,10 @@ def test_plain_names(text):
 @pytest.mark.parametrize("text", ["", "../x", "a b", "a/b", ".hidden", "root:x:0:0", "a\nb", "A" * 129, "é"])
 def test_other_names(text):
     assert not is_plain_name(text)
+
+
+def test_json_holds_no_integer_that_stops_a_calculation():
+    assert parse_json('{"a": [1, -2, 1e400]}') == {"a": [1, -2, math.inf]}
+    for text in ("1" * 301, "[" * 200_000, "{", '{"a": -' + "9" * 5_000 + "}"):
+        with pytest.raises(ValueError):
+            parse_json(text)
