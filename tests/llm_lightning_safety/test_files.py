@@ -11,6 +11,7 @@ from llm_lightning_safety.files import (
     links_out_of,
     make_folder,
     open_unlinked,
+    parse_json,
     read_text,
     remove,
     write_text,
