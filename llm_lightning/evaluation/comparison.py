@@ -12,6 +12,9 @@ from llm_lightning.evaluation.statistics import LARGEST, Difference, holm, paire
 
 LEVEL = 0.05
 
+ASKED = ("version", "num_fewshot", "max_new_tokens")
+"""What a task's results say of how it was asked."""
+
 MCNEMAR, BOOTSTRAP, CLUSTERED = "McNemar, exact", "paired bootstrap", "paired bootstrap of clusters"
 
 
@@ -143,5 +146,5 @@ def _paired_score(key: tuple[str, str, str], one: Items, two: Items, higher_is_b
 
 def _differing(one: Evaluation, two: Evaluation, task: str) -> list[tuple[str, Any, Any]]:
     settings = [(name, one.settings.get(name), two.settings.get(name)) for name in {**one.settings, **two.settings}]
-    own = [(name, one.tasks[task].get(name), two.tasks[task].get(name)) for name in ("version", "max_new_tokens")]
+    own = [(name, one.tasks[task].get(name), two.tasks[task].get(name)) for name in ASKED]
     return [each for each in settings + own if each[1] != each[2]]

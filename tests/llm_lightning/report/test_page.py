@@ -51,12 +51,13 @@ def test_one_run_is_told(tmp_path):
         tmp_path / "one",
         quantization_json=json.dumps({"kept": "int8", "original": SCHEME, "schemes": {"int8": SCHEME | {"kl": 0.003}}}),
     )
-    write_evaluation(folder / "evaluation" / "step=30", {"arc": WEAK}, step=30, tokens=6144)
+    evaluation = write_evaluation(folder / "evaluation" / "step=30", {"arc": WEAK}, step=30, tokens=6144)
+    change_results(evaluation, lambda content: content["tasks"]["arc"].update(num_fewshot=5))
     page = page_of(folder, output=tmp_path / "report.html")
     for words in (
         "finished", "2.5 at step 30", "683,973", "0.08%", "llm-lightning fit --config tiny.yaml", "written at 30",
         "AdamW, lr 0.001", "Kept: int8.", "0.003", "learning rate", "Question: <b>2 + 2</b>?", "1.5 %", "1.0 %",
-        "wilson", f"{WEAK.mean():.4f}",
+        "wilson", "num_fewshot 5", f"{WEAK.mean():.4f}",
     ):  # fmt: skip
         assert words in page.text, words
     # Loss, learning rate and speed; the perplexity of validation under "more".
