@@ -120,7 +120,7 @@ def hidden_states(model: nn.Module, batch: Mapping[str, Any], routing: Routing |
         return output.logits if behaviour.own_logits else output.last_hidden_state
 
     documents = batch.get("documents")
-    shares = documents is not None and documents.source is not None and "documents" not in names
+    shares = isinstance(documents, Documents) and documents.source is not None and "documents" not in names
     if documents is None or (behaviour.packs and not shares):
         return run(batch)
     return run_apart(run, batch, at_once=hasattr(network, RUN) or is_zero3(next(network.parameters())))

@@ -9,10 +9,12 @@ The documents of a batch are found once, on the CPU, before the batch goes to it
 through the network's keyword arguments; the network never waits for the device to learn where a document ends.
 """
 
+from llm_lightning.models.attention.branches import Branch, Branches
 from llm_lightning.models.attention.choice import attention_of, with_attention
 from llm_lightning.models.attention.documents import Documents
 from llm_lightning.models.attention.interface import ATTENTION, Prefix, document_attention, register_attention
 
 __all__ = [
-    "ATTENTION", "Documents", "Prefix", "attention_of", "document_attention", "register_attention", "with_attention",
+    "ATTENTION", "Branch", "Branches", "Documents", "Prefix", "attention_of", "document_attention",
+    "register_attention", "with_attention",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_lightning.errors import UserError
+from llm_lightning.models.attention.branches import Branches
 from llm_lightning.models.attention.cpu import cpu_attention
 from llm_lightning.models.attention.cuda import varlen_attention
 from llm_lightning.models.attention.documents import Documents
@@ -34,7 +35,7 @@ def document_attention(
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
-    documents: Documents | None = None,
+    documents: Documents | Branches | None = None,
     sliding_window: int | None = None,
     prefix: Prefix | None = None,
     **kwargs: Any,
@@ -67,6 +68,8 @@ def document_attention(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if isinstance(documents, Branches):
+        return documents.attend(query, key, value, scale, sliding_window, softcap, sinks), None
     window = None if sliding_window is None or sliding_window >= documents.longest else sliding_window
     if softcap is not None or sinks is not None:
         return span_attention(query, key, value, documents.spans, scale, dropout, window, softcap, sinks), None

@@ -1,0 +1,224 @@
+"""How likely a network finds continuations of contexts: no padding, and what texts share is computed once a row.
+
+Requests are sorted by their tokens, so that each stands behind the one it shares most with; it takes over that
+beginning (the few-shot examples, the question) and adds its own tokens. Options of one token are nothing but several
+columns of the same logits.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llm_lightning.models.adapters.virtual_tokens import prompt_config
+from llm_lightning.models.attention import ATTENTION, Branch, Branches, Documents, attention_of
+from llm_lightning.models.heads import base_model, head_scaling, hidden_states, output_head
+from llm_lightning.models.loading.sharding import all_gathered, run_gathered
+from llm_lightning.models.running.behaviour import behaviour_of
+from llm_lightning.objectives.language import ROUNDING, chunk_length
+
+ROW_TOKENS = 8192
+"""Of one forward pass, but for a single longer request."""
+
+LEAST_SHARED = 16
+"""Tokens: to take over fewer costs more than to compute them again."""
+
+
+class Request(NamedTuple):
+    """What is asked: token ids of a context, at least one, and of its continuation, at least one."""
+
+    context: Sequence[int]
+    continuation: Sequence[int]
+
+
+class Likelihood(NamedTuple):
+    """The continuation's log-probability, and whether each of its tokens is the likeliest at its place."""
+
+    logprob: float
+    is_greedy: bool
+
+
+@torch.no_grad()
+def likelihoods(
+    model: Any, requests: Sequence[Request], row_tokens: int = ROW_TOKENS
+) -> Iterator[tuple[int, Likelihood]]:
+    """Each request's number and likelihood, as they are done.
+
+    Args:
+        model: a `PreTrainedModel` with a language head, or a `PeftModel` around one; left as it was found.
+        requests: that fit into the network's context.
+        row_tokens: of one forward pass; the results do not depend on it but for rounding.
+    """
+    network = base_model(model)
+    plan = Plan(requests, row_tokens, shares=_shares(model))
+    with _evaluating(network):
+        for row in plan.rows():
+            found = run_gathered(network, _row_likelihoods, model, row)
+            yield from zip(row.numbers, found, strict=True)
+
+
+class Row(NamedTuple):
+    """Requests in one row.
+
+    Args:
+        numbers: of the requests.
+        input_ids, position_ids: (T,) int64.
+        branches: own tokens and where what is before them stands (n,), in the row's order.
+        places: (M,) int64 where the M tokens of all continuations are predicted, request after request.
+        targets: (M,) int64 these tokens.
+        counts: tokens of each request's continuation.
+    """
+
+    numbers: list[int]
+    input_ids: np.ndarray
+    position_ids: np.ndarray
+    branches: list[tuple[slice, np.ndarray]]
+    places: np.ndarray
+    targets: np.ndarray
+    counts: list[int]
+
+
+class Plan:
+    """Which requests stand in which row.
+
+    Args:
+        requests: what is asked.
+        row_tokens: of a row, but for a single longer request.
+        shares: whether sequences may take over a beginning; else all stand for themselves.
+    """
+
+    def __init__(self, requests: Sequence[Request], row_tokens: int, shares: bool) -> None:
+        # The last token predicts nothing that is asked for.
+        self._read = [np.array([*r.context, *r.continuation[:-1]], np.int64) for r in requests]
+        self._asked = requests
+        self._row_tokens, self._shares = row_tokens, shares
+        self._order = sorted(range(len(requests)), key=lambda i: self._read[i].tolist())
+
+    def rows(self) -> Iterator[Row]:
+        """The rows, one after the other."""
+        row = _RowBeingFilled()
+        for number in self._order:
+            ids = self._read[number]
+            shared = row.shared_with(ids) if self._shares else 0
+            if row.length and row.length + len(ids) - shared > self._row_tokens:
+                yield row.finished()
+                row, shared = _RowBeingFilled(), 0
+            row.add(number, ids, shared, self._asked[number])
+        if row.length:
+            yield row.finished()
+
+
+class _RowBeingFilled:
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self.ids: list[np.ndarray] = []
+        self.positions: list[np.ndarray] = []
+        self.branches: list[tuple[slice, np.ndarray]] = []
+        self.places: list[np.ndarray] = []
+        self.targets: list[Sequence[int]] = []
+        self.length = 0
+        # The newest sequence, and where its tokens stand.
+        self.newest = self.newest_places = np.zeros(0, np.int64)
+
+    def shared_with(self, ids: np.ndarray) -> int:
+        """Tokens at the beginning that the newest sequence has as well."""
+        n = min(len(ids), len(self.newest))
+        differ = (ids[:n] != self.newest[:n]).nonzero()[0]
+        shared = int(differ[0]) if len(differ) else n
+        return shared if shared >= LEAST_SHARED or shared == len(ids) else 0
+
+    def add(self, number: int, ids: np.ndarray, shared: int, asked: Request) -> None:
+        """Put a sequence behind the others, without what it takes over from the newest one."""
+        own = ids[shared:]
+        before = self.newest_places[:shared]
+        places = np.concatenate([before, np.arange(self.length, self.length + len(own))])
+        if len(own):
+            self.branches.append((slice(self.length, self.length + len(own)), before))
+            self.ids.append(own)
+            self.positions.append(np.arange(shared, len(ids)))
+            self.length += len(own)
+        self.newest, self.newest_places = ids, places
+        self.numbers.append(number)
+        self.places.append(places[len(asked.context) - 1 :])
+        self.targets.append(asked.continuation)
+
+    def finished(self) -> Row:
+        """The row, padded to a round length by a sequence that nothing is read from."""
+        padding = -self.length % ROUNDING
+        if padding:
+            self.branches.append((slice(self.length, self.length + padding), np.zeros(0, np.int64)))
+        return Row(
+            self.numbers,
+            np.concatenate([*self.ids, np.zeros(padding, np.int64)]),
+            np.concatenate([*self.positions, np.arange(padding)]),
+            self.branches,
+            np.concatenate(self.places),
+            np.concatenate([np.asarray(target, np.int64) for target in self.targets]),
+            [len(target) for target in self.targets],
+        )
+
+
+def _shares(model: Any) -> bool:
+    """Whether the network's attention can be told what a sequence takes over."""
+    network = base_model(model)
+    behaviour = behaviour_of(network)
+    return behaviour.packs and attention_of(network) == ATTENTION and prompt_config(model) is None
+
+
+@contextmanager
+def _evaluating(network: Any) -> Iterator[None]:
+    was_training = network.training
+    network.eval()
+    try:
+        # A compiled layer would be compiled anew for every shape.
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        network.train(was_training)
+
+
+def _row_likelihoods(model: Any, row: Row) -> list[Likelihood]:
+    network = base_model(model)
+    with all_gathered(network):
+        states = hidden_states(model, _batch(row, network.device, _shares(model)))[0]
+        logprobs, is_likeliest = _read_off(network, states, row)
+    parts = zip(logprobs.split(row.counts), is_likeliest.split(row.counts), strict=True)
+    return [Likelihood(float(logprob.sum()), bool(likeliest.all())) for logprob, likeliest in parts]
+
+
+def _batch(row: Row, device: torch.device, shares: bool) -> dict[str, Any]:
+    position_ids = torch.from_numpy(row.position_ids)[None]
+    documents: Any
+    if shares:
+        documents = Branches([Branch.of(own, before, device) for own, before in row.branches])
+    else:
+        documents = Documents.of(position_ids).to(device)
+    return {
+        "input_ids": torch.from_numpy(row.input_ids)[None].to(device),
+        "position_ids": position_ids.to(device),
+        "documents": documents,
+    }
+
+
+def _read_off(network: Any, states: Tensor, row: Row) -> tuple[Tensor, Tensor]:
+    """(M,) float32 log-probabilities of the row's targets and whether they are the likeliest, on the CPU."""
+    head, scaling = output_head(network), head_scaling(network)
+    vocab_size = network.config.get_text_config(decoder=True).vocab_size
+    step = chunk_length(vocab_size, states.device)
+    # A place that several requests ask goes through the head once.
+    places, which = np.unique(row.places, return_inverse=True)
+    order = which.argsort(kind="stable")
+    bounds = np.searchsorted(which[order], np.arange(0, len(places) + step, step))
+    logprobs, is_likeliest = torch.empty(len(which)), torch.empty(len(which), dtype=torch.bool)
+    for chunk in range(-(-len(places) // step)):
+        asked = order[bounds[chunk] : bounds[chunk + 1]]
+        index = torch.from_numpy(places[chunk * step : (chunk + 1) * step]).to(states.device)
+        scores = scaling(head(states.index_select(0, index))).float().log_softmax(-1)
+        rows = torch.from_numpy(which[asked] - chunk * step).to(states.device)
+        targets = torch.from_numpy(row.targets[asked]).to(states.device)
+        logprobs[asked] = scores[rows, targets].cpu()
+        is_likeliest[asked] = (scores.argmax(-1)[rows] == targets).cpu()
+    return logprobs, is_likeliest
