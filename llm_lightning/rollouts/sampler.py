@@ -1,9 +1,9 @@
 """Samples completions from the network that is being trained, in this process."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +19,12 @@ from llm_lightning.rollouts.trial import fits_slots
 PROMPT_TOKENS = 8192
 """Tokens of one forward pass over prompts, but for a single longer prompt."""
 
+STOP_EVERY = 8
+"""Tokens after which `Stop` is asked: to ask it means to wait for the device and to read the text."""
+
+Stop: TypeAlias = Callable[[int, Tensor], bool]
+"""Whether a completion, by its number and its tokens so far, is over."""
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -32,11 +38,14 @@ class Sampler:
         eos_token_ids: tokens that end a completion.
         num_slots: completions that are written at the same time, at least. Each takes keys and values for its prompt
             and itself.
+        stop: ends completions that no EOS token has ended. It is asked every `STOP_EVERY` tokens, so that a few more
+            may stand behind what it waits for.
     """
 
     sampling: Sampling
     eos_token_ids: Sequence[int]
     num_slots: int = 64
+    stop: Stop | None = None
 
     @torch.no_grad()
     def sample(self, model: Any, prompts: Sequence[Tensor], keys: Sequence[Sequence[Key]]) -> list[Completion]:
@@ -92,9 +101,11 @@ class _Writing:
         self.logprobs = torch.zeros(count, longest, dtype=torch.float32, device=self.device)
         self.num_tokens = torch.zeros(count, dtype=torch.int64, device=self.device)
         self.is_finished = torch.zeros(count, dtype=torch.bool, device=self.device)
+        self.num_steps = 0
 
     def advance(self) -> bool:
         """Admit prompts where there is room, then write one token a slot; False once all is written."""
+        self._stop()
         self._leave()
         while self.waiting and len(self.slots) + self.num_samples <= max(self.sampler.num_slots, self.num_samples):
             self._admit()
@@ -117,6 +128,18 @@ class _Writing:
             count = int(self.num_tokens[number])
             tokens, logprobs = self.tokens[number, :count].cpu(), self.logprobs[number, :count].cpu()
             yield number, Completion(tokens, logprobs, bool(self.is_finished[number]))
+
+    def _stop(self) -> None:
+        """Let end what the caller says is over."""
+        self.num_steps += 1
+        if self.sampler.stop is None or self.num_steps % STOP_EVERY:
+            return
+        numbers, over = self.numbers.tolist(), self.is_over.tolist()
+        tokens, lengths = self.tokens[self.numbers].cpu(), self.num_tokens[self.numbers].tolist()
+        for slot, number in enumerate(numbers):
+            if not over[slot]:
+                over[slot] = self.sampler.stop(number, tokens[slot, : lengths[slot]])
+        self.is_over = torch.tensor(over, dtype=torch.bool, device=self.device)
 
     def _leave(self) -> None:
         """Take out finished completions, once they are a quarter of the slots: each time costs a copy of the rest."""

@@ -18,6 +18,7 @@ from transformers import (
 from llm_lightning.models.adapters.adapter import Adapter
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.rollouts import Sampler, Sampling
+from llm_lightning.rollouts.sampler import STOP_EVERY
 from llm_lightning.rollouts.slots import ROOM
 from llm_lightning.rollouts.trial import fits_slots
 
@@ -179,6 +180,32 @@ def test_networks_that_fit_no_slots_read_the_whole_text_for_every_token(name):
     ours = Sampler(Sampling(12, temperature=0), [EOS], 3).sample(network, asked, keys_for(len(asked)))
     assert not fits_slots(network)
     assert [completion.tokens.tolist() for completion in ours] == expected
+
+
+@pytest.mark.parametrize("num_slots", [64, 3])
+def test_a_completion_that_is_over_stops_soon_and_changes_no_other(num_slots):
+    network, asked = network_of(NETWORKS["llama"]), prompts()
+    sampling = Sampling(60, temperature=0)
+    whole = Sampler(sampling, [EOS], num_slots).sample(network, asked, keys_for(len(asked)))
+
+    def has_stop(number: int, tokens: torch.Tensor) -> bool:
+        assert torch.equal(tokens, whole[number].tokens[: len(tokens)])
+        return number % 2 == 0 and 11 in tokens.tolist()
+
+    stopped = Sampler(sampling, [EOS], num_slots, has_stop)
+    found = stopped.sample(network, asked, keys_for(len(asked)))
+    by_stream = dict(stopped.stream(network, asked, [key for (key,) in keys_for(len(asked))]))
+    num_shorter = 0
+    for number, (one, other) in enumerate(zip(whole, found, strict=True)):
+        assert by_stream[number].tokens.tolist() == other.tokens.tolist()
+        if len(other.tokens) == len(one.tokens):
+            continue
+        num_shorter += 1
+        place = one.tokens.tolist().index(11)
+        assert place < len(other.tokens) <= place + 1 + STOP_EVERY
+        assert other.tokens.tolist() == one.tokens.tolist()[: len(other.tokens)]
+        assert not other.is_finished
+    assert num_shorter > 1
 
 
 def test_nothing_to_write(network):
