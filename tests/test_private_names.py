@@ -34,6 +34,7 @@ import llm_lightning_safety
 
 PACKAGES = (callbacks, datamodules, llm_lightning, llm_lightning_safety)
 NO_PRIVATE = {"_asdict", "_exit", "_replace"}  # documented, in spite of their names
+OPTIONAL = {"lm_eval"}  # what only an extra brings, and is imported at a module's beginning all the same
 COUNTERS = {"batch_progress", "epoch_progress"}  # of Lightning's loops
 
 
@@ -111,6 +112,8 @@ PRIVATE: dict[str, Callable[[], Any]] = {
     "_init_weights": lambda: transformers.PreTrainedModel,
     "_initialize_weights": lambda: transformers.PreTrainedModel,
     "_supports_sdpa": lambda: transformers.LlamaForCausalLM,
+    # lm-evaluation-harness, an abstract method of its: llm_lightning/evaluation/harness.py
+    "_loglikelihood_tokens": lambda: pytest.importorskip("lm_eval.api.model").TemplateLM,
     # wandb: llm_lightning/loggers/wandb.py
     "_log_artifact": lambda: wandb_run.Run,
 }
@@ -204,7 +207,12 @@ def our_classes() -> set[type]:
     found = set()
     for package in PACKAGES:
         for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            module = importlib.import_module(info.name)
+            try:
+                module = importlib.import_module(info.name)
+            except ModuleNotFoundError as error:
+                if (error.name or "").split(".")[0] not in OPTIONAL:
+                    raise
+                continue
             found |= {each for each in vars(module).values() if inspect.isclass(each) and each.__module__ == info.name}
     return found
 

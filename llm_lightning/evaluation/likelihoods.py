@@ -16,7 +16,7 @@ from torch import Tensor
 from llm_lightning.models.adapters.virtual_tokens import prompt_config
 from llm_lightning.models.attention import ATTENTION, Branch, Branches, Documents, attention_of
 from llm_lightning.models.heads import base_model, head_scaling, hidden_states, output_head
-from llm_lightning.models.loading.sharding import all_gathered, run_gathered
+from llm_lightning.models.loading.sharding import all_gathered, is_gathered_to_run, run_gathered
 from llm_lightning.models.running.behaviour import behaviour_of
 from llm_lightning.objectives.language import ROUNDING, chunk_length
 
@@ -54,10 +54,18 @@ def likelihoods(
     """
     network = base_model(model)
     plan = Plan(requests, row_tokens, shares=_shares(model))
-    with _evaluating(network):
+    if not is_gathered_to_run(network):
+        yield from _all_likelihoods(model, plan)
+        return
+    # Ranks have different numbers of rows: parts that lie on others are fetched once, and no rank waits after that.
+    yield from run_gathered(network, lambda: list(_all_likelihoods(model, plan)))
+
+
+def _all_likelihoods(model: Any, plan: "Plan") -> Iterator[tuple[int, Likelihood]]:
+    network = base_model(model)
+    with _evaluating(network), all_gathered(network):
         for row in plan.rows():
-            found = run_gathered(network, _row_likelihoods, model, row)
-            yield from zip(row.numbers, found, strict=True)
+            yield from zip(row.numbers, _row_likelihoods(model, row), strict=True)
 
 
 class Row(NamedTuple):
@@ -182,9 +190,8 @@ def _evaluating(network: Any) -> Iterator[None]:
 
 def _row_likelihoods(model: Any, row: Row) -> list[Likelihood]:
     network = base_model(model)
-    with all_gathered(network):
-        states = hidden_states(model, _batch(row, network.device, _shares(model)))[0]
-        logprobs, is_likeliest = _read_off(network, states, row)
+    states = hidden_states(model, _batch(row, network.device, _shares(model)))[0]
+    logprobs, is_likeliest = _read_off(network, states, row)
     parts = zip(logprobs.split(row.counts), is_likeliest.split(row.counts), strict=True)
     return [Likelihood(float(logprob.sum()), bool(likeliest.all())) for logprob, likeliest in parts]
 

@@ -81,6 +81,7 @@ class LocalEngine:
         num_slots: texts that are written at the same time.
         dtype: of the weights; by default bfloat16 on a GPU, float32 on a CPU.
         device: by default this process's GPU, where there is one.
+        field: the setting that holds `path`, for messages.
     """
 
     def __init__(
@@ -89,10 +90,11 @@ class LocalEngine:
         num_slots: int = 64,
         dtype: Literal["float32", "bfloat16", "float16"] | None = None,
         device: str | None = None,
+        field: str = "engine.path",
     ) -> None:
         if num_slots < 1:
             raise UserError(f"engine.num_slots={num_slots} must be at least 1.")
-        self.path = path
+        self.path, self.field = path, field
         self.num_slots = num_slots
         self.device = torch.device(device or own_device())
         self.dtype = dtype or ("bfloat16" if self.device.type == "cuda" else "float32")
@@ -115,7 +117,7 @@ class LocalEngine:
         """Read config and tokenizer; raises `UserError` where that fails, or where there is no chat template."""
         Backbone(path=self.path).read_config()
         if not self.tokenizer.chat_template:
-            raise UserError(f"engine.path={self.path!r}: its tokenizer has no chat template, so it cannot be asked.")
+            raise UserError(f"{self.field}={self.path!r}: its tokenizer has no chat template, so it cannot be asked.")
         _ = self._untrusted
 
     @cached_property
@@ -129,14 +131,14 @@ class LocalEngine:
                 return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
             return AutoTokenizer.from_pretrained(str(path) if path.exists() else self.path, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise UserError(f"engine.path={self.path!r} has no tokenizer that can be read: {error}") from error
+            raise UserError(f"{self.field}={self.path!r} has no tokenizer that can be read: {error}") from error
 
     @cached_property
     def _untrusted(self) -> UntrustedText:
         try:
             return UntrustedText(self.tokenizer)
         except TypeError as error:
-            raise UserError(f"engine.path={self.path!r}: {error}.") from error
+            raise UserError(f"{self.field}={self.path!r}: {error}.") from error
 
     @cached_property
     def network(self) -> Any:

@@ -95,6 +95,11 @@ def run_gathered(network: Any, function: Callable[..., Any], *args: Any, **optio
     return getattr(network, RUN, _call)(function, *args, **options)
 
 
+def is_gathered_to_run(network: Any) -> bool:
+    """Whether ranks hold parts of the weights, so that all of them have to call `run_gathered` together."""
+    return hasattr(network, RUN)
+
+
 @contextmanager
 def all_gathered(network: nn.Module) -> Iterator[None]:
     """All weights gathered on every rank: once, however many forward passes there are in this context.
