@@ -20,6 +20,7 @@ commands:
   augment    let a model write more training data, and filter it
   ablate     train with the synthetic data and without it, and compare
   report     one page about a run, or about several side by side, with paired tests
+  evaluate   ask a model the items of benchmarks, each score with its interval
   merge      add an adapter to the weights of its network
   slurm      submit one of these, or a chain of stages, to a cluster
   workspace  make a W&B workspace that shows what matters of a stage
@@ -45,6 +46,7 @@ options:
 OTHERS = {
     "ablate": "llm_lightning.commands.ablate",
     "configs": "llm_lightning.commands.configs",
+    "evaluate": "llm_lightning.commands.evaluate",
     "merge": "llm_lightning.commands.merge",
     "report": "llm_lightning.commands.report",
     "slurm": "llm_lightning.commands.slurm",

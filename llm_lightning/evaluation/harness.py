@@ -187,6 +187,13 @@ class NetworkLM(TemplateLM):
         """What is known of an answer that was written: `text`, `num_tokens`, `truncated`."""
         return self.answers[self._questions[key_of(context, given), repeat]]
 
+    def written(self, sample: dict[str, Any]) -> dict[str, Any] | None:
+        """What is known of the answer in a sample as lm-eval logs it; None where nothing was written."""
+        arguments = sample["arguments"][0]
+        if len(arguments) != 2 or not isinstance(arguments[1], dict):
+            return None
+        return self.answer(*arguments)
+
     def _question(self, context: str, given: dict[str, Any], repeat: int) -> Question:
         """A prompt and how its answer is drawn, from a request's arguments.
 

@@ -88,8 +88,8 @@ class Writer:
         self.eos_token_ids, self.num_slots = eos_token_ids, num_slots
 
     def write(self, questions: Sequence[Question]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Each question's number and its answer, as they are done: `text`, `num_tokens`, and whether it is `truncated`,
-        that is, neither the model nor a stop string has ended it.
+        """Each question's number and its answer, as they are done: `text`, `num_tokens`, `max_new_tokens`, and whether
+        it is `truncated`, that is, neither the model nor a stop string has ended it.
         """
         groups: dict[tuple[Sampling, tuple[str, ...]], list[int]] = {}
         for number, question in enumerate(questions):
@@ -110,7 +110,7 @@ class Writer:
             else:
                 written = sampler.stream(self.model, prompts, keys)
             for place, completion in written:
-                yield numbers[place], ends.answer(completion)
+                yield numbers[place], {**ends.answer(completion), "max_new_tokens": sampling.max_new_tokens}
 
 
 class Stops:

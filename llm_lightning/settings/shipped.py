@@ -6,6 +6,8 @@ from pathlib import Path
 from llm_lightning.errors import UserError
 
 FOLDER = Path(__file__).parent.parent / "configs"
+TASKS = FOLDER / "tasks"
+"""YAML of lm-evaluation-harness, and no settings of a run."""
 
 
 def find_config(given: str) -> str:
@@ -47,7 +49,12 @@ def with_found_configs(args: list[str]) -> list[str]:
 def names() -> list[str]:
     """The configurations' names, stages before overlays."""
     files = sorted(FOLDER.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
-    return [str(path.relative_to(FOLDER).with_suffix("")) for path in files]
+    return [str(path.relative_to(FOLDER).with_suffix("")) for path in files if path.parent != TASKS]
+
+
+def tasks() -> list[str]:
+    """The names of the ready tasks of `llm-lightning evaluate`."""
+    return sorted(path.stem for path in TASKS.glob("*.yaml"))
 
 
 def known_name(given: str) -> str:

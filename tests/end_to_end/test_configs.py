@@ -52,7 +52,7 @@ OTHER_MACHINES = [f"trainer/{name}.yaml" for name in ("deepspeed_zero2", "deepsp
 OTHER_MACHINES += ["trainer/tensor_parallel.yaml"]  # two devices: tests/distributed
 # Those in sweeps/ are for `wandb sweep`; see test_wandb.py.
 EVERY_FILE = sorted(
-    {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml") if path.parent.name != "sweeps"}
+    {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("sweeps", "tasks")}
 )
 
 

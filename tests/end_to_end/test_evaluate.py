@@ -1,0 +1,168 @@
+"""`llm-lightning evaluate`: results, answers that are kept, mistakes, two ranks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet
+
+pytest.importorskip("lm_eval", reason="the extra `evaluation` is not installed")
+
+from llm_lightning.commands.evaluate import default_output, group_environment, run
+from llm_lightning.evaluation.results import read_evaluation, read_items
+from tests.llm_lightning.evaluation.small_model import WRITTEN, questions, save_small_model, write_rows, write_task
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_small_model(tmp_path_factory.mktemp("run") / "model" / "best")
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_rows(tmp_path / "test.jsonl", questions())
+    write_rows(tmp_path / "train.jsonl", questions(4))
+    (tmp_path / "text.txt").write_text("".join(f"Line {number} of a text.\n" for number in range(400)))
+    write_task(tmp_path, "written", tmp_path / "test.jsonl", **WRITTEN)
+    return tmp_path
+
+
+def arguments(model, data, *more, output="out"):
+    tasks = f"local_multiple_choice,local_text,{data}/written.yaml"
+    return [
+        str(model), "--tasks", tasks, "--data", f"local_multiple_choice={data}", "--data",
+        f"local_text={data}/text.txt", "--num_fewshot", "2", "--output", str(data / output), *more,
+    ]  # fmt: skip
+
+
+def scores(folder: Path) -> dict[tuple[str, str], float]:
+    evaluation = read_evaluation(folder)
+    return {(name, each["metric"]): each["value"] for name, task in evaluation.tasks.items() for each in task["scores"]}
+
+
+def test_it_writes_what_a_report_reads(model, data, capsys):
+    assert run(arguments(model, data, "--system_prompt", "Be brief.")) == 0
+    printed = capsys.readouterr().out
+    assert "local_multiple_choice  acc" in printed
+    assert " to " in printed
+    evaluation = read_evaluation(data / "out")
+    assert evaluation.command[:2] == ["llm-lightning", "evaluate"]
+    assert evaluation.settings["num_fewshot"] == 2
+    assert set(evaluation.tasks) == {"local_multiple_choice", "local_text", "written"}
+    written = evaluation.tasks["written"]
+    assert (written["num_items"], written["max_new_tokens"]) == (12, 40)
+    assert 0 < written["truncated"] < 12
+    assert written["first_prompt"].startswith("Be brief.")
+    (choice, _) = evaluation.tasks["local_multiple_choice"]["scores"]
+    assert choice["interval"] == "wilson"
+    assert choice["low"] < choice["value"] < choice["high"]
+    items = read_items(data / "out")
+    assert len(items["local_multiple_choice", "acc", "none"].hashes) == 12
+    assert items["local_multiple_choice", "acc", "none"].values.mean() == pytest.approx(choice["value"])
+    rows = parquet.read_table(data / "out" / "items.parquet").to_pylist()
+    assert {row["answer"] for row in rows if row["task"] == "local_multiple_choice"} <= set("ABCD")
+    assert all(row["num_tokens"] > 0 for row in rows if row["task"] == "written")
+    assert not list((data / "out").glob("answers-*"))
+
+
+def test_settings_about_speed_alone_change_nothing(model, data):
+    assert run(arguments(model, data)) == 0
+    assert run(arguments(model, data, "--row_tokens", "100", "--num_slots", "3", output="other")) == 0
+    assert scores(data / "out") == pytest.approx(scores(data / "other"), rel=1e-5)
+
+
+def test_it_goes_on_after_kill_9_and_asks_no_item_again(model, data):
+    assert run(arguments(model, data, output="whole")) == 0
+    command = [sys.executable, "-m", "llm_lightning", "evaluate", *arguments(model, data, "--num_slots", "1")]
+    process = subprocess.Popen([*command, "--row_tokens", "64"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    kept = data / "out" / "answers-0.jsonl"
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        if kept.exists() and kept.read_bytes().count(b"\n") > 3:
+            break
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    former = [json.loads(line)[0] for line in kept.read_text().splitlines() if line.endswith("]")]
+    assert len(former) > 3
+    assert not (data / "out" / "results.json").exists()
+    # What is known is not asked again: a planted answer is taken over as it is.
+    lines = [json.loads(line) for line in kept.read_text().splitlines() if line.endswith("]")]
+    planted = next((line for line in lines if isinstance(line[1], dict)), None)
+    if planted is not None:
+        planted[1]["text"] = "planted"
+    kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run(arguments(model, data)) == 0
+    answers = parquet.read_table(data / "out" / "items.parquet").to_pylist()
+    assert (planted is None) or "planted" in {row["answer"] for row in answers}
+    assert scores(data / "out") == pytest.approx(scores(data / "whole"), rel=1e-5)
+
+
+def test_two_ranks_split_the_items_and_count_each_once(model, data):
+    assert run(arguments(model, data, output="alone")) == 0
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launched, "-m", "llm_lightning", "evaluate", *arguments(model, data)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert scores(data / "out") == pytest.approx(scores(data / "alone"), rel=1e-5)
+    one, two = (parquet.read_table(data / name / "items.parquet").to_pylist() for name in ("out", "alone"))
+    assert [row["answer"] for row in one if row["task"] == "written"] == [
+        row["answer"] for row in two if row["task"] == "written"
+    ]
+    assert done.stdout.count("95 % interval") == 1
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--tasks", "local_gsm8"], "there is no task 'local_gsm8'.* Near it are local_gsm8k"),
+        (["--tasks", "none.yaml"], "there is no file none.yaml"),
+        (["--tasks", "broken.yaml"], "broken.yaml is no YAML"),
+        (["--tasks", "wrong.yaml"], "wrong.yaml cannot be used.*nonsense"),
+        (["--tasks", "column.yaml"], "does not fit its data|cannot be used.*stem"),
+        (["--columns", "question"], "--columns question: give NAME=VALUE"),
+        (["--columns", "question=stem", "--columns", "answer=no"], None),
+        (["--data", "local_gsm8k=x"], "--data local_gsm8k: this task is not among those that are asked"),
+        (["--limit", "0"], "limit=0.0"),
+        (["--num_fewshot", "9"], "num_fewshot=9: the task local_multiple_choice has 4 examples"),
+        (["--seq_len", "4000"], "seq_len=4000: the model's context has 512"),
+        (["--max_new_tokens", "512"], "max_new_tokens=512 leaves no room"),
+        (["--nonsense", "1"], "--nonsense"),
+    ],
+)
+def test_mistakes_in_words(model, data, capsys, monkeypatch, change, message):
+    import re
+
+    monkeypatch.chdir(data)
+    (data / "broken.yaml").write_text("task: [\n")
+    write_task(data, "wrong", data / "test.jsonl", **WRITTEN | {"output_type": "nonsense"})
+    write_task(data, "column", data / "test.jsonl", **WRITTEN | {"doc_to_text": "{{stem}}"})
+    given = arguments(model, data)
+    if change[0] == "--tasks":
+        given = [*given[:1], *change]
+    code = run([*given, *(change if change[0] != "--tasks" else [])])
+    if message is None:
+        assert code == 0
+        return
+    assert code == 2
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
+    assert not (data / "out" / "results.json").exists()
+
+
+def test_where_results_lie_if_nobody_says(model, tmp_path):
+    assert default_output(str(model)) == model.parents[1] / "evaluation" / "best"
+    other = tmp_path / "my_model"
+    other.mkdir()
+    assert default_output(str(other)) == tmp_path / "evaluation" / "my_model"
+    assert default_output("owner/name") == Path("evaluation/name")
+
+
+def test_processes_of_torchrun_and_slurm_are_seen():
+    assert group_environment({}) is None
+    assert group_environment({"WORLD_SIZE": "2", "RANK": "1"}) == {}
+    assert group_environment({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}) is None
