@@ -10,6 +10,7 @@ left: its token cache, which must not be made anew, and its checkpoints, which m
 import argparse
 import csv
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -59,7 +60,16 @@ class Checkout:
         """A hash of every file of weights that a stage left."""
         folder = self.scratch / f"runs/quickstart-{stage}"
         files = sorted([*folder.rglob("*.safetensors"), *folder.glob("model*/**/*.bin")])
-        return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+        return {str(file.relative_to(folder)): content_hash(file) for file in files}
+
+
+def content_hash(file: Path) -> str:
+    """Of a file of weights; the order in which a .safetensors names its metadata varies from run to run."""
+    content = file.read_bytes()
+    if file.suffix == ".safetensors":
+        end = 8 + int.from_bytes(content[:8], "little")
+        content = json.dumps(json.loads(content[8:end]), sort_keys=True).encode() + content[end:]
+    return hashlib.sha256(content).hexdigest()
 
 
 def differences(one: Checkout, other: Checkout, stage: str) -> list[str]:
