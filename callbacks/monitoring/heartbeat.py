@@ -18,6 +18,9 @@ from callbacks.errors import CallbackError
 
 EXIT_CODE = 75  # EX_TEMPFAIL: another attempt may go well
 
+END_S = 10.0
+"""For the last beat; whoever holds the store may be gone, and answers nothing."""
+
 
 class Heartbeat(Callback):
     """Ends a run of several ranks, with the name of the rank and its host, once one has been silent for too long.
@@ -86,12 +89,19 @@ class _Beats:
         self._address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
         self._host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
         # Two threads, since the one that talks may wait for ever for an answer.
-        for target in (self._talk, self._watch):
-            threading.Thread(target=target, name=f"heartbeat{target.__name__}", daemon=True).start()
+        self._threads = [
+            threading.Thread(target=target, name=f"heartbeat{target.__name__}", daemon=True)
+            for target in (self._talk, self._watch)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def end(self) -> None:
         """No more beats are due from this rank."""
         self._over.set()
+        # Python ends a thread that comes back from C++ while the interpreter shuts down by aborting the process.
+        for thread in self._threads:
+            thread.join(END_S)
 
     def heard(self) -> str:
         """What is known of the watched ranks, the most silent ones first."""
