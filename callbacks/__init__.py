@@ -8,6 +8,7 @@ from callbacks.artifacts.wandb_run_id import WandbRunId
 from callbacks.errors import CallbackError
 from callbacks.monitoring.curves import Curves
 from callbacks.monitoring.energy import Energy
+from callbacks.monitoring.evaluation import Asked, Evaluation
 from callbacks.monitoring.heartbeat import Heartbeat
 from callbacks.monitoring.progress import TrainingProgress
 from callbacks.monitoring.reliability import Reliability
@@ -22,11 +23,13 @@ from callbacks.stopping.graceful_stop import GracefulStop
 from callbacks.stopping.stop_when import StopWhen
 
 __all__ = [
+    "Asked",
     "Budget",
     "CallbackError",
     "Curves",
     "Divergence",
     "Energy",
+    "Evaluation",
     "GracefulStop",
     "Heartbeat",
     "ModelFolder",

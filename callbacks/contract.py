@@ -4,7 +4,7 @@ Each protocol is one ability. A callback that cannot work without one asks by `r
 what it only makes use of, where it is there, goes by `offered`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -43,7 +43,7 @@ class HasTokenizer(Protocol):
 
 
 class CountsTokens(Protocol):
-    """Needed by `Pruning` where its schedule counts tokens; by `Energy` to tell the joules of a token."""
+    """Needed by `Evaluation`, by `Pruning` where its schedule counts tokens, by `Energy` for the joules of a token."""
 
     tokens_seen: int
     """Trained tokens of all ranks so far."""
@@ -54,6 +54,19 @@ class NamesMonitor(Protocol):
 
     monitor: tuple[str, str]
     """A metric of validation, and whether `min` or `max` is its better end."""
+
+
+class EvaluatesTasks(Protocol):
+    """Needed by `Evaluation`."""
+
+    def load_tasks(self, asked: Mapping[str, Any]) -> Any:
+        """The tasks with their data, read before training; `asked` holds the fields of `Asked`."""
+
+    def evaluate(self, tasks: Any, asked: Mapping[str, Any], folder: Path) -> dict[str, float]:
+        """Scores by TASK/METRIC of the weights as they are; what is known of single items goes to the folder.
+
+        Called on every rank, in the middle of training.
+        """
 
 
 class KeepsSamples(Protocol):

@@ -13,6 +13,7 @@ from peft import PeftConfig
 from torch.optim import Optimizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from llm_lightning.errors import UserError
 from llm_lightning.models.adapters.adapter import Adapter
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.description import describe
@@ -31,6 +32,7 @@ from llm_lightning.modules.checks import (
     check_same_model,
 )
 from llm_lightning.modules.decay import decay_groups
+from llm_lightning.modules.evaluating import evaluate, load_tasks
 from llm_lightning.modules.gradients import gradient_norm
 from llm_lightning.modules.ranks import Ranks
 from llm_lightning.modules.resumed_optimizer import Settings, put_back, settings_of
@@ -276,6 +278,20 @@ class LanguageModule(LightningModule):
         whole_run = self.trainer.estimated_stepping_batches if self.schedule.unit == "steps" else math.inf
         scheduler = self.schedule.scheduler(optimizer, float(whole_run), lambda: self.tokens_seen)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def load_tasks(self, asked: Mapping[str, Any]) -> Any:
+        """Tasks to evaluate by, before training; see `modules/evaluating.py`.
+
+        Raises:
+            UserError: this is no language model, or a task cannot be used.
+        """
+        if self.task is not LANGUAGE:
+            raise UserError(f"Evaluation asks language models, and {type(self).__name__} trains a {self.task.name}.")
+        return load_tasks(asked)
+
+    def evaluate(self, tasks: Any, asked: Mapping[str, Any], folder: Path) -> dict[str, float]:
+        """Scores of the weights as they are; see `modules/evaluating.py`."""
+        return evaluate(self, tasks, asked, folder)
 
     def save_model(self, folder: Path) -> None:
         """Write the model folder that transformers loads, or peft for an adapter; every rank calls it."""

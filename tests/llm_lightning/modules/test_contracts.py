@@ -21,6 +21,7 @@ OF_ALL = (
     contract.HasTokenizer,
     contract.CountsTokens,
     contract.NamesMonitor,
+    contract.EvaluatesTasks,
 )
 
 
@@ -45,6 +46,10 @@ def counts_tokens(module: LanguageModule) -> contract.CountsTokens:
 
 
 def names_monitor(module: LanguageModule) -> contract.NamesMonitor:
+    return module
+
+
+def evaluates_tasks(module: LanguageModule) -> contract.EvaluatesTasks:
     return module
 
 
