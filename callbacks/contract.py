@@ -62,7 +62,7 @@ class EvaluatesTasks(Protocol):
     def load_tasks(self, asked: Mapping[str, Any]) -> Any:
         """The tasks with their data, read before training; `asked` holds the fields of `Asked`."""
 
-    def evaluate(self, tasks: Any, asked: Mapping[str, Any], folder: Path) -> dict[str, float]:
+    def evaluate_tasks(self, tasks: Any, asked: Mapping[str, Any], folder: Path) -> dict[str, float]:
         """Scores by TASK/METRIC of the weights as they are; what is known of single items goes to the folder.
 
         Called on every rank, in the middle of training.

@@ -111,7 +111,7 @@ class Evaluation(Callback):
             make_folder(folder.parent)
         generators = generator_states(device)
         with trainer.precision_plugin.forward_context():
-            scores = required(pl_module, EvaluatesTasks, self).evaluate(self._tasks, asdict(self.asked), folder)
+            scores = required(pl_module, EvaluatesTasks, self).evaluate_tasks(self._tasks, asdict(self.asked), folder)
         set_generator_states(generators, device)
         if not trainer.is_global_zero:
             return

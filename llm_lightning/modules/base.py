@@ -289,7 +289,7 @@ class LanguageModule(LightningModule):
             raise UserError(f"Evaluation asks language models, and {type(self).__name__} trains a {self.task.name}.")
         return load_tasks(asked)
 
-    def evaluate(self, tasks: Any, asked: Mapping[str, Any], folder: Path) -> dict[str, float]:
+    def evaluate_tasks(self, tasks: Any, asked: Mapping[str, Any], folder: Path) -> dict[str, float]:
         """Scores of the weights as they are; see `modules/evaluating.py`."""
         return evaluate(self, tasks, asked, folder)
 

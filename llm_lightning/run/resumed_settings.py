@@ -66,6 +66,7 @@ TABLE: Mapping[On, tuple[str, ...]] = {
         *(f"trainer.callbacks.{name}{rest}" for rest in ("", ".*") for name in (
             "Heartbeat", "RandomState", "Throughput", "TrainingProgress", "Samples", "RolloutTable", "Predictions",
             "WandbRunId", "ModelFolder", "Curves", "Reliability", "RunSummary", "RunCheckpoint", "GracefulStop",
+            "Evaluation",
         )),
         "config", "resume", "ckpt_path", "weights_only",
     ),

@@ -52,7 +52,7 @@ def read_injections(*, task: str, files: Mapping[str, str], data: Mapping[str, s
     Args:
         task, files, data: as in `local_data.read`; the second file holds lists of injections by their kind.
     """
-    emails = read(task=task, files=files | {"attacks": "-"}, required=["context", "question", "ideal"], data=data)[
+    emails = read(task=task, files={**files, "attacks": "-"}, required=["context", "question", "ideal"], data=data)[
         "test"
     ]
     folder = Path((data or {})[task]).expanduser()
