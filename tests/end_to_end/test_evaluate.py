@@ -1,6 +1,7 @@
 """`llm-lightning evaluate`: results, answers that are kept, mistakes, two ranks."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -9,12 +10,19 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig
 from pyarrow import parquet
+from transformers import AutoModelForCausalLM, AutoTokenizer, TorchAoConfig
 
 pytest.importorskip("lm_eval", reason="the extra `evaluation` is not installed")
 
 from llm_lightning.commands.evaluate import default_output, group_environment, run
 from llm_lightning.evaluation.results import read_evaluation, read_items
+from llm_lightning.models.adapters.adapter import Adapter
+from llm_lightning.models.backbone import Backbone
+from llm_lightning.models.export import save_model_folder
+from llm_lightning.models.merge import merge_folder
 from tests.llm_lightning.evaluation.small_model import WRITTEN, questions, save_small_model, write_rows, write_task
 
 
@@ -68,6 +76,37 @@ def test_it_writes_what_a_report_reads(model, data, capsys):
     assert {row["answer"] for row in rows if row["task"] == "local_multiple_choice"} <= set("ABCD")
     assert all(row["num_tokens"] > 0 for row in rows if row["task"] == "written")
     assert not list((data / "out").glob("answers-*"))
+
+
+def test_an_adapter_is_read_with_its_network(model, data):
+    torch.manual_seed(4)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    peft = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    adapter = Adapter(Backbone(path=str(model)).build(tokenizer), peft)
+    save_model_folder(adapter.model, tokenizer, data / "adapter", adapter=adapter)
+    merge_folder(data / "adapter", data / "merged")
+    assert run(arguments(data / "adapter", data)) == 0
+    assert run(arguments(data / "merged", data, output="merged-out")) == 0
+    assert run(arguments(model, data, output="base-out")) == 0
+    assert scores(data / "out") == pytest.approx(scores(data / "merged-out"), rel=1e-5)
+    assert scores(data / "out") != pytest.approx(scores(data / "base-out"), rel=1e-2)
+
+
+def test_a_quantized_folder_is_read_as_transformers_reads_it(model, data):
+    torchao = pytest.importorskip("torchao.quantization", reason="pip install torchao")
+    config = TorchAoConfig(torchao.Int8WeightOnlyConfig())
+    network = AutoModelForCausalLM.from_pretrained(model, quantization_config=config, dtype=torch.float32)
+    network.save_pretrained(data / "quantized")
+    AutoTokenizer.from_pretrained(model).save_pretrained(data / "quantized")
+    assert run(arguments(data / "quantized", data)) == 0
+    ids = AutoTokenizer.from_pretrained(model)((data / "text.txt").read_text()[:400], return_tensors="pt").input_ids
+    (data / "text.txt").write_text((data / "text.txt").read_text()[:400])
+    assert run(arguments(data / "quantized", data, output="short")) == 0
+    bos = torch.tensor([[AutoTokenizer.from_pretrained(model).bos_token_id]])
+    with torch.no_grad():
+        logits = network.eval()(torch.cat([bos, ids[:, :-1]], 1)).logits.log_softmax(-1)
+    bits = -float(logits.gather(2, ids[..., None]).sum()) / 400 / math.log(2)
+    assert scores(data / "short")["local_text", "bits_per_byte"] == pytest.approx(bits, rel=1e-4)
 
 
 def test_settings_about_speed_alone_change_nothing(model, data):
