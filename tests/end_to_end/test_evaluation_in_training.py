@@ -71,6 +71,29 @@ def test_scores_stand_beside_the_loss_and_training_goes_on_unchanged(fresh_run, 
             assert one["value"] == pytest.approx(other["value"], rel=1e-4), (name, one["metric"])
 
 
+@pytest.mark.slow
+def test_two_ranks_share_the_items_whole_and_sharded(fresh_run, folder):
+    config = with_evaluation(folder, every_n_steps=4)
+    settings = [
+        "--trainer.accelerator=cpu",
+        "--trainer.devices=2",
+        "--trainer.precision=32-true",
+        "--data.batch_size=2",
+    ]
+    found = []
+    for strategy in ("ddp", "fsdp"):
+        root = f"--trainer.default_root_dir={strategy}"
+        code, output = fresh_run(
+            "fit", "--config", config, "--config", f"trainer/{strategy}", *settings, "--trainer.max_steps=4", root
+        )
+        assert code == 0, output
+        found.append(read_evaluation(folder / strategy / "evaluation" / "step=4").tasks)
+    for name, task in found[0].items():
+        assert task["num_items"] == found[1][name]["num_items"]
+        for one, other in zip(task["scores"], found[1][name]["scores"], strict=True):
+            assert one["value"] == pytest.approx(other["value"], rel=1e-4), (name, one["metric"])
+
+
 def test_a_task_that_cannot_be_used_is_told_before_training(fresh_run, folder):
     config = with_evaluation(folder, every_n_tokens=500)
     (folder / "text.txt").unlink()
