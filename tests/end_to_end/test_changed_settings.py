@@ -16,7 +16,7 @@ def rates(folder):
 
 def test_what_takes_effect_is_said_and_true_and_the_rest_is_refused(run, folder):
     assert run(*FIT, "--trainer.max_steps=6")[0] == 0
-    run, before = folder / "run", (folder / "run" / "config.yaml").read_text()
+    root, before = folder / "run", (folder / "run" / "config.yaml").read_text()
     refused = {
         "model.backbone.config.hidden_act": ("gelu",),
         "model.backbone.config.num_attention_heads": ("2",),
@@ -26,7 +26,7 @@ def test_what_takes_effect_is_said_and_true_and_the_rest_is_refused(run, folder)
     for name, (value, *more) in refused.items():
         code, output = run(*FIT, "--trainer.max_steps=12", f"--{name}={value}", *more)
         assert code == 2 and f"error: {name}: the run in run was begun with" in output and "--resume false" in output
-    assert (run / "config.yaml").read_text() == before
+    assert (root / "config.yaml").read_text() == before
 
     code, output = run(
         *FIT, "--trainer.max_steps=12", "--model.optimizer.lr=6e-5", "--model.optimizer.weight_decay=0.5"
@@ -35,23 +35,23 @@ def test_what_takes_effect_is_said_and_true_and_the_rest_is_refused(run, folder)
     assert run(*FIT, "--trainer.max_steps=12", "--trainer.default_root_dir=straight")[0] == 0
     of_twelve = rates(folder / "straight")
     for step in range(7, 13):  # the first one too is of the longer schedule, and of the new peak
-        assert abs(rates(run)[step] / of_twelve[step] - 0.1) < 1e-6
-    text = (run / "config.yaml").read_text()
+        assert abs(rates(root)[step] / of_twelve[step] - 0.1) < 1e-6
+    text = (root / "config.yaml").read_text()
     assert "from step 6: " in text and "model.optimizer.lr 0.0006 -> 6e-05" in text
     optimizer = yaml.safe_load(text)["model"]["init_args"]["optimizer"]["init_args"]
     assert optimizer["lr"] == 6e-5 and optimizer["weight_decay"] == 0.5
     import torch
 
-    groups = torch.load(run / "checkpoints" / "step=12.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
+    groups = torch.load(root / "checkpoints" / "step=12.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
 
     # Of a folder without config.yaml the checkpoint itself tells that the optimizer was another one.
-    (run / "config.yaml").unlink()
+    (root / "config.yaml").unlink()
     code, output = run(*FIT, "--trainer.max_steps=14", "--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=1")
     assert code == 2 and "model.optimizer: the checkpoint is of another one" in output, output
 
     for text in ("a: !!python/object:os.system {}\n", "- 1\n", "a: [\n"):
-        (run / "config.yaml").write_text(text)
+        (root / "config.yaml").write_text(text)
         code, output = run(*FIT, "--trainer.max_steps=14")
         assert code == 2 and "run/config.yaml" in output and "Traceback" not in output
 

@@ -31,11 +31,11 @@ def kill_at(step, in_validation="false", every=3):
 def test_kills_and_more_epochs_lose_no_row(run, folder, interval):
     fit = (*FIT, interval)
     assert run(*fit, "--trainer.max_epochs=1")[0] == 0
-    run = folder / "run"
-    before = (run / "metrics.csv").read_text()
+    root = folder / "run"
+    before = (root / "metrics.csv").read_text()
     code, output = run(*fit, "--trainer.max_epochs=1")
     assert code == 0 and f"This run is finished: run/checkpoints/step={STEPS}.ckpt ends its last epoch" in output
-    assert "trainer.max_epochs" in output and (run / "metrics.csv").read_text() == before
+    assert "trainer.max_epochs" in output and (root / "metrics.csv").read_text() == before
 
     # A second resumption within an epoch that was begun behind a checkpoint at an epoch's end.
     fit = (*fit, "--trainer.max_epochs=2")
@@ -44,13 +44,13 @@ def test_kills_and_more_epochs_lose_no_row(run, folder, interval):
     code, output = run(*fit)
     assert code == 0 and f"step={STEPS + 2}.ckpt" in output, output
     assert run(*fit, "--trainer.default_root_dir=straight")[0] == 0
-    assert rows(run) == rows(folder / "straight") and len(rows(run)) == 2 * STEPS
+    assert rows(root) == rows(folder / "straight") and len(rows(root)) == 2 * STEPS
 
-    shutil.rmtree(run / "model" / "last")  # as if killed before it was written
-    before = (run / "metrics.csv").read_text()
+    shutil.rmtree(root / "model" / "last")  # as if killed before it was written
+    before = (root / "metrics.csv").read_text()
     code, output = run(*fit)
-    assert code == 0 and "nothing was left to train" in output and (run / "model" / "last").exists()
-    assert (run / "metrics.csv").read_text() == before
+    assert code == 0 and "nothing was left to train" in output and (root / "model" / "last").exists()
+    assert (root / "metrics.csv").read_text() == before
 
 
 def test_a_kill_before_the_last_export_adds_no_row(run, folder):
