@@ -143,7 +143,10 @@ class ResumableDataModule(LightningDataModule):
             DataError: what is wrong, and the way out.
         """
         self.check_settings()
-        for source in (*self.train_sources, *self.val_sources):
+        for source in self.train_sources:
+            self.peek(source, self.root)
+        # What there is for validation is found in the training sources, which were found to be right by now.
+        for source in self.val_sources:
             self.peek(source, self.root)
 
     def check_settings(self) -> None:
