@@ -1,5 +1,6 @@
 """Asks a network the items of tasks, and writes what came of it."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from lm_eval.evaluator import evaluate as ask_all
+from pyarrow import parquet
 
 from llm_lightning.errors import UserError
 from llm_lightning.evaluation.harness import NetworkLM
@@ -15,6 +18,23 @@ from llm_lightning.evaluation.results import FORMAT, ITEMS, RESULTS
 from llm_lightning.evaluation.scores import task_scores
 from llm_lightning.evaluation.tasks.loading import MISTAKES, in_words
 from llm_lightning_safety.files import atomic_file, make_folder, write_text
+
+COLUMNS = pa.schema(
+    [
+        ("task", pa.string()),
+        ("item", pa.int64()),
+        ("item_hash", pa.string()),
+        ("cluster", pa.string()),
+        ("metric", pa.string()),
+        ("reading", pa.string()),
+        ("value", pa.float64()),
+        ("answer", pa.string()),
+        ("parsed", pa.string()),
+        ("truncated", pa.bool_()),
+        ("num_tokens", pa.int64()),
+    ]
+)
+"""Of `items.parquet`."""
 
 
 @dataclass(frozen=True)
@@ -109,28 +129,8 @@ def write_outcome(
         step, tokens: of training, where there is one.
     """
     make_folder(folder)
-    import json
-
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    kinds = {"item": pa.int64(), "value": pa.float64(), "truncated": pa.bool_(), "num_tokens": pa.int64()}
-    names = (
-        "task",
-        "item",
-        "item_hash",
-        "cluster",
-        "metric",
-        "reading",
-        "value",
-        "answer",
-        "parsed",
-        "truncated",
-        "num_tokens",
-    )
-    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in names])
     with atomic_file(folder / ITEMS) as temporary:
-        parquet.write_table(pa.Table.from_pylist([_encodable(row) for row in outcome.rows], schema), temporary)
+        parquet.write_table(pa.Table.from_pylist([_encodable(row) for row in outcome.rows], COLUMNS), temporary)
     results = {
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
