@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -19,6 +20,7 @@ from datamodules.packed import Packed
 from datamodules.records.preferences import FIRST, SECOND, TIE
 from datamodules.records.record_source import OtherSource
 from datamodules.records.shapes import PREFERENCE_SHAPES
+from datamodules.serving.judging import JudgedPair, held_out, judged_pairs
 from datamodules.serving.loader import EvaluationLoader
 from datamodules.serving.pair_preview import preview_pairs
 from datamodules.serving.pairs import PairCollator, PairRows, Pairs
@@ -194,6 +196,20 @@ class PreferenceDataModule(ChatDataModule):
             self.root,
             **self.data_ranks(),
         )
+
+    def judged_pairs(self, left_out: Counter[str]) -> Iterator[JudgedPair]:
+        """The pairs to judge a reward model by, streaming: each file's part for testing or validation where the names
+        tell of one, else all of it; none is cut.
+
+        Args:
+            left_out: takes note of how many pairs were left out, by the reason.
+
+        Raises:
+            DataError: there are none, or a record cannot be read.
+        """
+        self.check_settings()
+        for source in map(held_out, self.train_sources):
+            yield from judged_pairs(self.find_units(source, self.root, look_again=True), self.encoder, left_out)
 
     def preview(self, num_records: int) -> Iterator[str]:
         """Lines to print: the first training pairs as the model will see them, and the statistics of all."""

@@ -2,11 +2,12 @@
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llm_lightning.commands.judging import PAIRS, check_asked, prepare_pairs
 from llm_lightning.errors import UserError
 from llm_lightning.process.redacted_output import report as report_error
 from llm_lightning.settings.flags import FlagParser
@@ -23,6 +24,7 @@ and asks no item again. Under torchrun or srun the items are split among the pro
 MODEL is a model folder (full, quantized or pruned), an adapter's, a .gguf file or a hub id. A TASK is the name of one
 of lm-eval's own tasks (their data come from the hub), a YAML file, or one of the ready tasks, which read your files:
   {ready}
+A reward model is asked local_pairs: how often it prefers what people preferred.
 
 options:
   --data TASK=PATH        the file, or the folder with the files, that a ready task reads; may be given again
@@ -42,6 +44,10 @@ options:
 """
 
 
+Ask = Callable[[Any, Any], tuple[Any, dict[str, Any]]]
+"""From engine and answers to outcome and settings."""
+
+
 def run(args: list[str], *, debug: bool = False) -> int:
     """Run the command; a user's mistake becomes one message and exit code 2.
 
@@ -50,7 +56,7 @@ def run(args: list[str], *, debug: bool = False) -> int:
         debug: show the traceback of an error.
     """
     if not args or "--help" in args or "-h" in args:
-        print(USAGE.format(ready="\n  ".join(ready_tasks())), end="")
+        print(USAGE.format(ready="\n  ".join([*ready_tasks(), PAIRS])), end="")
         return 0
     try:
         given = _parser().parse_args(args)
@@ -87,39 +93,54 @@ def _evaluate(given: argparse.Namespace, command: list[str]) -> None:
         if value is not None and value < least:
             raise UserError(f"--{name} {value} must be at least {least}.")
     from llm_lightning.evaluation.answers import Answers, remove_answers
-    from llm_lightning.evaluation.evaluate import Prompting, evaluate, write_outcome
-    from llm_lightning.evaluation.harness import Engine, HarnessSettings, NetworkLM
+    from llm_lightning.evaluation.evaluate import Prompting, write_outcome
+    from llm_lightning.evaluation.harness import Engine
     from llm_lightning.evaluation.table import table
-    from llm_lightning.evaluation.tasks.loading import load_tasks
+    from llm_lightning.models.backbone import Backbone
+    from llm_lightning.models.tasks import REWARD
     from llm_lightning.rollouts.local_engine import LocalEngine
 
     prompting = Prompting(given.limit, given.chat_template, given.system_prompt)
     prompting.check()
+    given.data, given.columns = _named("data", given.data), _named("columns", given.columns)
     names = [name.strip() for name in given.tasks.split(",") if name.strip()]
-    tasks = load_tasks(
-        names, given.include, _pairs("data", given.data), _pairs("columns", given.columns), given.num_fewshot
-    )
+    is_reward_model = Backbone(path=given.model).trained_for() is REWARD
+    check_asked(names, given.model, is_reward_model)
     model = LocalEngine(given.model, dtype=given.dtype, field="MODEL")
+    ask = prepare_pairs(given, model) if is_reward_model else _prepare_tasks(given, model, names, prompting)
     output = given.output or default_output(given.model)
     with _process_group():
         engine = Engine(given.row_tokens, given.num_slots)
         answers = Answers(output, engine.ranks)
-        settings = HarnessSettings(given.seq_len, given.seed, given.max_new_tokens, given.system_prompt)
-        lm = NetworkLM(model.network, model.tokenizer, model.model, settings, engine, answers)
-        outcome = evaluate(lm, tasks, prompting)
+        outcome, settings = ask(engine, answers)
         answers.close()
         if engine.ranks.rank == 0:
             write_outcome(
                 output,
                 outcome,
                 model={"path": given.model, "fingerprint": model.model},
-                settings=_settings(given, lm),
+                settings=settings,
                 command=command,
             )
             remove_answers(output)
-            print(table(outcome, lm.num_cut))
+            print(table(outcome, settings["cut_prompts"]))
             print(f"Scores, answers and prompts: {output}")
         engine.ranks.wait()
+
+
+def _prepare_tasks(given: argparse.Namespace, model: Any, names: list[str], prompting: Any) -> Ask:
+    from llm_lightning.evaluation.evaluate import evaluate
+    from llm_lightning.evaluation.harness import HarnessSettings, NetworkLM
+    from llm_lightning.evaluation.tasks.loading import load_tasks
+
+    tasks = load_tasks(names, given.include, given.data, given.columns, given.num_fewshot)
+
+    def ask(engine: Any, answers: Any) -> tuple[Any, dict[str, Any]]:
+        settings = HarnessSettings(given.seq_len, given.seed, given.max_new_tokens, given.system_prompt)
+        lm = NetworkLM(model.network, model.tokenizer, model.model, settings, engine, answers)
+        return evaluate(lm, tasks, prompting), _settings(given, lm)
+
+    return ask
 
 
 def check_installed() -> None:
@@ -141,7 +162,7 @@ def default_output(model: str) -> Path:
     return path.parent / "evaluation" / path.name
 
 
-def _pairs(flag: str, given: list[str]) -> dict[str, str]:
+def _named(flag: str, given: list[str]) -> dict[str, str]:
     pairs = {}
     for each in given:
         name, sign, value = each.partition("=")

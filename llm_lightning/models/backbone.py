@@ -23,7 +23,7 @@ from llm_lightning.models.loading.gguf import converted, gguf_config
 from llm_lightning.models.loading.new_tokens import NEW_IDS, add_rows, new_ids, own_tokenizer
 from llm_lightning.models.loading.sharding import Sharding, initialize, load_weights
 from llm_lightning.models.running.behaviour import Behaviour
-from llm_lightning.models.tasks import LANGUAGE, Task, with_fresh_head
+from llm_lightning.models.tasks import LANGUAGE, Task, trained_for, with_fresh_head
 
 VOCAB_MULTIPLE = 64
 """A from-scratch vocabulary is rounded up to this: matrix products run slower on odd widths."""
@@ -99,6 +99,12 @@ class Backbone:
         if self.dropout is not None:
             self._set_dropout(config)
         return config
+
+    def trained_for(self) -> Task:
+        """What the network in `path` was trained for, without reading any weight; raises as `read_config`."""
+        config = self.read_config()
+        folder = Path(self.path or "").expanduser()
+        return task_of(folder) if self.path is not None and is_adapter(folder) else trained_for(config)
 
     def generation_config(self) -> tuple[GenerationConfig | None, dict[str, Any]]:
         """How the network of a folder or the hub generates, and what was left out of it: see `mended`.

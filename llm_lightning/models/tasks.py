@@ -45,8 +45,7 @@ class Task:
         config = copy.deepcopy(config)
         if self.head is None:
             return config
-        is_trained = any("SequenceClassification" in name for name in config.architectures or ())
-        if is_trained and config.num_labels != 1:
+        if trained_for(config) is REWARD and config.num_labels != 1:
             raise UserError(
                 f"model.backbone.path holds a classifier of {config.num_labels} labels; a {self.name} has one. Give "
                 "the language model it was made from."
@@ -98,6 +97,12 @@ class Task:
 LANGUAGE = Task("language model", AutoModelForCausalLM, "CAUSAL_LM")
 REWARD = Task("reward model", AutoModelForSequenceClassification, "SEQ_CLS", head="score")
 TASKS = {task.peft_type: task for task in (LANGUAGE, REWARD)}
+
+
+def trained_for(config: PreTrainedConfig) -> Task:
+    """What a network was trained for, by the architecture that the config of its folder names."""
+    is_classifier = any("SequenceClassification" in name for name in config.architectures or ())
+    return REWARD if is_classifier else LANGUAGE
 
 
 def with_fresh_head(network: PreTrainedModel, task: Task) -> PreTrainedModel:
