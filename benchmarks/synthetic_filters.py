@@ -92,7 +92,8 @@ def nearest(data: Path, count: int) -> dict[str, float]:
     """Of edited prompts that are nearer than 0.7 to a real one, the share for which the bounded search finds that."""
     from rapidfuzz.distance.LCSseq import similarity
 
-    from datamodules.synthetic.filters.nearest import Coder, Nearest
+    from datamodules.records.words import Coder
+    from datamodules.synthetic.filters.nearest import Nearest
 
     rng, coder = random.Random(8), Coder()
     prompts = [prompt for prompt, _ in gsm8k(data, "train") + seed_tasks(data) + alpaca(data)]

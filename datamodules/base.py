@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from datamodules.cache import cache_root
 from datamodules.contract import BatchKind
 from datamodules.errors import DataError
+from datamodules.records.contamination import TrainingTexts
 from datamodules.serving.loader import EvaluationLoader, Order, ResumableLoader
 from datamodules.serving.order import SequentialOrder
 from datamodules.sources.bad_records import OnBadRecord
@@ -125,6 +126,10 @@ class ResumableDataModule(LightningDataModule):
         """What there is for validation alone."""
         named = [self.val_source_of(path) for path in paths_of(self.val_path)]
         return sources_to_validate_on(self.train_sources, named or None, self.val_share)
+
+    def training_texts(self) -> TrainingTexts:
+        """All texts of the files that are trained on, of a part that validates too."""
+        return TrainingTexts(self.train_sources, self.root, look_again=False)
 
     @property
     def weights(self) -> list[float] | None:

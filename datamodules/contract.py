@@ -8,7 +8,7 @@ B batch, T tokens of a row, M documents, N pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
@@ -101,6 +101,17 @@ class PromptBatch(ContinuationBatch):
 
 
 @runtime_checkable
+class TrainingTexts(Protocol):
+    """All texts that are trained on."""
+
+    def contaminated(self, items: Sequence[Sequence[str]], rank: int = 0, num_ranks: int = 1) -> list[bool | None]:
+        """For each item, which is given by its texts, whether it stands in this rank's share of them; None where that
+        cannot be told.
+        """
+        ...
+
+
+@runtime_checkable
 class Data(Protocol):
     """What every DataModule of this project has."""
 
@@ -121,6 +132,10 @@ class Data(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What is trained on, for experiment trackers; at least `path`."""
+        ...
+
+    def training_texts(self) -> TrainingTexts:
+        """All that is trained on, to look for the items of evaluations in it."""
         ...
 
 

@@ -13,6 +13,7 @@ from datamodules.base import Collate, ResumableDataModule
 from datamodules.cache import key_of
 from datamodules.encoding.tokenization import tokenize
 from datamodules.errors import DataError
+from datamodules.records.contamination import TrainingTexts
 from datamodules.serving.collate import PackedCollator, PromptCollator
 from datamodules.serving.dataset import DocumentPrompts, Documents, PackedRows
 from datamodules.serving.loader import EvaluationLoader, ResumableLoader
@@ -86,6 +87,10 @@ class PackedDataModule(ResumableDataModule):
     def make_prompts(self, sources: Packed) -> DocumentPrompts:
         """What `predict` goes on from."""
         raise NotImplementedError
+
+    def training_texts(self) -> TrainingTexts:
+        """With what else is trained on."""
+        return TrainingTexts([*self.train_sources, *self.added], self.root, look_again=False)
 
     def make_rows(self, sources: Packed) -> PackedRows:
         """The rows to read."""

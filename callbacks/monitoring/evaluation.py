@@ -31,6 +31,7 @@ class Asked:
         system_prompt: stands before each item.
         max_new_tokens: of an answer, in the place of what the tasks say.
         seed: of answers that are sampled.
+        contamination: look for the items in the training data, once, at some 15 MB a second and rank.
     """
 
     tasks: Sequence[str]
@@ -43,6 +44,7 @@ class Asked:
     system_prompt: str | None = None
     max_new_tokens: int | None = None
     seed: int = 0
+    contamination: bool = False
 
 
 class Evaluation(Callback):

@@ -30,6 +30,7 @@ options:
   --data TASK=PATH        the file, or the folder with the files, that a ready task reads; may be given again
   --columns NAME=YOURS    what your file calls a column that a ready task reads; may be given again
   --include FOLDER        with YAML files of your own tasks; may be given again
+  --contamination PATH    training data, in which the items are looked for; may be given again
   --num_fewshot N         examples before each item
   --limit N               only the first N items of each task, or that share of them below 1
   --chat_template         put items to the model as conversations
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = FlagParser("llm-lightning evaluate", add_help=False, allow_abbrev=False)
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--tasks", required=True)
-    for name in ("--data", "--columns"):
+    for name in ("--data", "--columns", "--contamination"):
         parser.add_argument(name, action="append", default=[])
     parser.add_argument("--include", type=Path, action="append", default=[])
     for name in ("--num_fewshot", "--max_new_tokens", "--seq_len"):
@@ -107,7 +108,11 @@ def _evaluate(given: argparse.Namespace, command: list[str]) -> None:
     is_reward_model = Backbone(path=given.model).trained_for() is REWARD
     check_asked(names, given.model, is_reward_model)
     model = LocalEngine(given.model, dtype=given.dtype, field="MODEL")
-    ask = prepare_pairs(given, model) if is_reward_model else _prepare_tasks(given, model, names, prompting)
+    trained_on = _training_texts(given.contamination)
+    if is_reward_model:
+        ask = prepare_pairs(given, model, trained_on)
+    else:
+        ask = _prepare_tasks(given, model, names, prompting, trained_on)
     output = given.output or default_output(given.model)
     with _process_group():
         engine = Engine(given.row_tokens, given.num_slots)
@@ -128,7 +133,9 @@ def _evaluate(given: argparse.Namespace, command: list[str]) -> None:
         engine.ranks.wait()
 
 
-def _prepare_tasks(given: argparse.Namespace, model: Any, names: list[str], prompting: Any) -> Ask:
+def _prepare_tasks(
+    given: argparse.Namespace, model: Any, names: list[str], prompting: Any, trained_on: list[Any]
+) -> Ask:
     from llm_lightning.evaluation.evaluate import evaluate
     from llm_lightning.evaluation.harness import HarnessSettings, NetworkLM
     from llm_lightning.evaluation.tasks.loading import load_tasks
@@ -138,9 +145,27 @@ def _prepare_tasks(given: argparse.Namespace, model: Any, names: list[str], prom
     def ask(engine: Any, answers: Any) -> tuple[Any, dict[str, Any]]:
         settings = HarnessSettings(given.seq_len, given.seed, given.max_new_tokens, given.system_prompt)
         lm = NetworkLM(model.network, model.tokenizer, model.model, settings, engine, answers)
-        return evaluate(lm, tasks, prompting), _settings(given, lm)
+        return evaluate(lm, tasks, prompting, trained_on), _settings(given, lm)
 
     return ask
+
+
+def _training_texts(paths: list[str]) -> list[Any]:
+    """What DataModules read at each path, of which nothing is held in memory."""
+    if not paths:
+        return []
+    from datamodules import DataError
+    from datamodules.cache import cache_root
+    from datamodules.records.contamination import TrainingTexts
+    from datamodules.sources.discover import Source
+
+    found = []
+    for path in paths:
+        try:
+            found.append(TrainingTexts([Source(path)], cache_root(None)))
+        except DataError as error:
+            raise UserError(f"--contamination {path}: {error}") from error
+    return found
 
 
 def check_installed() -> None:

@@ -27,12 +27,15 @@ def check_asked(names: Sequence[str], model: str, is_reward_model: bool) -> None
         )
 
 
-def prepare_pairs(given: argparse.Namespace, model: Any) -> Callable[[Any, Any], tuple[Any, dict[str, Any]]]:
+def prepare_pairs(
+    given: argparse.Namespace, model: Any, trained_on: Any
+) -> Callable[[Any, Any], tuple[Any, dict[str, Any]]]:
     """Read the pairs; returns what asks the model.
 
     Args:
         given: the flags.
         model: a `LocalEngine` of a reward model.
+        trained_on: texts in which the pairs are looked for.
 
     Raises:
         UserError: there are no pairs to judge, or a flag has no effect on a reward model.
@@ -50,7 +53,7 @@ def prepare_pairs(given: argparse.Namespace, model: Any) -> Callable[[Any, Any],
     def ask(engine: Any, answers: Any) -> tuple[Any, dict[str, Any]]:
         network = _network(model)
         judge = Judge(network, model.tokenizer, model.model, given.seq_len, engine, answers)
-        outcome = judged(judge, pairs, given.limit)
+        outcome = judged(judge, pairs, given.limit, trained_on)
         settings = {
             "limit": given.limit,
             "seq_len": judge.max_length,

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ from lm_eval.evaluator import evaluate as ask_all
 from pyarrow import parquet
 
 from llm_lightning.errors import UserError
+from llm_lightning.evaluation.contamination import TrainingTexts, look_for_docs
 from llm_lightning.evaluation.harness import NetworkLM
 from llm_lightning.evaluation.results import FORMAT, ITEMS, RESULTS
 from llm_lightning.evaluation.scores import task_scores
@@ -32,6 +33,7 @@ COLUMNS = pa.schema(
         ("parsed", pa.string()),
         ("truncated", pa.bool_()),
         ("num_tokens", pa.int64()),
+        ("contaminated", pa.bool_()),
     ]
 )
 """Of `items.parquet`."""
@@ -72,13 +74,16 @@ class Outcome:
     rows: list[dict[str, Any]]
 
 
-def evaluate(lm: NetworkLM, tasks: Mapping[str, Any], prompting: Prompting) -> Outcome:
+def evaluate(
+    lm: NetworkLM, tasks: Mapping[str, Any], prompting: Prompting, trained_on: Sequence[TrainingTexts] = ()
+) -> Outcome:
     """Ask all items of all tasks; every rank calls it, and has the whole outcome.
 
     Args:
         lm: the network.
         tasks: from `load_tasks`.
         prompting: how they are asked.
+        trained_on: in which items are looked for.
 
     Raises:
         UserError: a task does not fit its data or the network.
@@ -101,9 +106,11 @@ def evaluate(lm: NetworkLM, tasks: Mapping[str, Any], prompting: Prompting) -> O
         raise
     except MISTAKES as error:
         raise UserError(f"One of the tasks {', '.join(tasks)} does not fit its data: {in_words(error)}") from error
+    samples = {name: found["samples"][name] for name in tasks}
+    contaminated = look_for_docs(samples, trained_on, lm.engine.ranks) if trained_on else {}
     results, rows = {}, []
     for name, task in tasks.items():
-        results[name], own = task_scores(task, found["samples"][name], lm.written)
+        results[name], own = task_scores(task, samples[name], lm.written, contaminated.get(name))
         rows += own
     return Outcome(results, rows)
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from llm_lightning.errors import UserError
 from llm_lightning.evaluation.answers import Answers, key_of
+from llm_lightning.evaluation.contamination import TrainingTexts, clean_score, counted, look_for
 from llm_lightning.evaluation.evaluate import Outcome
 from llm_lightning.evaluation.harness import Engine
 from llm_lightning.evaluation.likelihoods import LEAST_SHARED
@@ -52,6 +53,11 @@ class Pair(Protocol):
     @property
     def written(self) -> str:
         """The chosen conversation as text."""
+        ...
+
+    @property
+    def texts(self) -> list[str]:
+        """What is said in both."""
         ...
 
 
@@ -157,38 +163,53 @@ def common_prefix(one: np.ndarray, other: np.ndarray) -> int:
     return shared if shared >= LEAST_SHARED else 0
 
 
-def judged(judge: Judge, pairs: Sequence[Pair], limit: float | None = None) -> Outcome:
+def judged(
+    judge: Judge, pairs: Sequence[Pair], limit: float | None = None, trained_on: Sequence[TrainingTexts] = ()
+) -> Outcome:
     """A reward model's accuracy; every rank calls it, and has the whole outcome.
 
     Args:
         judge: the reward model.
         pairs: what people preferred.
         limit: the first so many pairs, below 1 that share of them.
+        trained_on: in which pairs are looked for.
     """
     if limit is not None:
         pairs = pairs[: math.ceil(limit * len(pairs)) if limit < 1 else int(limit)]
     found = judge.rewards(pairs)
     # As in training: where both rewards are the same, it may as well have been right.
     values = np.array([0.5 if chosen == rejected else float(chosen > rejected) for chosen, rejected in found])
-    prompts = [pair.prompt for pair in pairs]
-    is_clustered = len(set(prompts)) < len(prompts)
-    low, high = bootstrap_interval(values, prompts) if is_clustered else wilson_interval(values.sum(), len(values))
+    prompts = np.array([pair.prompt for pair in pairs])
+    flags = look_for([pair.texts for pair in pairs], trained_on, judge.engine.ranks) if trained_on else None
     is_cut = [judge.is_cut(pair) for pair in pairs]
+    value, low, high = _accuracy(values, prompts)
     score = {
-        "metric": METRIC, "reading": READING, "value": float(values.mean()), "low": low, "high": high,
-        "interval": "cluster bootstrap" if is_clustered else "wilson", "higher_is_better": True, "unparsed": None,
+        "metric": METRIC, "reading": READING, "value": value, "low": low, "high": high,
+        "interval": "cluster bootstrap" if _repeat(prompts) else "wilson", "higher_is_better": True, "unparsed": None,
+        "clean": clean_score(flags, lambda places: _accuracy(values[places], prompts[places])),
     }  # fmt: skip
     task = {
         "num_items": len(pairs), "version": VERSION, "output": "rewards", "first_prompt": pairs[0].written,
-        "num_fewshot": None, "max_new_tokens": None, "truncated": sum(is_cut), "contaminated": None,
+        "num_fewshot": None, "max_new_tokens": None, "truncated": sum(is_cut), **counted(flags),
         "equal_rewards": int((values == 0.5).sum()), "scores": [score],
     }  # fmt: skip
     rows = [
         {
             "task": TASK, "item": number, "item_hash": pair.hash, "cluster": pair.prompt, "metric": METRIC,
-            "reading": READING, "value": value, "answer": json.dumps(rewards), "parsed": None, "truncated": cut,
-            "num_tokens": None,
+            "reading": READING, "value": values[number].item(), "answer": json.dumps(found[number]), "parsed": None,
+            "truncated": is_cut[number], "num_tokens": None, "contaminated": flags and flags[number],
         }
-        for number, (pair, rewards, value, cut) in enumerate(zip(pairs, found, values.tolist(), is_cut, strict=True))
+        for number, pair in enumerate(pairs)
     ]  # fmt: skip
     return Outcome({TASK: task}, rows)
+
+
+def _accuracy(values: np.ndarray, prompts: np.ndarray) -> tuple[float, float, float]:
+    """The share of pairs that are right, and its interval."""
+    if _repeat(prompts):
+        return float(values.mean()), *bootstrap_interval(values, prompts.tolist())
+    return float(values.mean()), *wilson_interval(values.sum(), len(values))
+
+
+def _repeat(prompts: np.ndarray) -> bool:
+    return len(set(prompts.tolist())) < len(prompts)

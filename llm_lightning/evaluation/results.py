@@ -26,12 +26,16 @@ LONGEST_HASH = 128
 NULL = type(None)
 TASK = {
     "num_items": (int,), "output": (str,), "first_prompt": (str,), "max_new_tokens": (int, NULL),
-    "truncated": (int, NULL), "contaminated": (int, NULL), "scores": (list,),
+    "truncated": (int, NULL), "contaminated": (int, NULL), "too_short": (int, NULL), "scores": (list,),
 }  # fmt: skip
 SCORE = {
     "metric": (str,), "reading": (str,), "value": (int, float), "low": (int, float, NULL),
     "high": (int, float, NULL), "interval": (str,), "higher_is_better": (bool,), "unparsed": (int, NULL),
+    "clean": (dict, NULL),
 }  # fmt: skip
+CLEAN = {"value": (int, float), "low": (int, float, NULL), "high": (int, float, NULL), "num_items": (int,)}
+"""Of a score without contaminated items."""
+
 COLUMNS = {"task": str, "item": int, "item_hash": str, "cluster": str, "metric": str, "reading": str, "value": float}
 
 
@@ -103,8 +107,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     optional = {"created": (str, NULL), "command": (list, NULL), "step": (int, NULL)}
     _check(path, "", found, optional | {"tokens": (int, NULL), "model": (dict, NULL)})
     _check(path, "", found, {"tasks": (dict,), "settings": (dict, NULL)})
-    for name, task in found["tasks"].items():
-        _check_task(path, name, task)
+    tasks = {name: _checked_task(path, name, task) for name, task in found["tasks"].items()}
     command = found.get("command")
     return Evaluation(
         folder=folder,
@@ -114,7 +117,7 @@ def read_evaluation(folder: Path) -> Evaluation:
         step=found.get("step"),
         tokens=found.get("tokens"),
         settings=found.get("settings") or {},
-        tasks=found["tasks"],
+        tasks=tasks,
     )
 
 
@@ -157,20 +160,31 @@ def _place(folder: Path) -> tuple[float, str]:
     return (float(step) if name == "step" and step.isdecimal() else math.inf), folder.name
 
 
-def _check_task(path: Path, name: str, task: Any) -> None:
+def _checked_task(path: Path, name: str, task: Any) -> dict[str, Any]:
+    """The results of a task; what may be missing is None."""
     place = f"tasks.{name}"
     if not isinstance(task, dict):
         raise UserError(f"{path}: {place} is {_kind(task)}, not the results of a task: evaluate again.")
-    missing = {key: None for key, kinds in TASK.items() if NULL in kinds and key not in task}
-    _check(path, place, task | missing, TASK)
+    task = _completed(task, TASK)
+    _check(path, place, task, TASK)
     if task["num_items"] < 0:
         raise UserError(f"{path}: {place}.num_items is {task['num_items']}: a task has no fewer than 0.")
+    scores = []
     for i, score in enumerate(task["scores"]):
         where = f"{place}.scores.{i}"
         if not isinstance(score, dict):
             raise UserError(f"{path}: {where} is {_kind(score)}, not a score: evaluate again.")
-        missing = {key: None for key, kinds in SCORE.items() if NULL in kinds and key not in score}
-        _check(path, where, score | missing, SCORE)
+        score = _completed(score, SCORE)
+        _check(path, where, score, SCORE)
+        if score["clean"] is not None:
+            score["clean"] = _completed(score["clean"], CLEAN)
+            _check(path, f"{where}.clean", score["clean"], CLEAN)
+        scores.append(score)
+    return task | {"scores": scores}
+
+
+def _completed(found: dict[str, Any], fields: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
+    return {name: None for name, kinds in fields.items() if NULL in kinds} | found
 
 
 def _check(path: Path, place: str, found: Mapping[str, Any], fields: Mapping[str, tuple[type, ...]]) -> None:

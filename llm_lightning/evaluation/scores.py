@@ -3,12 +3,13 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from llm_lightning.evaluation.contamination import clean_score, counted
 from llm_lightning.evaluation.statistics import bootstrap_interval, wilson_interval
 
 INVALID = "[invalid]"
@@ -110,7 +111,10 @@ def _resampled(given: Sequence[Any], aggregate: Callable[[Any], Any], clusters: 
 
 
 def task_scores(
-    task: Any, samples: Sequence[dict[str, Any]], written: Callable[[dict[str, Any]], dict[str, Any] | None]
+    task: Any,
+    samples: Sequence[dict[str, Any]],
+    written: Callable[[dict[str, Any]], dict[str, Any] | None],
+    contaminated: Mapping[int, bool | None] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What `results.json` says of a task, and the rows of its items.
 
@@ -118,6 +122,7 @@ def task_scores(
         task: lm-eval's.
         samples: what lm-eval logged of it, one for each item and reading.
         written: of a sample, what is known of its written answer; None where nothing was written.
+        contaminated: by the item's number, whether the training data have it; None where nobody has looked.
     """
     cluster_column = (task.config.metadata or {}).get("cluster")
     answers = {sample["doc_id"]: written(sample) for sample in samples}
@@ -128,21 +133,12 @@ def task_scores(
     scores, rows = [], []
     for (metric, reading), each in by_score.items():
         clusters = [_cluster(sample, cluster_column) for sample in each]
-        found = score(metric, [sample[metric] for sample in each], task.aggregation()[metric], clusters)
-        scores.append(
-            {
-                "metric": metric,
-                "reading": reading,
-                "value": found.value,
-                "low": found.low,
-                "high": found.high,
-                "interval": found.interval,
-                "higher_is_better": bool(task.higher_is_better().get(metric, True)),
-                "unparsed": _num_unparsed(task, reading, each),
-            }
-        )
-        for sample, value, cluster in zip(each, found.values.tolist(), clusters, strict=True):
-            rows.append(_row(task, sample, metric, reading, value, cluster, answers[sample["doc_id"]]))
+        flags = None if contaminated is None else [contaminated[sample["doc_id"]] for sample in each]
+        found, values = _scored(task, metric, reading, each, clusters, flags)
+        scores.append(found)
+        for place, (sample, value) in enumerate(zip(each, values, strict=True)):
+            row = _row(task, sample, metric, reading, value, clusters[place], answers[sample["doc_id"]])
+            rows.append(row | {"contaminated": None if flags is None else flags[place]})
     known = [answer for answer in answers.values() if answer is not None]
     result = {
         "num_items": len(answers),
@@ -152,10 +148,40 @@ def task_scores(
         "num_fewshot": task.get_config("num_fewshot"),
         "max_new_tokens": max((answer["max_new_tokens"] for answer in known), default=None),
         "truncated": sum(answer["truncated"] for answer in known) if known else None,
-        "contaminated": None,
+        **counted(None if contaminated is None else contaminated.values()),
         "scores": scores,
     }
     return result, rows
+
+
+def _scored(
+    task: Any,
+    metric: str,
+    reading: str,
+    samples: Sequence[dict[str, Any]],
+    clusters: Sequence[str | None],
+    flags: Sequence[bool | None] | None,
+) -> tuple[dict[str, Any], list[float]]:
+    """What `results.json` says of a score, and the items' own scores."""
+    given, aggregate = [sample[metric] for sample in samples], task.aggregation()[metric]
+    found = score(metric, given, aggregate, clusters)
+
+    def of_some(places: list[int]) -> tuple[float, float, float]:
+        some = score(metric, [given[i] for i in places], aggregate, [clusters[i] for i in places])
+        return some.value, some.low, some.high
+
+    result = {
+        "metric": metric,
+        "reading": reading,
+        "value": found.value,
+        "low": found.low,
+        "high": found.high,
+        "interval": found.interval,
+        "higher_is_better": bool(task.higher_is_better().get(metric, True)),
+        "unparsed": _num_unparsed(task, reading, samples),
+        "clean": clean_score(flags, of_some),
+    }
+    return result, found.values.tolist()
 
 
 def _first_prompt(samples: Sequence[dict[str, Any]]) -> str:

@@ -287,7 +287,7 @@ class LanguageModule(LightningModule):
         """
         if self.task is not LANGUAGE:
             raise UserError(f"Evaluation asks language models, and {type(self).__name__} trains a {self.task.name}.")
-        return load_tasks(asked)
+        return load_tasks(self, asked)
 
     def evaluate_tasks(self, tasks: Any, asked: Mapping[str, Any], folder: Path) -> dict[str, float]:
         """Scores of the weights as they are; see `modules/evaluating.py`."""

@@ -10,15 +10,20 @@ from llm_lightning.errors import UserError
 from llm_lightning.models.heads import base_model
 from llm_lightning.models.loading.sharding import is_zero3
 
+NOT_SHOWN = {"tasks", "data", "columns", "include", "contamination"}
+"""Of what is asked, that which does not belong to how items are put."""
 
-def load_tasks(asked: Mapping[str, Any]) -> dict[str, Any]:
+
+def load_tasks(module: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Tasks with their data.
 
     Args:
+        module: a `LanguageModule`, before it is trained.
         asked: the fields of `callbacks.monitoring.evaluation.Asked`.
 
     Raises:
-        UserError: lm-evaluation-harness is missing, there is no such task, or it has a mistake.
+        UserError: lm-evaluation-harness is missing, there is no such task, or it has a mistake; or the DataModule does
+            not say what it trains on, where items are to be looked for in that.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("Evaluation needs lm-evaluation-harness: pip install 'llm-lightning[evaluation]'.")
@@ -26,6 +31,11 @@ def load_tasks(asked: Mapping[str, Any]) -> dict[str, Any]:
     from llm_lightning.evaluation.tasks import loading
 
     Prompting(asked["limit"]).check()
+    if asked["contamination"] and not hasattr(_datamodule(module), "training_texts"):
+        raise UserError(
+            f"Evaluation.asked.contamination: {type(_datamodule(module)).__name__} has no `training_texts`, in which "
+            "items could be looked for: leave it out, or give it some as datamodules.contract.Data describes it."
+        )
     include = [Path(folder) for folder in asked["include"]]
     return loading.load_tasks(asked["tasks"], include, asked["data"], asked["columns"], asked["num_fewshot"])
 
@@ -35,7 +45,8 @@ def evaluate(module: Any, tasks: Mapping[str, Any], asked: Mapping[str, Any], fo
 
     Args:
         module: a `LanguageModule`, in training.
-        tasks, asked: see `load_tasks`.
+        tasks: from `load_tasks`.
+        asked: what it was given.
         folder: of this evaluation.
 
     Raises:
@@ -56,9 +67,10 @@ def evaluate(module: Any, tasks: Mapping[str, Any], asked: Mapping[str, Any], fo
     weights = f"step {trainer.global_step}"
     lm = NetworkLM(module.model, module.tokenizer, weights, settings, Engine(progress=False), tell=module.print)
     prompting = Prompting(asked["limit"], asked["chat_template"], asked["system_prompt"])
-    outcome = evaluate(lm, tasks, prompting)
+    trained_on = [_datamodule(module).training_texts()] if asked["contamination"] else []
+    outcome = evaluate(lm, tasks, prompting, trained_on)
     if trainer.is_global_zero:
-        shown = {name: asked[name] for name in asked if name not in ("tasks", "data", "columns", "include")}
+        shown = {name: asked[name] for name in asked if name not in NOT_SHOWN}
         write_outcome(
             folder,
             outcome,
@@ -68,6 +80,10 @@ def evaluate(module: Any, tasks: Mapping[str, Any], asked: Mapping[str, Any], fo
             tokens=module.tokens_seen,
         )
     return _named(outcome.tasks)
+
+
+def _datamodule(module: Any) -> Any:
+    return getattr(module.trainer, "datamodule", None)
 
 
 def _named(tasks: Mapping[str, dict[str, Any]]) -> dict[str, float]:

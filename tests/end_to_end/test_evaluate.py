@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TorchAoConfig
 pytest.importorskip("lm_eval", reason="the extra `evaluation` is not installed")
 
 from llm_lightning.commands.evaluate import default_output, group_environment, run
+from llm_lightning.commands.report import run as report
 from llm_lightning.evaluation.results import read_evaluation, read_items
+from llm_lightning.evaluation.statistics import wilson_interval
 from llm_lightning.models.adapters.adapter import Adapter
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
@@ -107,6 +109,44 @@ def test_a_quantized_folder_is_read_as_transformers_reads_it(model, data):
         logits = network.eval()(torch.cat([bos, ids[:, :-1]], 1)).logits.log_softmax(-1)
     bits = -float(logits.gather(2, ids[..., None]).sum()) / 400 / math.log(2)
     assert scores(data / "short")["local_text", "bits_per_byte"] == pytest.approx(bits, rel=1e-4)
+
+
+def test_items_that_stand_in_the_training_data_are_counted_and_left_out(model, data, capsys):
+    rows = [
+        row | {"question": f"{row['question']} Say it in the words that number {number} of the old song has."}
+        for number, row in enumerate(questions())
+    ]
+    write_rows(data / "test.jsonl", rows)
+    sets = data / "trained"
+    sets.mkdir()
+    copied = [{"messages": [{"role": "user", "content": f"Tell me: {rows[n]['question'].upper()}"}]} for n in (1, 4)]
+    write_rows(sets / "train.jsonl", copied)
+    (data / "more.txt").write_text(f"Whoever asks {rows[9]['question']} knows nothing.")
+    asked = ("--contamination", str(sets), "--contamination", str(data / "more.txt"))
+    assert run(arguments(model, data, *asked)) == 0
+    printed = capsys.readouterr().out
+    assert "contaminated  value without" in printed
+    evaluation = read_evaluation(data / "out")
+    rows = parquet.read_table(data / "out" / "items.parquet").to_pylist()
+    for name in ("local_multiple_choice", "written"):
+        task = evaluation.tasks[name]
+        assert (task["contaminated"], task["too_short"], task["num_items"]) == (3, 0, 12)
+        for score in task["scores"]:
+            own = [row for row in rows if (row["task"], row["metric"]) == (name, score["metric"])]
+            assert {row["item"] for row in own if row["contaminated"]} == {1, 4, 9}
+            kept = [row["value"] for row in own if not row["contaminated"]]
+            assert score["clean"]["num_items"] == len(kept) == 9
+            assert score["clean"]["value"] == pytest.approx(sum(kept) / 9)
+            low, high = wilson_interval(sum(kept), 9)
+            assert (score["clean"]["low"], score["clean"]["high"]) == pytest.approx((low, high))
+    text = evaluation.tasks["local_text"]
+    assert (text["contaminated"], text["scores"][0]["clean"]) == (0, None)
+    page = data / "report.html"
+    assert report([str(data / "out"), "--output", str(page)]) == 0
+    assert "25.0 %" in page.read_text()
+    assert "without contaminated items" in page.read_text()
+    assert run(arguments(model, data, "--contamination", "nowhere", output="other")) == 2
+    assert "--contamination nowhere: path: 'nowhere' does not exist" in capsys.readouterr().err
 
 
 def test_settings_about_speed_alone_change_nothing(model, data):

@@ -213,6 +213,22 @@ def test_what_an_earlier_attempt_knows_is_not_asked_again(model, tmp_path):
     assert not list(out.glob("answers-*"))
 
 
+def test_pairs_that_stand_in_the_training_data_are_left_out(model, tmp_path):
+    rows = preferences(20)
+    for number in range(10):
+        rows[number]["prompt"] = f"Say what the longest of the {number} old songs says of the red and the blue sea."
+    data = write_rows(tmp_path / "pairs.jsonl", rows)
+    trained = write_rows(tmp_path / "trained.jsonl", [{"text": rows[n]["prompt"]} for n in (2, 5)])
+    _, task = evaluated(model, data, "--contamination", str(trained), output=tmp_path / "out")
+    kept = parquet.read_table(tmp_path / "out" / "items.parquet").to_pylist()
+    assert [row["item"] for row in kept if row["contaminated"]] == [2, 5]
+    assert (task["contaminated"], task["too_short"]) == (2, sum(row["contaminated"] is None for row in kept))
+    values = [row["value"] for row in kept if not row["contaminated"]]
+    (score,) = task["scores"]
+    assert score["clean"]["value"] == pytest.approx(sum(values) / 18)
+    assert (score["clean"]["low"], score["clean"]["high"]) == pytest.approx(wilson_interval(sum(values), 18))
+
+
 @pytest.mark.slow
 def test_two_ranks_split_the_pairs(model, tmp_path):
     rows = preferences(12)

@@ -1,6 +1,7 @@
 """The callback `Evaluation`: the same tasks in the middle of training, which goes on as if nothing had been asked."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,16 @@ NAMES = ("train/loss", "train/grad_norm", "val/loss", "tokens")
 def with_evaluation(folder: Path, **when) -> str:
     """The small run's YAML with three tasks asked in it."""
     write_rows(folder / "test.jsonl", questions(6))
-    (folder / "text.txt").write_text("".join(f"Return line {number} of the items.\n" for number in range(40)))
+    trained = json.loads((folder / "texts.jsonl").read_text().splitlines()[0])["text"]
+    lines = "".join(f"Return line {number} of the items.\n" for number in range(40))
+    (folder / "text.txt").write_text(f"{lines}{trained[:400]}\n")
     write_task(folder, "written", folder / "test.jsonl", **WRITTEN | {"generation_kwargs": {"max_gen_toks": 8}})
     config = yaml.safe_load(CONFIG)
     asked = {
         "tasks": ["local_multiple_choice", "local_text", "written.yaml"],
         "data": {"local_multiple_choice": "test.jsonl", "local_text": "text.txt"},
         "limit": 5,
+        "contamination": True,
     }
     config["trainer"]["callbacks"].append(part("Evaluation", asked=asked, **when))
     (folder / "asking.yaml").write_text(yaml.safe_dump(config))
@@ -56,6 +60,8 @@ def test_scores_stand_beside_the_loss_and_training_goes_on_unchanged(fresh_run, 
         assert float(row[1]) == pytest.approx(bits["value"], rel=1e-3)
         assert evaluation.tokens == int(float(row[0]))
         assert evaluation.tasks["local_multiple_choice"]["num_items"] == 5
+        assert evaluation.tasks["local_multiple_choice"]["too_short"] == 5
+        assert evaluation.tasks["local_text"]["contaminated"] == 1
     assert [evaluation.step for evaluation in evaluations] == [10, 20, 24]
     assert float(rows[0][1]) > float(rows[-1][1])  # it learns
     assert "local_text" in (folder / "run" / "report.html").read_text()

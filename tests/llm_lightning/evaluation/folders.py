@@ -24,7 +24,7 @@ def write_evaluation(
             {
                 "task": name, "item": i, "item_hash": f"{name}-{i:05d}", "cluster": clusters and clusters[i],
                 "metric": metric, "reading": "none", "value": float(score), "answer": "A", "parsed": "A",
-                "truncated": False, "num_tokens": 1,
+                "truncated": False, "num_tokens": 1, "contaminated": None,
             }
             for i, score in enumerate(scores)
         ]  # fmt: skip
@@ -40,6 +40,7 @@ def write_evaluation(
             ("task", pa.string()), ("item", pa.int64()), ("item_hash", pa.string()), ("cluster", pa.string()),
             ("metric", pa.string()), ("reading", pa.string()), ("value", pa.float64()), ("answer", pa.string()),
             ("parsed", pa.string()), ("truncated", pa.bool_()), ("num_tokens", pa.int64()),
+            ("contaminated", pa.bool_()),
         ]
     )  # fmt: skip
     parquet.write_table(pa.Table.from_pylist(rows, schema), folder / "items.parquet")
@@ -52,10 +53,12 @@ def task_results(scores: np.ndarray, metric: str = "acc") -> dict[str, Any]:
     score = {
         "metric": metric, "reading": "none", "value": float(scores.mean()), "low": low, "high": high,
         "interval": "wilson" if is_share else "bootstrap", "higher_is_better": True, "unparsed": 2,
+        "clean": None,
     }  # fmt: skip
     return {
         "num_items": len(scores), "version": 1, "output": "multiple_choice", "first_prompt": "Question: <b>2 + 2</b>?",
-        "max_new_tokens": None, "truncated": 3, "contaminated": 0, "scores": [score],
+        "max_new_tokens": None, "truncated": 3, "contaminated": 0, "too_short": 0,
+        "scores": [score],
     }  # fmt: skip
 
 

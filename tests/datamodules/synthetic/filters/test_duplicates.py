@@ -5,10 +5,11 @@ import random
 import numpy as np
 import pytest
 
+from datamodules.records.words import Coder
 from datamodules.storage.near_duplicates import pieces
 from datamodules.synthetic.filters import ExactDuplicates, NearDuplicates, Threshold
 from datamodules.synthetic.filters.near_duplicates import NUM_BANDS, ROWS
-from datamodules.synthetic.filters.nearest import Coder, Nearest
+from datamodules.synthetic.filters.nearest import Nearest
 from tests.datamodules.synthetic.records import answers, candidates, funnel_of, ids, needs_extra
 
 pytestmark = needs_extra
