@@ -17,6 +17,9 @@ BatchKind = Literal["texts", "conversations", "preference pairs", "prompts"]
 """What a batch holds. The batches of texts and of conversations are both `PackedBatch`es."""
 
 
+Part = Literal["train", "val"]
+
+
 class PackedBatch(TypedDict):
     """Packed rows: documents one after the other, without padding between them."""
 
@@ -41,8 +44,19 @@ class SpanBatch(TypedDict):
     """
 
 
-class PairBatch(SpanBatch):
-    """N preference pairs."""
+class AnswerBatch(TypedDict):
+    """The tokens of K answers, one answer after the other, M in all."""
+
+    target_positions: Tensor
+    """(M,) int64, where each is predicted, in the flattened rows (B * T): the token before it."""
+    targets: Tensor
+    """(M,) int64, token ids."""
+    num_targets: Tensor
+    """(K,) int64, tokens of each answer."""
+
+
+class PairBatch(SpanBatch, AnswerBatch):
+    """N preference pairs; their 2N answers are those of the first pair, chosen and rejected, of the second, ..."""
 
     chosen_ends: Tensor
     """(N,) int64, the places of the responses' last tokens in the flattened rows (B * T)."""
@@ -60,6 +74,15 @@ class PairBatch(SpanBatch):
     """(N,) float32, NaN for none."""
     rejected_scores: Tensor
     """(N,) float32, NaN for none."""
+    numbers: Tensor
+    """(N,) int64, which ones of all pairs these are, in the order of the rows."""
+
+
+class MismatchBatch(SpanBatch, AnswerBatch):
+    """K prompts, each with an answer to another one."""
+
+    numbers: Tensor
+    """(K,) int64, whose prompts these are: which ones of all pairs, in the order of the rows."""
 
 
 class ConversationBatch(SpanBatch):
@@ -159,6 +182,26 @@ class PairData(PackedData, Protocol):
 
     def predict_dataloader(self) -> Scored:
         """Conversations to score."""
+        ...
+
+    def example_prompts(self, count: int) -> list[list[int]]:
+        """Token ids of the first held-out prompts, for samples in passing."""
+        ...
+
+    def in_order(self, part: Part) -> Iterable[PairBatch]:
+        """All pairs of a part, each once."""
+        ...
+
+    def mismatches(self, part: Part, count: int | None = None) -> Iterable[MismatchBatch]:
+        """Prompts with answers to others: in training of `count` batches, from the one that was handed out last."""
+        ...
+
+    def num_pairs(self, part: Part) -> int:
+        """In all rows of a part."""
+        ...
+
+    def rows_name(self, part: Part) -> str:
+        """Names the rows of a part by all that is in them: records, template, tokenizer, and how they are cut."""
         ...
 
 

@@ -1,17 +1,20 @@
-"""Preference pairs for reward modelling, in packed rows in which both responses see their prompt once."""
+"""Preference pairs in packed rows in which both responses see their prompt once."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from datamodules.cache import key_of
 from datamodules.chat import ChatDataModule
+from datamodules.contract import MismatchBatch, Part
 from datamodules.encoding.pad_token import pad_apart
 from datamodules.encoding.pairs import PAIR, Cut, PairEncoder
 from datamodules.encoding.tokenizer import bare
@@ -22,6 +25,7 @@ from datamodules.records.record_source import OtherSource
 from datamodules.records.shapes import PREFERENCE_SHAPES
 from datamodules.serving.judging import JudgedPair, held_out, judged_pairs
 from datamodules.serving.loader import EvaluationLoader
+from datamodules.serving.mismatches import MismatchCollator, MismatchedRows, parts
 from datamodules.serving.pair_preview import preview_pairs
 from datamodules.serving.pairs import PairCollator, PairRows, Pairs
 from datamodules.serving.scoring import Conversations
@@ -171,6 +175,39 @@ class PreferenceDataModule(ChatDataModule):
     def make_collator(self) -> PairCollator:
         """What makes a batch of them."""
         return PairCollator(self.seq_len, self.pad_token_id)
+
+    def in_order(self, part: Part) -> EvaluationLoader | list:
+        """All pairs of a part, each once, in the order of the rows."""
+        rows = self.make_rows(self._part(part))
+        return self.evaluation_loader(rows, self.make_collator()) if len(rows) else []
+
+    def mismatches(self, part: Part, count: int | None = None) -> Iterable[MismatchBatch]:
+        """Each prompt with an answer to another one, in the batches of the part.
+
+        Args:
+            part: in training the batches from the one on that was handed out last; else all that validates.
+            count: of the batches; None for all.
+        """
+        rows, collate = MismatchedRows(self._part(part), self.seq_len), MismatchCollator(self.pad_token_id)
+        if part == "train" and count is not None and self._train_loader is not None:
+            return self._train_loader.again(rows, collate, count)
+        return islice(self.evaluation_loader(rows, collate), count) if len(rows) else []
+
+    def num_pairs(self, part: Part) -> int:
+        """In all rows of a part."""
+        return self.make_rows(self._part(part)).num_pairs
+
+    def rows_name(self, part: Part) -> str:
+        """Names the rows of a part by all that is in them: records, template, tokenizer, and how they are cut."""
+        return key_of(self.seq_len, [index.folder.name for index, _ in self._part(part)])
+
+    def example_prompts(self, count: int) -> list[list[int]]:
+        """Token ids of the first validation prompts (training's where there are none), for samples in passing."""
+        pairs = Pairs(self._val or self._train)
+        return [parts(pairs[number], 0)[0][0].tolist() for number in range(min(count, len(pairs)))]
+
+    def _part(self, part: Part) -> Packed:
+        return self._train if part == "train" else self._val
 
     def reference_dataloader(self) -> EvaluationLoader | list:
         """The pairs that rewards are normalized on: those of validation, else the first rows of training."""

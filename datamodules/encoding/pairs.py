@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from datamodules.encoding.batches import bounded_batches
+from datamodules.encoding.conversations import trained_tokens
 from datamodules.records.preferences import IDENTICAL, Preference, preference_of, preferences_of
 from datamodules.records.record_source import ChatRecord
 from datamodules.sources.bad_records import BadRecords, LeftOut
@@ -19,12 +20,15 @@ from datamodules.storage.hashing import text_hash
 from datamodules.storage.near_duplicates import NUM_BANDS, normalized, signature
 from datamodules.storage.shards import Document, token_dtype
 from datamodules.templates.chat_template import ChatTemplate
+from datamodules.templates.probe import Rendered
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 Cut = Literal["drop", "left", "right"]
-Parts: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # shared tokens, and each response's own
+TOKEN = np.dtype([("id", "<u4"), ("trained", "?")])
+"""With whether it belongs to an answer, whose probability preference optimization moves; rewards do not look at it."""
+Parts: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # shared tokens, and each response's own, as `TOKEN`
 
 # What is known of a pair beside its tokens: how many both responses share and how many are the chosen one's own, and by
 # how much and with which scores it was preferred; NaN where there are no scores.
@@ -37,14 +41,15 @@ PAIR = np.dtype(
 
 EQUAL = LeftOut("that are the same once they are cut to the length of a row")
 TOO_LONG = LeftOut("of two answers that are longer than a row without their prompt")
+NO_ANSWER = LeftOut("of which the length of a row leaves no answer")
 
 
 class WrittenPair(NamedTuple):
-    """A pair as the template writes it."""
+    """A pair as the template writes it, with where the answers are: all replies behind what both have in common."""
 
     preference: Preference
-    chosen: str
-    rejected: str
+    chosen: Rendered
+    rejected: Rendered
 
 
 class PairEncoder:
@@ -95,11 +100,11 @@ class PairEncoder:
 
     def documents(self, unit: Unit, bad: BadRecords) -> Iterator[Document]:
         """The unit's pairs, streaming; what says nothing is left out and counted."""
-        for batch in bounded_batches(self.written(unit, bad), lambda one: len(one.chosen) + len(one.rejected)):
-            texts = [text for one in batch for text in (one.chosen, one.rejected)]
-            encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-            ids = [np.array(encoding.ids, self.dtype) for encoding in encodings]
-            for one, chosen, rejected in zip(batch, ids[::2], ids[1::2], strict=True):
+        for batch in bounded_batches(self.written(unit, bad), lambda one: len(one.chosen.text + one.rejected.text)):
+            written = [rendered for one in batch for rendered in (one.chosen, one.rejected)]
+            encodings = self.tokenizer.encode_batch([one.text for one in written], add_special_tokens=False)
+            tokens = [tokens_of(encoding, one) for encoding, one in zip(encodings, written, strict=True)]
+            for one, chosen, rejected in zip(batch, tokens[::2], tokens[1::2], strict=True):
                 document = self._document(one, chosen, rejected)
                 if isinstance(document, LeftOut):
                     bad.left_out[document.reason] += 1
@@ -141,15 +146,20 @@ class PairEncoder:
         return record if isinstance(record, Bad) else preferences_of(record, unit.shape, unit.columns, self.labels)
 
     def _write(self, preference: Preference) -> WrittenPair | Bad:
-        texts = [self.template.write(messages, preference.tools) for messages in _responses(preference)]
-        bad = next((text for text in texts if isinstance(text, Bad)), None)
-        return bad or WrittenPair(preference, *(str(text) for text in texts))
+        first, found = _first_difference(preference), []
+        for messages in _responses(preference):
+            text = self.template.write(messages, preference.tools)
+            written = text if isinstance(text, Bad) else self.template.replies(text, messages, preference.tools, first)
+            if isinstance(written, Bad):
+                return written
+            found.append(written)
+        return WrittenPair(preference, *found)
 
     def _unread(self, preference: Preference) -> set[str]:
         return set().union(*(self.template.unread(messages, preference.tools) for messages in _responses(preference)))
 
     def _document(self, one: WrittenPair, chosen: np.ndarray, rejected: np.ndarray) -> Document | LeftOut:
-        if np.array_equal(chosen, rejected):
+        if np.array_equal(chosen["id"], rejected["id"]):
             return IDENTICAL
         shared = common_prefix(chosen, rejected)
         if shared < self.least_shared:
@@ -159,14 +169,21 @@ class PairEncoder:
         parts = whole if fits else self._cut(whole, common_prefix(chosen, rejected))
         if isinstance(parts, LeftOut):
             return parts
+        first, *others = parts
+        for beginning in (first,) if len(first) else others:
+            beginning["trained"][:1] = False  # nothing predicts it
+        if not all((first["trained"].any() or own["trained"].any()) for own in others):
+            return NO_ANSWER
+        tokens = np.concatenate(parts)
         preference = one.preference
         details = np.zeros((), PAIR)
         details["shared"], details["chosen"], details["is_tie"] = len(parts[0]), len(parts[1]), preference.is_tie
         details["chosen_score"], details["rejected_score"] = preference.scores
         details["margin"] = self._margin(preference)
         details["bands"] = signature("\n".join(message.get("content") or "" for message in preference.prompt))
-        num_bytes = len(one.chosen.encode()) + len(one.rejected.encode())
-        return Document(np.concatenate(parts), None, num_bytes, _split_hash(preference), details=details.tobytes())
+        num_bytes = len(one.chosen.text.encode()) + len(one.rejected.text.encode())
+        ids = tokens["id"].astype(self.dtype)
+        return Document(ids, tokens["trained"], num_bytes, _split_hash(preference), details=details.tobytes())
 
     def _margin(self, preference: Preference) -> float:
         if not self.score_margins:
@@ -190,14 +207,27 @@ class PairEncoder:
         # The longer response is cut first, down to the other's length.
         fair = max(room // 2, room - min(len(chosen), len(rejected)))
         chosen, rejected = chosen[: max(0, fair)], rejected[: max(0, fair)]
-        return EQUAL if np.array_equal(chosen, rejected) else (shared, chosen, rejected)
+        return EQUAL if np.array_equal(chosen["id"], rejected["id"]) else (shared, chosen, rejected)
+
+
+def tokens_of(encoding: Encoding, written: Rendered) -> np.ndarray:
+    """(n,) as `TOKEN`."""
+    tokens = np.empty(len(encoding.ids), TOKEN)
+    tokens["id"], tokens["trained"] = encoding.ids, trained_tokens(encoding, written)
+    return tokens
 
 
 def common_prefix(one: np.ndarray, other: np.ndarray) -> int:
     """How many tokens two sequences begin with in common, at least one of each left over."""
     length = min(len(one), len(other))
-    differ = np.flatnonzero(one[:length] != other[:length])
+    differ = np.flatnonzero(one["id"][:length] != other["id"][:length])
     return int(differ[0]) if len(differ) else length - 1
+
+
+def _first_difference(preference: Preference) -> int:
+    """The first message that is not the same in both conversations, the last of the shorter one at the latest."""
+    pairs = list(zip(preference.chosen, preference.rejected, strict=False))
+    return next((turn for turn, (one, other) in enumerate(pairs) if one != other), len(pairs) - 1)
 
 
 def _responses(preference: Preference) -> Iterator[list[dict[str, Any]]]:

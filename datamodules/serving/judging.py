@@ -58,8 +58,8 @@ def judged_pairs(units: Sequence[Unit], encoder: PairEncoder, left_out: Counter[
     """
     for unit in units:
         bad = BadRecords(unit)
-        for batch in bounded_batches(encoder.written(unit, bad), lambda one: len(one.chosen) + len(one.rejected)):
-            texts = [text for one in batch for text in (one.chosen, one.rejected)]
+        for batch in bounded_batches(encoder.written(unit, bad), lambda one: len(one.chosen.text + one.rejected.text)):
+            texts = [text for one in batch for text in (one.chosen.text, one.rejected.text)]
             ids = [each.ids for each in encoder.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
             for one, chosen, rejected in zip(batch, ids[::2], ids[1::2], strict=True):
                 if one.preference.is_tie:
@@ -76,7 +76,7 @@ def _judged(one: WrittenPair, chosen: list[int], rejected: list[int]) -> JudgedP
     said = [*preference.chosen, preference.rejected[-1]]
     prompt = [preference.prompt, preference.tools]
     texts = [content for message in said if isinstance(content := message.get("content"), str)]
-    return JudgedPair(chosen, rejected, _name(prompt), _name([prompt, said[-2:]]), one.chosen, texts)
+    return JudgedPair(chosen, rejected, _name(prompt), _name([prompt, said[-2:]]), one.chosen.text, texts)
 
 
 def _name(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -90,6 +91,9 @@ class ResumableLoader:
         num_workers: processes that read ahead; 0 reads in this one.
         position: the first global sample.
         whole_batches: rows left over at the end of an epoch begin the next one's first batch instead.
+
+    Attributes:
+        newest: the first global sample of the batch that was handed out last.
     """
 
     def __init__(
@@ -111,7 +115,7 @@ class ResumableLoader:
         self.rank = rank
         self.num_ranks = num_ranks
         self.num_workers = num_workers
-        self.position = position
+        self.position = self.newest = position
         self.whole_batches = whole_batches
 
     def __len__(self) -> int:
@@ -132,8 +136,20 @@ class ResumableLoader:
             # Else the DataLoader draws its seed from the global generator, and dropout depends on the workers.
             generator=torch.Generator(),
         )
-        for (_, self.position), batch in zip(spans, batches, strict=True):
+        for (self.newest, self.position), batch in zip(spans, batches, strict=True):
             yield batch
+
+    def again(self, dataset: Dataset, collate: Callable[[Sequence[Any]], Any], count: int) -> Iterator[Any]:
+        """Other batches of the same rows: `count` of them, from the one that was handed out last.
+
+        Args:
+            dataset: what there is of each row.
+            collate: makes a batch of that.
+            count: may reach into the next epoch.
+        """
+        other = copy.copy(self)
+        other.dataset, other.collate, other.num_workers, other.position = dataset, collate, 0, self.newest
+        return islice(other, count)
 
     def state_dict(self) -> dict[str, int]:
         """The position, after the batch that was handed out last."""

@@ -22,7 +22,7 @@ from llm_lightning_safety.seals import read_json, write_json
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-VERSION = 6  # of what is written here and of how units are read; a change makes all shards anew
+VERSION = 7  # of what is written here and of how units are read; a change makes all shards anew
 DOCUMENTS_AT_ONCE = 1024  # their records are written together
 
 # A document: where its tokens end in the shard, how many of them are in the loss, how many stand before its last reply,

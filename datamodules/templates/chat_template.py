@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from datamodules.errors import DataError
 from datamodules.records.conversations import Conversation, Reasoning
@@ -42,6 +42,7 @@ THOUGHTS = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
 NO_THOUGHTS = re.compile(r"\s*<think>\s*</think>\s*")
 
 Turns = Literal["assistant", "last", "all"]
+Tools: TypeAlias = list[dict[str, Any]] | None
 
 MOST_PROBES = 4096  # forms of conversations that are remembered
 
@@ -80,17 +81,38 @@ class ChatTemplate:
             return Bad("no turn is to be trained on")
         return self._checked(conversation, Aim("learn", tuple(wanted[-1:] if self.turns == "last" else wanted)))
 
-    def write(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str | Bad:
+    def write(self, messages: list[dict[str, Any]], tools: Tools) -> str | Bad:
         """A conversation as the template writes it, to its end."""
         written = self._checked(Conversation(messages, [False] * len(messages), tools), Aim("read"))
         return written if isinstance(written, Bad) else written[0].text
 
-    def prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str | Bad:
+    def replies(self, text: str, messages: list[dict[str, Any]], tools: Tools, first: int) -> Rendered | Bad:
+        """A conversation that `write` wrote, with where the assistant's turns from the turn `first` on are in it.
+
+        The last reply begins where the text departs from what prompts for it. An earlier one that the template writes
+        otherwise once more turns follow is left out.
+        """
+        conversation, spans, prompt = Conversation(messages, [False] * len(messages), tools), [], ""
+        try:
+            with bounded():
+                for turn in (i for i in range(first, len(messages)) if messages[i]["role"] == "assistant"):
+                    prompt = self._prompt(conversation, turn)
+                    span = self._span(conversation, turn, text, prompt)
+                    if span is None and turn == len(messages) - 1:
+                        span = _first_difference(text, prompt), len(text.rstrip())
+                    spans += [] if span is None else [span]
+        except UnwritableError as error:
+            return Bad(f"the chat template {error}")
+        except CostError as error:
+            return Bad(f"the chat template costs too much: {error}")
+        return Rendered(text, spans, len(prompt))
+
+    def prompt(self, messages: list[dict[str, Any]], tools: Tools = None) -> str | Bad:
         """What a model reads before it has to reply to these messages."""
         written = self._checked(Conversation(messages, [False] * len(messages), tools), Aim("reply"))
         return written if isinstance(written, Bad) else written[0].text
 
-    def unread(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> set[str]:
+    def unread(self, messages: list[dict[str, Any]], tools: Tools = None) -> set[str]:
         """The keys of a conversation's turns and calls of which the template writes nothing, once it was written."""
         with bounded():
             return set(map(str, self._unread(Conversation(messages, [False] * len(messages), tools))))
@@ -301,3 +323,8 @@ def template_of(tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
         normalizer=normalizer_of(tokenizer.backend_tokenizer),
         tool_jinja=own.get(TOOL_USE) if isinstance(own, dict) else None,
     )
+
+
+def _first_difference(text: str, other: str) -> int:
+    """How many characters two texts begin with in common."""
+    return next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))

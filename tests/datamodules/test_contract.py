@@ -86,8 +86,10 @@ def test_shapes_of_packed_rows_and_pairs(build):
     pairs = next(iter(build(*KINDS[2][:2], seq_len=256).train_dataloader()))
     assert pairs["input_ids"].shape == pairs["position_ids"].shape == (2, 256)
     assert pairs["spans"].shape[1] == 5
-    per_pair = [value for name, value in pairs.items() if name not in ("input_ids", "position_ids", "spans")]
-    assert {tuple(value.shape) for value in per_pair} == {(len(pairs["ties"]),)}
+    others = ("input_ids", "position_ids", "spans", "target_positions", "targets", "num_targets")
+    assert {tuple(value.shape) for name, value in pairs.items() if name not in others} == {(len(pairs["ties"]),)}
+    assert len(pairs["num_targets"]) == 2 * len(pairs["ties"])
+    assert len(pairs["targets"]) == len(pairs["target_positions"]) == pairs["num_targets"].sum()
     for row, start, end, prompt_start, prompt_end in pairs["spans"].tolist():
         assert pairs["position_ids"][row, start] == prompt_end - prompt_start
         assert (pairs["position_ids"][row, start:end].diff() == 1).all()

@@ -315,3 +315,85 @@ def test_no_pair_to_validate_on(module, tmp_path):
 def test_an_answer_of_unknown_form_is_bad_and_not_empty(module, answer):
     with pytest.raises(DataError, match=r"data.jsonl:61: (column|turn 1 of) '?chosen'?: it has no (role|content)"):
         ready(module([*records(60), {"prompt": "a", "chosen": answer, "rejected": "c"}]))
+
+
+def answers(batch, tokenizer):
+    """The answers whose probability counts, and what their tokens are predicted after."""
+    T = batch["input_ids"].shape[1]
+    ids, found, begin = batch["input_ids"].flatten(), [], 0
+    for count in batch["num_targets"].tolist():
+        places = batch["target_positions"][begin : begin + count]
+        targets = batch["targets"][begin : begin + count]
+        begin += count
+        followed = [(int(ids[p + 1]) if (p + 1) % T else -1) == int(t) for p, t in zip(places, targets, strict=True)]
+        assert sum(followed) >= len(followed) - 1  # a rejected answer goes on elsewhere than behind what it shares
+        found.append((tokenizer.decode(ids[places[:1]]), tokenizer.decode(targets)))
+    return found
+
+
+@pytest.mark.parametrize("share_prompts", [True, False])
+def test_the_tokens_of_answers_are_those_behind_the_prompt_to_the_end_of_the_turn(module, share_prompts):
+    same_beginning = {"prompt": "Which of them is it? " * 3, "chosen": "It is the first.", "rejected": "It is mine."}
+    data = ready(module([*records(12), same_beginning], share_prompts=share_prompts))
+    found = [one for batch in data.train_dataloader() for one in answers(batch, data.tokenizer)]
+    wanted = [
+        record[name] + "<|im_end|>" for record in [*records(12), same_beginning] for name in ("chosen", "rejected")
+    ]
+    assert sorted(text for _, text in found) == sorted(wanted)
+    assert {before for before, _ in found} == {"\n"}
+
+
+def test_of_conversations_that_part_earlier_all_later_replies_count(module):
+    begin = [{"role": "user", "content": "Hello, who are you, and why?"}]
+    chosen = [
+        *begin,
+        {"role": "assistant", "content": "A."},
+        {"role": "user", "content": "So?"},
+        {"role": "assistant", "content": "B."},
+    ]
+    rejected = [
+        *begin,
+        {"role": "assistant", "content": "C."},
+        {"role": "user", "content": "No?"},
+        {"role": "assistant", "content": "D."},
+    ]
+    data = ready(module([{"chosen": chosen, "rejected": rejected}]))
+    (batch,) = data.train_dataloader()
+    texts = data.tokenizer.decode(batch["targets"])
+    assert texts == "A.<|im_end|>B.<|im_end|>C.<|im_end|>D.<|im_end|>"
+
+
+def test_prompts_meet_the_answers_of_other_prompts(module):
+    data = ready(module(records(20), seq_len=256))
+    loader, said = data.train_dataloader(), {record["prompt"]: record for record in records(20)}
+    pairs = {}
+    for batch in loader:
+        starts = batch["spans"][::2]
+        for number, (row, start, *_) in zip(batch["numbers"].tolist(), starts.tolist(), strict=False):
+            pairs[number] = data.tokenizer.decode(batch["input_ids"][row, start : start + 60])
+    assert sorted(pairs) == list(range(20))
+    found = {}
+    for batch in data.mismatches("train"):
+        spans = batch["spans"].tolist()
+        for number, (_, start, end, *_), (_, answer) in zip(
+            batch["numbers"].tolist(), spans, answers(batch, data.tokenizer), strict=False
+        ):
+            prompt = data.tokenizer.decode(batch["input_ids"][0, start:end]).split("<|im_end|>")[0].split("user\n")[1]
+            found[number] = answer
+            own = next(record for record in said.values() if record["prompt"].strip() == prompt.strip())
+            other = [record for record in said.values() if record["prompt"] != own["prompt"]]
+            assert answer in {record[name] + "<|im_end|>" for record in other for name in ("chosen", "rejected")}
+    assert sorted(found) == list(range(20))
+
+
+@pytest.mark.parametrize(("batch_size", "count"), [(1, 4), (2, 2), (4, 1)])
+def test_mismatches_of_a_step_are_the_same_however_it_is_cut(module, batch_size, count):
+    data = ready(module(records(40), seq_len=256, batch_size=batch_size))
+    loader = iter(data.train_dataloader())
+    first = next(loader)
+    batches = list(data.mismatches("train", count))
+    numbers = sorted(number for batch in batches for number in batch["numbers"].tolist())
+    straight = ready(module(records(40), seq_len=256, batch_size=4))
+    (whole,) = [batch for batch, _ in zip(straight.train_dataloader(), range(1), strict=False)]
+    assert numbers == sorted(whole["numbers"].tolist()) and set(first["numbers"].tolist()) <= set(numbers)
+    assert next(loader)["input_ids"].shape == first["input_ids"].shape  # training goes on undisturbed
