@@ -1,6 +1,7 @@
 """Is the second of two models better than the first? Their scores of the same items, side by side."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from llm_lightning.evaluation.statistics import LARGEST, Difference, holm, paire
 
 LEVEL = 0.05
 
-ASKED = ("version", "num_fewshot", "max_new_tokens")
+ASKED = ("version", "num_fewshot", "max_new_tokens", "judged_by")
 """What a task's results say of how it was asked."""
 
 MCNEMAR, BOOTSTRAP, CLUSTERED = "McNemar, exact", "paired bootstrap", "paired bootstrap of clusters"
+MCNEMAR_CLUSTERS = "McNemar, exact, of clusters"
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,18 @@ class Comparison:
     unpaired_tasks: list[str]
 
 
-def compare(first: list[Evaluation], second: list[Evaluation]) -> Comparison:
+def compare(
+    first: list[Evaluation], second: list[Evaluation], metrics: Collection[tuple[str, str]] | None = None
+) -> Comparison:
     """Test each score that both have, each task in its newest evaluation.
 
     Scores that are 0 or 1 are tested by McNemar's exact test, others, and those of items that share a source, by a
-    paired bootstrap. Items pair by the hash of their content, so that a subset or another order does no harm.
+    paired bootstrap; where no item differs, each source counts as one item. Items pair by the hash of their content, so
+    that a subset or another order does no harm.
+
+    Args:
+        first, second: evaluations of the two.
+        metrics: (task, metric) of what is tested, and corrected for; by default all.
 
     Raises:
         UserError, OSError: a file of items is not as it has to be.
@@ -91,7 +100,7 @@ def compare(first: list[Evaluation], second: list[Evaluation]) -> Comparison:
     for task in common:
         one, two = newest[0][task], newest[1][task]
         found = _paired_scores(task, one, (read[one.folder], read[two.folder]))
-        scores += found
+        scores += [each for each in found if metrics is None or (task, each.metric) in metrics]
         if not found:
             unpaired.append(task)
         if differing := _differing(one, two, task):
@@ -124,9 +133,14 @@ def _paired_score(key: tuple[str, str, str], one: Items, two: Items, higher_is_b
     clusters = None if one.clusters is None else one.clusters[left][is_defined]
     if clusters is not None and len(set(clusters)) == len(clusters):
         clusters = None
-    if clusters is not None:
+    is_share = np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all()
+    if clusters is not None and is_share and (first == second).all():
+        # Nothing to draw from: a bootstrap would be sure of a difference of 0, however few clusters there are.
+        same = np.zeros(len(set(clusters)))
+        test, difference = MCNEMAR_CLUSTERS, paired_shares(same, same)
+    elif clusters is not None:
         test, difference = CLUSTERED, paired_bootstrap(first, second, clusters)
-    elif np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all():
+    elif is_share:
         test, difference = MCNEMAR, paired_shares(first, second)
     else:
         test, difference = BOOTSTRAP, paired_bootstrap(first, second)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from pyarrow import parquet
 from llm_lightning.errors import UserError
 from llm_lightning.evaluation.contamination import TrainingTexts, look_for_docs
 from llm_lightning.evaluation.harness import NetworkLM
+from llm_lightning.evaluation.judging import JudgeEngine, judge_answers
 from llm_lightning.evaluation.results import FORMAT, ITEMS, RESULTS
 from llm_lightning.evaluation.scores import task_scores
 from llm_lightning.evaluation.tasks.loading import MISTAKES, in_words
@@ -45,6 +47,7 @@ class Prompting:
 
     Args:
         limit: items of a task, the first ones; below 1 a share of them. By default all.
+        draw: take as many items at random in the place of the first ones, always the same: files are often sorted.
         chat_template: as a conversation, by the tokenizer's template; few-shot examples are turns of it.
         system_prompt: stands before each item, with a chat template as a turn of its own.
         fewshot_seed: by which tasks draw their few-shot examples.
@@ -54,11 +57,18 @@ class Prompting:
     chat_template: bool = False
     system_prompt: str | None = None
     fewshot_seed: int = 1234
+    draw: bool = False
 
     def check(self) -> None:
         """Raise `UserError` for values that cannot work."""
         if self.limit is not None and not (0 < self.limit < 1 or (self.limit >= 1 and self.limit == int(self.limit))):
             raise UserError(f"limit={self.limit}: give a number of items, or a share of them between 0 and 1.")
+
+    def drawn(self, num_items: int) -> list[int]:
+        """The items of a task of so many, where they are drawn."""
+        assert self.limit is not None
+        count = math.ceil(self.limit * num_items) if self.limit < 1 else min(int(self.limit), num_items)
+        return sorted(random.Random(0).sample(range(num_items), count))
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,11 @@ class Outcome:
 
 
 def evaluate(
-    lm: NetworkLM, tasks: Mapping[str, Any], prompting: Prompting, trained_on: Sequence[TrainingTexts] = ()
+    lm: NetworkLM,
+    tasks: Mapping[str, Any],
+    prompting: Prompting,
+    trained_on: Sequence[TrainingTexts] = (),
+    judge: JudgeEngine | None = None,
 ) -> Outcome:
     """Ask all items of all tasks; every rank calls it, and has the whole outcome.
 
@@ -84,18 +98,21 @@ def evaluate(
         tasks: from `load_tasks`.
         prompting: how they are asked.
         trained_on: in which items are looked for.
+        judge: judges the answers in the place of the tasks' rules.
 
     Raises:
-        UserError: a task does not fit its data or the network.
+        UserError: a task does not fit its data, the network or the judge.
     """
     prompting.check()
     for task in tasks.values():
         task.set_fewshot_seed(seed=prompting.fewshot_seed)
+    is_drawn = prompting.draw and prompting.limit is not None
     try:
         found = ask_all(
             lm,
             {"tasks": dict(tasks), "groups": {}, "group_map": {}},
-            limit=prompting.limit,
+            limit=None if is_drawn else prompting.limit,
+            samples={name: prompting.drawn(len(task.eval_docs)) for name, task in tasks.items()} if is_drawn else None,
             bootstrap_iters=0,
             log_samples=True,
             system_instruction=prompting.system_prompt,
@@ -110,7 +127,8 @@ def evaluate(
     contaminated = look_for_docs(samples, trained_on, lm.engine.ranks) if trained_on else {}
     results, rows = {}, []
     for name, task in tasks.items():
-        results[name], own = task_scores(task, samples[name], lm.written, contaminated.get(name))
+        judged = judge_answers(task, samples[name], lm, judge)
+        results[name], own = task_scores(task, samples[name], lm.written, judged, contaminated.get(name))
         rows += own
     return Outcome(results, rows)
 

@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,21 @@ class ItemScores:
     low: float
     high: float
     interval: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Who judged the answers to a task.
+
+    Args:
+        by: in words; None where the task does not say.
+        prompt: what the judge was asked.
+        unreadable: by metric, items that are left out of it, as the judge said neither yes nor no.
+    """
+
+    by: str | None
+    prompt: str | None = None
+    unreadable: Counter[str] = field(default_factory=Counter)
 
 
 def score(
@@ -114,6 +129,7 @@ def task_scores(
     task: Any,
     samples: Sequence[dict[str, Any]],
     written: Callable[[dict[str, Any]], dict[str, Any] | None],
+    judged: Judged,
     contaminated: Mapping[int, bool | None] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What `results.json` says of a task, and the rows of its items.
@@ -122,6 +138,7 @@ def task_scores(
         task: lm-eval's.
         samples: what lm-eval logged of it, one for each item and reading.
         written: of a sample, what is known of its written answer; None where nothing was written.
+        judged: who judged the answers.
         contaminated: by the item's number, whether the training data have it; None where nobody has looked.
     """
     cluster_column = (task.config.metadata or {}).get("cluster")
@@ -134,7 +151,7 @@ def task_scores(
     for (metric, reading), each in by_score.items():
         clusters = [_cluster(sample, cluster_column) for sample in each]
         flags = None if contaminated is None else [contaminated[sample["doc_id"]] for sample in each]
-        found, values = _scored(task, metric, reading, each, clusters, flags)
+        found, values = _scored(task, metric, reading, each, clusters, flags, judged)
         scores.append(found)
         for place, (sample, value) in enumerate(zip(each, values, strict=True)):
             row = _row(task, sample, metric, reading, value, clusters[place], answers[sample["doc_id"]])
@@ -149,6 +166,8 @@ def task_scores(
         "max_new_tokens": max((answer["max_new_tokens"] for answer in known), default=None),
         "truncated": sum(answer["truncated"] for answer in known) if known else None,
         **counted(None if contaminated is None else contaminated.values()),
+        "judged_by": judged.by,
+        "judge_prompt": judged.prompt,
         "scores": scores,
     }
     return result, rows
@@ -161,6 +180,7 @@ def _scored(
     samples: Sequence[dict[str, Any]],
     clusters: Sequence[str | None],
     flags: Sequence[bool | None] | None,
+    judged: Judged,
 ) -> tuple[dict[str, Any], list[float]]:
     """What `results.json` says of a score, and the items' own scores."""
     given, aggregate = [sample[metric] for sample in samples], task.aggregation()[metric]
@@ -178,7 +198,7 @@ def _scored(
         "high": found.high,
         "interval": found.interval,
         "higher_is_better": bool(task.higher_is_better().get(metric, True)),
-        "unparsed": _num_unparsed(task, reading, samples),
+        "unparsed": judged.unreadable[metric] if judged.prompt else _num_unparsed(task, reading, samples),
         "clean": clean_score(flags, of_some),
     }
     return result, found.values.tolist()

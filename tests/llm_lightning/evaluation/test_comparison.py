@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from llm_lightning.evaluation.comparison import BOOTSTRAP, CLUSTERED, MCNEMAR, compare
+from llm_lightning.evaluation.comparison import BOOTSTRAP, CLUSTERED, MCNEMAR, MCNEMAR_CLUSTERS, compare
 from llm_lightning.evaluation.results import read_evaluation
 from llm_lightning.evaluation.statistics import smallest_share
 from tests.llm_lightning.evaluation.folders import write_evaluation
@@ -41,6 +41,24 @@ def test_other_scores_and_shared_sources_are_bootstrapped(tmp_path):
     one = evaluation(tmp_path / "3", {"arc": FIRST}, clusters=clusters)
     two = evaluation(tmp_path / "4", {"arc": SECOND}, clusters=clusters)
     assert compare([one], [two]).scores[0].test == CLUSTERED
+
+
+def test_where_no_item_differs_few_sources_show_little(tmp_path):
+    clusters = [f"passage {i // 100}" for i in range(300)]
+    one = evaluation(tmp_path / "1", {"arc": FIRST}, clusters=clusters)
+    two = evaluation(tmp_path / "2", {"arc": FIRST}, clusters=clusters)
+    (score,) = compare([one], [two]).scores
+    assert score.test == MCNEMAR_CLUSTERS and score.difference.p == 1 and score.num_pairs == 300
+    assert score.difference.smallest == 1.0 and score.difference.low < -0.3 and score.difference.high > 0.3
+
+
+def test_only_the_metrics_that_are_asked_for_are_tested_and_corrected_for(tmp_path):
+    one, two = (
+        evaluation(tmp_path / "1", {"arc": FIRST, "other": FIRST}),
+        evaluation(tmp_path / "2", {"arc": SECOND, "other": FIRST}),
+    )
+    (score,) = compare([one], [two], {("arc", "acc"), ("nowhere", "acc")}).scores
+    assert score.task == "arc" and score.corrected_p == score.difference.p
 
 
 def test_items_pair_by_their_content(tmp_path):
