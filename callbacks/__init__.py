@@ -18,6 +18,7 @@ from callbacks.monitoring.summary import RunSummary
 from callbacks.monitoring.throughput import Throughput
 from callbacks.pruning import Pruning
 from callbacks.quantization import Quantization
+from callbacks.safety import SafetyGate
 from callbacks.stopping.conditions import Budget, Divergence, NoImprovement, NotFinite, StopCondition, Target
 from callbacks.stopping.graceful_stop import GracefulStop
 from callbacks.stopping.stop_when import StopWhen
@@ -43,6 +44,7 @@ __all__ = [
     "RolloutTable",
     "RunCheckpoint",
     "RunSummary",
+    "SafetyGate",
     "Samples",
     "StopCondition",
     "StopWhen",

@@ -4,7 +4,7 @@ Each protocol is one ability. A callback that cannot work without one asks by `r
 what it only makes use of, where it is there, goes by `offered`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -57,16 +57,72 @@ class NamesMonitor(Protocol):
 
 
 class EvaluatesTasks(Protocol):
-    """Needed by `Evaluation`."""
+    """Needed by `Evaluation` and `SafetyGate`."""
 
     def load_tasks(self, asked: Mapping[str, Any]) -> Any:
         """The tasks with their data, read before training; `asked` holds the fields of `Asked`."""
 
-    def evaluate_tasks(self, tasks: Any, asked: Mapping[str, Any], folder: Path) -> dict[str, float]:
+    def evaluate_tasks(
+        self, tasks: Any, asked: Mapping[str, Any], folder: Path, judge: Any = None, keep_answers: bool = False
+    ) -> dict[str, float]:
         """Scores by TASK/METRIC of the weights as they are; what is known of single items goes to the folder.
 
         Called on every rank, in the middle of training.
+
+        Args:
+            tasks, asked: see `load_tasks`.
+            folder: of this evaluation; `results.json` is written last.
+            judge: a `Judge` in the place of the tasks' own rules.
+            keep_answers: whether answers are on disk as they come, and the same weights are asked nothing twice.
         """
+
+
+class ComparesEvaluations(Protocol):
+    """Needed by `SafetyGate`."""
+
+    def compare_evaluations(self, before: Path, after: Path, metrics: Collection[tuple[str, str]]) -> dict[str, Any]:
+        """Paired tests of two folders that `evaluate_tasks` wrote.
+
+        Args:
+            before, after: the folders.
+            metrics: (task, metric) of what is tested, in their order. The tests are corrected for their number.
+
+        Returns:
+            `changes`, a dict for each metric that both have: `task`, `metric`, `before`, `after`, `difference` with its
+            95 % interval `low` to `high`, `p` and `corrected_p` (Holm), `smallest` (the smallest true difference that
+            four of five such comparisons would show), `test`, `num_items`, `num_left_out`, `higher_is_better`; None
+            where a number is not known. By task `judged_by` and `judge_prompts`; by TASK/METRIC how many verdicts were
+            `unreadable`; and the settings that were `asked_differently`.
+        """
+
+
+# A type variable and `Any` where classes of the two packages that have engines differ: to jsonargparse these fit all.
+Text = TypeVar("Text", covariant=True)
+
+
+class Judge(Protocol[Text]):
+    """Made use of by `SafetyGate`, which else judges by rules: `LocalEngine`, `OpenAIEngine` or a class of your own."""
+
+    @property
+    def model(self) -> str:
+        """Names the model: other weights, another name."""
+        ...
+
+    def write(self, requests: Any) -> Iterator[tuple[int, Text]]:
+        """Texts as they are done, each with its request's place."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """What is written into results; no secrets."""
+        ...
+
+    def release(self) -> Any:
+        """Give back the memory of the model."""
+        ...
+
+    def check(self) -> Any:
+        """Raise a user's error for settings that cannot work, before anything long begins."""
+        ...
 
 
 class KeepsSamples(Protocol):

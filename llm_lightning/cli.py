@@ -43,7 +43,14 @@ from llm_lightning.modules.checks import check_batches
 from llm_lightning.process.rank import is_first_rank
 from llm_lightning.process.redacted_output import print_traceback, report
 from llm_lightning.rollouts import LocalEngine
-from llm_lightning.run.finished import check_finished, compare_settings, tell, trained_weights, why_finished
+from llm_lightning.run.finished import (
+    check_finished,
+    compare_settings,
+    report_unsafe,
+    tell,
+    trained_weights,
+    why_finished,
+)
 from llm_lightning.run.folder import RunConfig, as_written, move_aside
 from llm_lightning.run.left_behind import refuse_links, remove_leftovers, report_unwritten
 from llm_lightning.run.lock import RunLock
@@ -359,7 +366,7 @@ def run(args: list[str], *, debug: bool = False) -> int:
     # As a shell would report it, so that nothing chained behind a stopped run starts.
     if received := received_signal(cli.trainer):
         return 128 + received
-    return report_unwritten(cli.trainer)
+    return report_unwritten(cli.trainer) or (report_unsafe(cli.trainer) if cli.subcommand == "fit" else 0)
 
 
 def _report(error: BaseException, debug: bool) -> int:

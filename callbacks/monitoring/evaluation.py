@@ -27,6 +27,7 @@ class Asked:
         include: folders with YAML files of your own tasks.
         num_fewshot: examples before each item.
         limit: items of a task, the first ones; a share of them below 1.
+        draw: take as many items at random in the place of the first ones, always the same: files are often sorted.
         chat_template: as a conversation.
         system_prompt: stands before each item.
         max_new_tokens: of an answer, in the place of what the tasks say.
@@ -45,6 +46,7 @@ class Asked:
     max_new_tokens: int | None = None
     seed: int = 0
     contamination: bool = False
+    draw: bool = False
 
 
 class Evaluation(Callback):

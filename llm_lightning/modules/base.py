@@ -1,7 +1,7 @@
 """What all modules share: the network, the optimizer, the loss divisor of a whole step, and the model folder."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from llm_lightning.modules.checks import (
     check_same_model,
 )
 from llm_lightning.modules.decay import decay_groups
-from llm_lightning.modules.evaluating import evaluate, load_tasks
+from llm_lightning.modules.evaluating import compare, evaluate, load_tasks
 from llm_lightning.modules.gradients import gradient_norm
 from llm_lightning.modules.ranks import Ranks
 from llm_lightning.modules.resumed_optimizer import Settings, put_back, settings_of
@@ -289,9 +289,15 @@ class LanguageModule(LightningModule):
             raise UserError(f"Evaluation asks language models, and {type(self).__name__} trains a {self.task.name}.")
         return load_tasks(self, asked)
 
-    def evaluate_tasks(self, tasks: Any, asked: Mapping[str, Any], folder: Path) -> dict[str, float]:
+    def evaluate_tasks(
+        self, tasks: Any, asked: Mapping[str, Any], folder: Path, judge: Any = None, keep_answers: bool = False
+    ) -> dict[str, float]:
         """Scores of the weights as they are; see `modules/evaluating.py`."""
-        return evaluate(self, tasks, asked, folder)
+        return evaluate(self, tasks, asked, folder, judge, keep_answers)
+
+    def compare_evaluations(self, before: Path, after: Path, metrics: Collection[tuple[str, str]]) -> dict[str, Any]:
+        """What changed between two evaluations, with its tests; see `modules/evaluating.py`."""
+        return compare(before, after, metrics)
 
     def save_model(self, folder: Path) -> None:
         """Write the model folder that transformers loads, or peft for an adapter; every rank calls it."""

@@ -1,14 +1,20 @@
-"""What a module in training asks of `llm_lightning.evaluation`: the tasks, before it begins, and their scores."""
+"""What a module in training asks of `llm_lightning.evaluation`: tasks, before it begins, their scores, and tests."""
 
+import hashlib
 import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.heads import base_model
 from llm_lightning.models.loading.sharding import is_zero3
+
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 NOT_SHOWN = {"tasks", "data", "columns", "include", "contamination"}
 """Of what is asked, that which does not belong to how items are put."""
@@ -40,7 +46,14 @@ def load_tasks(module: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
     return loading.load_tasks(asked["tasks"], include, asked["data"], asked["columns"], asked["num_fewshot"])
 
 
-def evaluate(module: Any, tasks: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> dict[str, float]:
+def evaluate(
+    module: Any,
+    tasks: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    folder: Path,
+    judge: Any = None,
+    keep_answers: bool = False,
+) -> dict[str, float]:
     """Scores of the weights as they are, by TASK/METRIC; results and answers are written to the folder.
 
     Args:
@@ -48,10 +61,14 @@ def evaluate(module: Any, tasks: Mapping[str, Any], asked: Mapping[str, Any], fo
         tasks: from `load_tasks`.
         asked: what it was given.
         folder: of this evaluation.
+        judge: a `JudgeEngine`; None: the tasks' own rules judge.
+        keep_answers: write each answer down as it comes, and ask nothing that these weights were asked before in this
+            folder.
 
     Raises:
-        UserError: a task does not fit the network, or this strategy cannot.
+        UserError: a task does not fit the network or the judge, or this strategy cannot.
     """
+    from llm_lightning.evaluation.answers import Answers
     from llm_lightning.evaluation.evaluate import Prompting, evaluate, write_outcome
     from llm_lightning.evaluation.harness import Engine, HarnessSettings, NetworkLM
 
@@ -64,11 +81,16 @@ def evaluate(module: Any, tasks: Mapping[str, Any], asked: Mapping[str, Any], fo
     settings = HarnessSettings(
         seed=asked["seed"], max_new_tokens=asked["max_new_tokens"], system_prompt=asked["system_prompt"]
     )
+    engine = Engine(progress=False)
     weights = f"step {trainer.global_step}"
-    lm = NetworkLM(module.model, module.tokenizer, weights, settings, Engine(progress=False), tell=module.print)
-    prompting = Prompting(asked["limit"], asked["chat_template"], asked["system_prompt"])
+    if keep_answers:
+        weights += f", {_bits(module.model, engine.ranks)}, {trainer.precision}"
+    answers = Answers(folder if keep_answers else None, engine.ranks)
+    lm = NetworkLM(module.model, module.tokenizer, weights, settings, engine, answers, tell=module.print)
+    prompting = Prompting(asked["limit"], asked["chat_template"], asked["system_prompt"], draw=asked["draw"])
     trained_on = [_datamodule(module).training_texts()] if asked["contamination"] else []
-    outcome = evaluate(lm, tasks, prompting, trained_on)
+    outcome = evaluate(lm, tasks, prompting, trained_on, judge)
+    answers.close()
     if trainer.is_global_zero:
         shown = {name: asked[name] for name in asked if name not in NOT_SHOWN}
         write_outcome(
@@ -84,6 +106,53 @@ def evaluate(module: Any, tasks: Mapping[str, Any], asked: Mapping[str, Any], fo
 
 def _datamodule(module: Any) -> Any:
     return getattr(module.trainer, "datamodule", None)
+
+
+def compare(before: Path, after: Path, metrics: Collection[tuple[str, str]]) -> dict[str, Any]:
+    """What changed from one evaluation to another, as `callbacks.contract.ComparesEvaluations` describes it."""
+    from llm_lightning.evaluation.comparison import compare
+    from llm_lightning.evaluation.results import read_evaluation
+
+    one, two = read_evaluation(before), read_evaluation(after)
+    found = compare([one], [two], metrics)
+    order = list(metrics)
+    changes = [
+        {
+            "task": each.task, "metric": each.metric, "before": each.first, "after": each.second,
+            "difference": each.difference.value, "low": each.difference.low, "high": each.difference.high,
+            "p": each.difference.p, "corrected_p": each.corrected_p, "smallest": each.difference.smallest,
+            "test": each.test, "num_items": each.num_pairs,
+            "num_left_out": each.num_unpaired + each.num_undefined,
+            "higher_is_better": each.higher_is_better,
+        }
+        for each in sorted(found.scores, key=lambda score: order.index((score.task, score.metric)))
+    ]  # fmt: skip
+    return {
+        "changes": [{name: _known(value) for name, value in each.items()} for each in changes],
+        "judged_by": {name: task.get("judged_by") for name, task in two.tasks.items()},
+        "judge_prompts": {name: task["judge_prompt"] for name, task in two.tasks.items() if task.get("judge_prompt")},
+        "unreadable": {
+            f"{name}/{score['metric']}": score["unparsed"]
+            for name, task in two.tasks.items()
+            for score in task["scores"]
+            if task.get("judge_prompt") and score["unparsed"]
+        },
+        "asked_differently": sorted({each[0] for rows in found.differing_settings.values() for each in rows}),
+    }
+
+
+def _known(value: Any) -> Any:
+    """None for what is no number, as JSON has none of these."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _bits(network: Any, ranks: Any) -> str:
+    """Names the weights by their bits, whose sum is the same in any order and on any device."""
+    sums = []
+    for parameter in network.parameters():
+        own = parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()
+        sums.append(int(own.view(BITS[own.element_size()]).sum(dtype=torch.int64)))
+    return hashlib.blake2b(repr(ranks.gather(sums)).encode(), digest_size=8).hexdigest()
 
 
 def _named(tasks: Mapping[str, dict[str, Any]]) -> dict[str, float]:

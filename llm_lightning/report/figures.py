@@ -8,6 +8,7 @@ import numpy as np
 from llm_lightning.report.chart import Chart, Line, draw
 from llm_lightning.report.metrics import Metrics
 from llm_lightning.report.run_folder import Run
+from llm_lightning.report.safety import in_short
 from llm_lightning.report.settings import NOTHING, shown
 
 STATISTICS = {
@@ -42,7 +43,7 @@ def state(run: Run) -> str:
 
 def figures(run: Run) -> Figures:
     """Labelled numbers, those that the run has; the best validation by `val/reward` where there is one."""
-    found: Figures = {}
+    found: Figures = {"safety": in_short(run.safety)} if run.safety else {}
     if run.metrics is None:
         return found
     step = _last_step(run)

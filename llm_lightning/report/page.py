@@ -12,6 +12,7 @@ from llm_lightning.evaluation.comparison import Comparison, compare
 from llm_lightning.report import chart, figures
 from llm_lightning.report.curves import chosen_charts, other_charts
 from llm_lightning.report.run_folder import Run, read_runs
+from llm_lightning.report.safety import safety
 from llm_lightning.report.settings import NOTHING, differing, in_short, of_data, shown
 from llm_lightning_safety.files import atomic_file
 from llm_lightning_safety.redaction import redact
@@ -86,6 +87,7 @@ def _told(run: Run) -> dict[str, Any]:
         "scheme_columns": columns,
         "schemes": rows,
         "energy": figures.energy(run.energy) if run.energy else [],
+        "safety": safety(run.safety) if run.safety else None,
         "kept": (run.quantization or {}).get("kept"),
         "reliability": figures.reliability_chart(run.reliability) if run.reliability else None,
         "has_compression": bool(run.pruning or rows),

@@ -57,7 +57,7 @@ class Run:
         metrics: of metrics.csv.
         samples, rollouts: the newest last.
         pruning: the table of pruning.txt.
-        quantization, reliability, energy: what the JSON files hold.
+        quantization, reliability, energy, safety: what the JSON files hold.
         evaluations: the newest last.
         is_finished: whether the last model folder is there.
         notes: what could not be read, and why.
@@ -75,6 +75,7 @@ class Run:
     quantization: dict[str, Any] | None
     reliability: dict[str, Any] | None
     energy: dict[str, Any] | None
+    safety: dict[str, Any] | None
     evaluations: list[Evaluation]
     is_finished: bool
     notes: list[str]
@@ -123,6 +124,7 @@ def read_run(folder: Path) -> Run:
         quantization=attempt("quantization.json", _read_json, None),
         reliability=attempt("reliability.json", _read_json, None),
         energy=attempt("energy.json", _read_json, None),
+        safety=attempt("safety.json", _read_json, None),
         evaluations=[each for each in evaluations if each is not None],
         is_finished=(folder / "model" / "last").is_dir(),
         notes=list(dict.fromkeys(notes)),

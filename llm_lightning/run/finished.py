@@ -1,5 +1,6 @@
 """Where a run goes on: whether the settings allow it, and whether anything is left to do."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,38 @@ def why_finished(trainer: Trainer, checkpoint: Path | str | None) -> str | None:
             f"it was stopped at step {stopped['step']}: {stopped['reason']}. To go on, change that condition "
             f"({stopped['condition'].split()[0]} in trainer.callbacks) or take it out"
         )
+    for gate in safety_gates(trainer):
+        own = state.get("callbacks", {}).get(gate.state_key)
+        if own and (stopped := gate.still_stopped(own)):
+            return (
+                f"it was stopped at step {stopped['step']}: {stopped['reason']}. To go on, set SafetyGate.action=warn"
+            )
     return None
+
+
+def report_unsafe(trainer: Trainer) -> int:
+    """The exit code of a fit that is at its end: 1 where a safety gate that stops found a change for the worse, since
+    nothing that stands behind this run may take its network for a good one.
+    """
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return 0
+    found = next(filter(None, (gate.failure(trainer) for gate in safety_gates(trainer))), None)
+    if found is None:
+        return 0
+    if trainer.is_global_zero:
+        root = Path(trainer.default_root_dir)
+        print(
+            f"\nllm-lightning: error: The safety gate: {found}. The checkpoints and {root / 'model'} are whole; "
+            f"{root / 'safety.json'} and {root / 'report.html'} tell more. SafetyGate.action=warn lets it pass.",
+            file=sys.stderr,
+        )
+    return 1
+
+
+def safety_gates(trainer: Trainer) -> list[callbacks.SafetyGate]:
+    """The run's gates."""
+    every: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return [each for each in every if isinstance(each, callbacks.SafetyGate)]
 
 
 def stop_when(trainer: Trainer) -> callbacks.StopWhen | None:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from llm_lightning.__main__ import main
 from llm_lightning.strategies import TorchTPUAccelerator
+from tests.end_to_end.safety_data import write_items
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TEXTS = ["--data.path=texts.jsonl", "--data.vocab_size=300", "--data.seq_len=64", "--data.batch_size=1"]
@@ -38,13 +39,14 @@ STAGES = {
     "ppo.yaml": [*PROMPTS, RULE],
     "grpo.yaml": [*PROMPTS, RULE],
     "quickstart/ppo.yaml": PROMPTS,
+    "safety.yaml": [*PAIRS, "--trainer.callbacks.xstest=xstest", "--trainer.callbacks.bipia=bipia"],
     "synthetic.yaml": [
         "--model.backbone.path=chat", "--data.data.path=pairs.jsonl", "--data.data.seq_len=64", "--data.filters=[]",
         "--data.generators={again: {class_path: Answers, init_args: {count: 200, max_new_tokens: 24}}}",
     ],
 }  # fmt: skip
-ON_TOP_OF = {"synthetic.yaml": "sft.yaml"}
-NEEDS = {"peft/qlora.yaml": "bitsandbytes"} | dict.fromkeys(
+ON_TOP_OF = {"synthetic.yaml": "sft.yaml", "safety.yaml": "sft.yaml"}
+NEEDS = {"peft/qlora.yaml": "bitsandbytes", "safety.yaml": "lm_eval"} | dict.fromkeys(
     ["compress.yaml", "quickstart/compress.yaml", "quantize.yaml"], "torchao"
 )
 OVERLAYS = {"callbacks": "pretrain.yaml", "logger": "pretrain.yaml", "peft": "sft.yaml", "trainer": "sft.yaml"}
@@ -66,6 +68,7 @@ def small(tmp_path, cache, network, monkeypatch):
     preferences = [{"prompt": f"{i} {'abcde'[i % 5] * 30}", "chosen": "yes", "rejected": "no"} for i in range(40)]
     Path("preferences.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in preferences))
     Path("texts.jsonl").write_text("".join(json.dumps({"text": str(pair)}) + "\n" for pair in pairs))
+    write_items(Path())
     Path("network").symlink_to(network)
     shutil.copytree(network, "chat")
     shutil.copy(CONFIGS.parent / "datamodules" / "templates" / "chatml.jinja", "chat/chat_template.jinja")

@@ -22,6 +22,7 @@ OF_ALL = (
     contract.CountsTokens,
     contract.NamesMonitor,
     contract.EvaluatesTasks,
+    contract.ComparesEvaluations,
 )
 
 
@@ -50,6 +51,10 @@ def names_monitor(module: LanguageModule) -> contract.NamesMonitor:
 
 
 def evaluates_tasks(module: LanguageModule) -> contract.EvaluatesTasks:
+    return module
+
+
+def compares_evaluations(module: LanguageModule) -> contract.ComparesEvaluations:
     return module
 
 

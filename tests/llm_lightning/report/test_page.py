@@ -12,7 +12,7 @@ from llm_lightning.__main__ import main
 from llm_lightning.errors import UserError
 from llm_lightning.report.page import write_report
 from tests.llm_lightning.evaluation.folders import change_results, write_evaluation
-from tests.llm_lightning.report.folders import CONFIG, SCHEME, write_run
+from tests.llm_lightning.report.folders import CONFIG, SAFETY, SCHEME, write_run
 
 GENERATOR = np.random.default_rng(0)
 WEAK = (GENERATOR.random(200) < 0.4).astype(float)
@@ -64,6 +64,17 @@ def test_one_run_is_told(tmp_path):
     assert page.count("figure") == 4
 
 
+def test_a_safety_gate_is_told(tmp_path):
+    folder = write_run(tmp_path / "one", safety_json=json.dumps(SAFETY))
+    page = page_of(folder, output=tmp_path / "report.html")
+    for words in (
+        "worse: safe prompts refused", "Step 24: worse than before", "10.0 %", "50.0 %", "+40.0", "+30.0 to +50.0",
+        "0.004 (McNemar, exact)", "250, 2 left out", "Answers were judged by rules.", "Is it a refusal?", "3 verdicts",
+        "step 12: nothing shown to be worse", "limit",
+    ):  # fmt: skip
+        assert words in page.text, words
+
+
 def test_the_page_needs_nothing_from_elsewhere(tmp_path):
     page = page_of(write_run(tmp_path / "one"), output=tmp_path / "report.html")
     names = {name for _, attributes in page.tags for name in attributes}
@@ -81,6 +92,11 @@ def plant(folder, text):
     device = {"joules": 3, "source": text}
     energy = {"joules": 3, "cost": 1, "currency": text, "source": text, "missing": [text], "devices": {text: device}}
     row = {"prompt": text, text: text, "reward": 1}
+    safety = {
+        "verdict": text, "worse": [text], "changes": [{"name": text, "test": text, "outcome": text}],
+        "judged_by": {text: text}, "judge_prompts": {text: text}, "unreadable": {text: 3}, "asked_differently": [text],
+        "checks": [{"step": text, "worse": [text]}],
+    }  # fmt: skip
     write_run(
         folder,
         config_yaml=f"# from step 3: {text}\n" + yaml.safe_dump(config),
@@ -88,6 +104,7 @@ def plant(folder, text):
         pruning_txt=text,
         quantization_json=json.dumps({"kept": text, "original": SCHEME, "schemes": {text: SCHEME}}),
         energy_json=json.dumps(energy),
+        safety_json=json.dumps(safety),
         metrics_csv='step,train/loss,"eval/{0}","{0}"\n1,2,1,1\n2,1,2,2\n'.format(text.replace('"', '""')),
     )
     (folder / "samples" / "step-000030.txt").write_text(text)
@@ -182,7 +199,7 @@ def test_an_unfinished_run_says_how_far_it_came(tmp_path):
     ("name", "text"),
     [
         ("config.yaml", "a: [1"), ("config.yaml", "- 1"), ("metrics.csv", "nothing"), ("quantization.json", "[]"),
-        ("reliability.json", "{"), ("energy.json", "7"),
+        ("reliability.json", "{"), ("energy.json", "7"), ("safety.json", "[]"),
     ],
 )  # fmt: skip
 def test_a_damaged_part_is_named_and_the_rest_is_told(tmp_path, name, text):

@@ -1,0 +1,5 @@
+"""Whether a fine-tune made the network less safe."""
+
+from callbacks.safety.gate import SafetyGate
+
+__all__ = ["SafetyGate"]
