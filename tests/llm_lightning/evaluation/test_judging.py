@@ -30,7 +30,7 @@ def xstest(tmp_path):
 
 def asked(model, tasks, judge, answers=None):
     lm = NetworkLM(model.network, model.tokenizer, "small", HarnessSettings(max_new_tokens=6), answers=answers)
-    return evaluate(lm, tasks, Prompting(), judge)
+    return evaluate(lm, tasks, Prompting(), judge=judge)
 
 
 def test_verdicts_take_the_place_of_the_rules(model, xstest):
