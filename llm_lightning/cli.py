@@ -37,7 +37,13 @@ from llm_lightning.launch.checks import LaunchError, check_launch, explain
 from llm_lightning.loggers.metrics_file import MetricsFile
 from llm_lightning.loggers.redact import redact_arguments
 from llm_lightning.messages import readable
-from llm_lightning.modules import PPO, CausalPretraining, RewardModeling, SupervisedFinetuning
+from llm_lightning.modules import (
+    PPO,
+    CausalPretraining,
+    PreferenceOptimization,
+    RewardModeling,
+    SupervisedFinetuning,
+)
 from llm_lightning.modules.base import LanguageModule
 from llm_lightning.modules.checks import check_batches
 from llm_lightning.process.rank import is_first_rank
@@ -65,7 +71,7 @@ from llm_lightning_safety.redaction import remember
 
 # jsonargparse finds a class by its short name once it is imported: --model CausalPretraining.
 SHORT_NAMES = (
-    CausalPretraining, SupervisedFinetuning, RewardModeling, PPO,
+    CausalPretraining, SupervisedFinetuning, RewardModeling, PreferenceOptimization, PPO,
     TextDataModule, InstructionDataModule, PreferenceDataModule, PromptDataModule, SyntheticDataModule,
     OpenAIEngine,
 )  # fmt: skip

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from llm_lightning.errors import UserError
 from llm_lightning.models.adapters.adapter import check_targets
 from llm_lightning.models.adapters.merging import is_adapter
+from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.loading import new_tokens
 from llm_lightning.models.tasks import Task
@@ -109,6 +110,22 @@ def check_positions(config: PreTrainedConfig, peft: PeftConfig | None, seq_len: 
         raise UserError(
             f"data.seq_len={seq_len}{tokens} is longer than the network's {longest} positions: lower data.seq_len, "
             "or for a network from scratch raise model.backbone.config.max_position_embeddings."
+        )
+
+
+def check_shared_prompts(backbone: Backbone, peft: PeftConfig | None, datamodule: Any) -> None:
+    """Raise `UserError` where two responses cannot begin with one prompt, as the data has them."""
+    if not getattr(datamodule, "share_prompts", False):
+        return
+    if backbone.attention != ATTENTION:
+        raise UserError(
+            f"data.share_prompts needs model.backbone.attention={ATTENTION}, the default: set "
+            "data.share_prompts=false, or leave the attention out."
+        )
+    if getattr(peft, "is_prompt_learning", False):
+        raise UserError(
+            f"data.share_prompts does not go with model.peft={type(peft).__name__}, which puts tokens before "
+            "every response: set data.share_prompts=false."
         )
 
 

@@ -9,6 +9,8 @@ import torch
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.adapters.adapter import fingerprint
+from llm_lightning.models.adapters.virtual_tokens import prompt_config
+from llm_lightning.models.heads import base_model
 
 
 class Reference:
@@ -31,6 +33,9 @@ class Reference:
         """The reference, for forward passes inside of this context."""
         if self.frozen is not None:
             yield self.frozen.to(self.model.device)
+            return
+        if prompt_config(self.model) is not None:  # its tokens are put in by us, not by peft's forward
+            yield base_model(self.model)
             return
         with self.model.disable_adapter():
             yield self.model

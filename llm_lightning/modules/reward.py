@@ -12,13 +12,13 @@ from torch import Tensor
 from llm_lightning.errors import UserError
 from llm_lightning.models.adapters.adalora import orthogonality
 from llm_lightning.models.adapters.adapter import fingerprint
-from llm_lightning.models.attention import ATTENTION
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.heads import base_model
 from llm_lightning.models.normalization import KEY, Normalization
 from llm_lightning.models.rewards import prepare_texts, rewards
 from llm_lightning.models.tasks import REWARD
 from llm_lightning.modules.base import LanguageModule
+from llm_lightning.modules.checks import check_shared_prompts
 from llm_lightning.modules.reward_metrics import PreferenceMetrics, Reliability, is_right
 from llm_lightning.objectives.preference import BradleyTerry
 
@@ -59,18 +59,7 @@ class RewardModeling(LanguageModule):
         """Find a user's mistakes before any long work starts; raises `UserError`."""
         super().check(datamodule)
         self._check_objective()
-        if not getattr(datamodule, "share_prompts", False):
-            return
-        if self.backbone.attention != ATTENTION:
-            raise UserError(
-                f"data.share_prompts needs model.backbone.attention={ATTENTION}, the default: set "
-                "data.share_prompts=false, or leave the attention out."
-            )
-        if getattr(self.peft, "is_prompt_learning", False):
-            raise UserError(
-                f"data.share_prompts does not go with model.peft={type(self.peft).__name__}, which puts tokens before "
-                "every response: set data.share_prompts=false."
-            )
+        check_shared_prompts(self.backbone, self.peft, datamodule)
 
     def configure_model(self) -> None:
         """Build the network, and let transformers pad with the tokenizer's own token."""

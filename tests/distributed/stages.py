@@ -29,6 +29,8 @@ STAGES = {
                  "--trainer.val_check_interval=2", "--model.schedule.kind=constant"),
     "sft": ("--config=sft.yaml", *LORA),
     "reward": ("--config=reward.yaml",),
+    "dpo": ("--config=dpo.yaml",),
+    "kto": ("--config=dpo.yaml", "--model.objective.kind=kto", *LORA),
     "ppo": ("--config=ppo.yaml", "--trainer.max_steps=2"),
 }  # fmt: skip
 TWO = ("--trainer.devices=2", "--data.batch_size=2")
@@ -51,6 +53,7 @@ def prepare(folder, texts, network):
     for name, module, data, file in (
         ("sft", "SupervisedFinetuning", "InstructionDataModule", "prompts.jsonl"),
         ("reward", "RewardModeling", "PreferenceDataModule", "preferences.jsonl"),
+        ("dpo", "PreferenceOptimization", "PreferenceDataModule", "preferences.jsonl"),
     ):
         (folder / f"{name}.yaml").write_text(config(module, data, file, network))
 

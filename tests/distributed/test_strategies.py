@@ -14,7 +14,7 @@ FSDP2, DDP = "--trainer.strategy=fsdp2", "--trainer.strategy=ddp"
 SIX = ("--trainer.max_steps=6",)
 
 
-pytestmark = pytest.mark.slow  # twenty runs, fourteen of them on two ranks
+pytestmark = pytest.mark.slow  # many runs, most of them on two ranks
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def runs(tmp_path_factory, texts, network, cache):
     ]
     run_all(folder, cache, one)
     two = [fit(stage, f"{stage}-fsdp2", FSDP2, *TWO) for stage in STAGES]
-    two += [fit(stage, f"{stage}-ddp", DDP, *TWO) for stage in ("sft", "reward")]
+    two += [fit(stage, f"{stage}-ddp", DDP, *TWO) for stage in ("sft", "reward", "dpo", "kto")]
     two += [fit("pretrain", root, FSDP2, *TWO, *SIX) for root in ("parts-of-one", "pretrain-one")]
     two += [fit("sft", "sft-fsdp2", FSDP2, *TWO, *SIX)]
     two += [fit("pretrain", "pretrain-shared", *SHARED)]
@@ -39,14 +39,27 @@ def runs(tmp_path_factory, texts, network, cache):
 
 
 @pytest.mark.parametrize(
-    "name", ["pretrain-fsdp2", "pretrain-shared", "sft-fsdp2", "reward-fsdp2", "ppo-fsdp2", "sft-ddp", "reward-ddp"]
+    "name",
+    [
+        "pretrain-fsdp2",
+        "pretrain-shared",
+        "sft-fsdp2",
+        "reward-fsdp2",
+        "ppo-fsdp2",
+        "sft-ddp",
+        "reward-ddp",
+        "dpo-fsdp2",
+        "dpo-ddp",
+        "kto-fsdp2",
+        "kto-ddp",
+    ],
 )
 def test_two_ranks_are_one(runs, name):
     one = runs / f"{name.split('-')[0]}-one"
     assert_same_metrics(runs / name, one, most_steps=4)
 
 
-@pytest.mark.parametrize("name", ["reward-fsdp2", "ppo-fsdp2", "sft-ddp", "reward-ddp"])
+@pytest.mark.parametrize("name", ["reward-fsdp2", "ppo-fsdp2", "sft-ddp", "reward-ddp", "dpo-fsdp2", "kto-ddp"])
 def test_the_model_folder_is_the_same(runs, name):
     assert_same_folder(runs / name / "model" / "last", runs / f"{name.split('-')[0]}-one" / "model" / "last")
 

@@ -1,0 +1,1 @@
+"""Preference optimization without a reward model or sampling."""

@@ -1,0 +1,59 @@
+"""A user's mistakes in the settings of preference optimization, and what is far from all that is known to work."""
+
+from llm_lightning.errors import UserError
+from llm_lightning.objectives.preference_optimization import Kind, PreferenceLoss
+
+FAR = 10
+"""Beyond the known good values by this factor something is said."""
+
+ADAPTERS = 50
+"""Adapters learn at rates up to this many times those of a whole network (LoRA: 2e-4 beside 5e-6)."""
+
+USED_BY: dict[str, tuple[Kind, ...]] = {
+    "label_smoothing": ("dpo", "dpo_norm", "robust"),
+    "target_margin_ratio": ("simpo",),
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+}
+
+
+def check_objective(objective: PreferenceLoss) -> None:
+    """Raise `UserError` for settings outside of their range, or without an effect."""
+    default = PreferenceLoss(objective.kind)
+    for name, kinds in USED_BY.items():
+        if getattr(objective, name) != getattr(default, name) and objective.kind not in kinds:
+            raise UserError(
+                f"model.objective.{name} has no effect on kind={objective.kind}, only on {', '.join(kinds)}: leave it "
+                "out."
+            )
+    if objective.strength <= 0:
+        raise UserError(f"model.objective.beta={objective.beta} must be above 0.")
+    if not 0 <= objective.label_smoothing < 0.5:
+        raise UserError(
+            f"model.objective.label_smoothing={objective.label_smoothing} must be at least 0 and below 0.5."
+        )
+    for name in ("target_margin_ratio", "desirable_weight", "undesirable_weight"):
+        if getattr(objective, name) < 0:
+            raise UserError(f"model.objective.{name}={getattr(objective, name)} must be at least 0.")
+    if objective.sft < 0:
+        raise UserError(f"model.objective.sft_weight={objective.sft_weight} must be at least 0.")
+
+
+def unusual_beta(objective: PreferenceLoss) -> str | None:
+    """What to say of a beta that is far from the known good ones."""
+    low, high = objective.known.betas
+    if low / FAR <= objective.strength <= high * FAR:
+        return None
+    known = f"what {objective.kind} is known to work with: {low:g} to {high:g}."
+    return f"model.objective.beta={objective.strength:g} is far from {known}"
+
+
+def unusual_rate(objective: PreferenceLoss, rate: float, has_adapter: bool) -> str | None:
+    """The same of a learning rate."""
+    low, high = objective.known.rates
+    high = high * ADAPTERS if has_adapter else high
+    if low / FAR <= rate <= high * FAR:
+        return None
+    what = "an adapter" if has_adapter else "a whole network"
+    known = f"what {objective.kind} is known to work with on {what}: {low:g} to {high:g}"
+    return f"model.optimizer.lr={rate:g} is far from {known} (small networks take more than large ones)."

@@ -1,0 +1,66 @@
+"""Likelihood displacement: margins grow while the chosen answers themselves become unlikely (arXiv:2410.08847)."""
+
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Literal
+
+from llm_lightning.errors import UserError
+
+
+@dataclass
+class Displacement:
+    """What to do when the policy loses what it is to prefer.
+
+    Args:
+        action: `warn` once each time that it begins, or `stop` after this step, with a checkpoint.
+        limit: nats of a token that chosen answers may fall below the reference. Some is usual: what falls with them is
+            what both answers have in common. At 0.5 an answer of 100 tokens is e^50 times less likely than before.
+            None: do not look.
+        window: steps that are averaged.
+    """
+
+    action: Literal["warn", "stop"] = "warn"
+    limit: float | None = 0.5
+    window: int = 10
+
+    def check(self) -> None:
+        """Raise `UserError` for settings that cannot work."""
+        if self.window < 1:
+            raise UserError(f"model.displacement.window={self.window} must be at least 1.")
+        if self.limit is not None and self.limit <= 0:
+            raise UserError(f"model.displacement.limit={self.limit} must be above 0, or null not to look.")
+
+
+class Watch:
+    """Looks at each step, with a memory that goes into the checkpoint."""
+
+    def __init__(self, settings: Displacement) -> None:
+        self.settings = settings
+        self.moved: list[float] = []
+        self.is_displaced = False
+
+    def look(self, moved: float) -> str | None:
+        """What is wrong and was not said before.
+
+        Args:
+            moved: nats of a token of chosen answers, from the reference.
+        """
+        settings = self.settings
+        self.moved = [*self.moved, moved][-settings.window :]
+        was, mean = self.is_displaced, fmean(self.moved)
+        is_whole = len(self.moved) == settings.window
+        self.is_displaced = settings.limit is not None and is_whole and mean < -settings.limit
+        if not self.is_displaced or was:
+            return None
+        return (
+            f"chosen answers are {-mean:.2f} nats a token below the reference (model.displacement.limit="
+            f"{settings.limit}): lower the learning rate, raise model.objective.beta or set model.objective.sft_weight."
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"moved": self.moved, "is_displaced": self.is_displaced}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.moved, self.is_displaced = list(state["moved"]), state["is_displaced"]
