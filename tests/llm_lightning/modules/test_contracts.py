@@ -10,7 +10,13 @@ from typing_extensions import get_protocol_members
 
 from callbacks import contract
 from llm_lightning.models.backbone import Backbone
-from llm_lightning.modules import PPO, CausalPretraining, RewardModeling, SupervisedFinetuning
+from llm_lightning.modules import (
+    PPO,
+    CausalPretraining,
+    PreferenceOptimization,
+    RewardModeling,
+    SupervisedFinetuning,
+)
 from llm_lightning.modules.base import LanguageModule
 from llm_lightning.modules.reward_metrics import Reliability
 
@@ -79,6 +85,7 @@ def has_bins(bins: Reliability) -> contract.ReliabilityBins:
     [
         (CausalPretraining, ()),
         (SupervisedFinetuning, ()),
+        (PreferenceOptimization, ()),
         (RewardModeling, (contract.MeasuresReliability, contract.ResumesPredictions)),
         (lambda backbone: PPO(backbone, rewards={}), (contract.KeepsSamples,)),
     ],
