@@ -77,6 +77,13 @@ class EvaluatesTasks(Protocol):
         """
 
 
+class TabulatesEvaluations(Protocol):
+    """Made use of by `Evaluation` where W&B takes tables."""
+
+    def evaluation_table(self, folder: Path) -> list[dict[str, Any]]:
+        """A row of JSON for each score that `evaluate_tasks` wrote to a folder, all with the same columns."""
+
+
 class ComparesEvaluations(Protocol):
     """Needed by `SafetyGate`."""
 

@@ -9,9 +9,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from callbacks.artifacts.random_state import generator_states, set_generator_states
-from callbacks.contract import CountsTokens, EvaluatesTasks, required
+from callbacks.contract import CountsTokens, EvaluatesTasks, TabulatesEvaluations, offered, required
 from callbacks.errors import CallbackError
+from callbacks.monitoring.throughput import beside_training
 from callbacks.phase import is_rehearsal
+from callbacks.trainer_parts import wandb_loggers
 from callbacks.training_loop import ends_run, is_accumulating
 from llm_lightning_safety.files import make_folder
 
@@ -52,9 +54,9 @@ class Asked:
 class Evaluation(Callback):
     """Asks the tasks' items every so many steps or tokens, and at the run's end; no second copy of the weights is made.
 
-    Scores are logged as `eval/TASK/METRIC`, where there are several readings as `eval/TASK/METRIC/READING`. Results
-    and all answers lie in `evaluation/step=N/` of the run folder, where a report finds them. Training goes on as if
-    nothing had been asked.
+    Scores are logged as `eval/TASK/METRIC`, where there are several readings as `eval/TASK/METRIC/READING`; a W&B
+    logger gets a table too, with intervals and what was cut off, not read or contaminated. Results and all answers lie
+    in `evaluation/step=N/` of the run folder, where a report finds them. Training goes on as if nothing had been asked.
 
     Args:
         asked: which tasks, and how.
@@ -98,7 +100,8 @@ class Evaluation(Callback):
         if is_accumulating(trainer) or is_rehearsal(trainer):
             return
         if self._is_due(trainer, pl_module) or ends_run(trainer):
-            self._evaluate(trainer, pl_module)
+            with beside_training(trainer):
+                self._evaluate(trainer, pl_module)
 
     def _is_due(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         if self.every_n_steps is not None:
@@ -122,3 +125,11 @@ class Evaluation(Callback):
         metrics = {f"eval/{name}": value for name, value in scores.items()} | {"tokens": float(tokens)}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step - 1)  # Lightning counts the step that was just done from 0
+        table = offered(pl_module, TabulatesEvaluations)
+        loggers = wandb_loggers(trainer)
+        if table is None or not loggers:
+            return
+        rows = table.evaluation_table(folder)
+        cells = [[step, *row.values()] for row in rows]
+        for wandb_logger in loggers:
+            wandb_logger.log_table("evaluation", columns=["step", *rows[0]], data=cells, step=step - 1)

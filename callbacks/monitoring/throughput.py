@@ -4,7 +4,8 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from callbacks.contract import HoldsNetwork, required
 from callbacks.errors import CallbackError
 from callbacks.monitoring.flops import TokenFlops, peak_flops, synchronize
 from callbacks.network import dtype_of
+from callbacks.trainer_parts import callbacks_of
 from callbacks.training_loop import is_accumulating, logs_now
 
 
@@ -28,8 +30,8 @@ class _Mark(NamedTuple):
 class Throughput(Callback):
     """Logs speed and memory wherever the trainer logs (every `log_every_n_steps`).
 
-    - `throughput/tokens_per_s`: tokens of all ranks over the time of training. Waiting for data counts, validation and
-      checkpoints do not. Padding does not count where an `attention_mask` tells it.
+    - `throughput/tokens_per_s`: tokens of all ranks over the time of training. Waiting for data counts, validation,
+      checkpoints and the `Evaluation` callback do not. Padding does not count where an `attention_mask` tells it.
     - `throughput/mfu`: share of the devices' peak FLOP/s that went into the network's own FLOPs (see `TokenFlops`;
       recomputation by activation checkpointing earns nothing). The peak comes from data sheets, or from a short
       measurement when training starts.
@@ -96,6 +98,14 @@ class Throughput(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._pause()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done inside is no part of training."""
+        was_running = self._running_since is not None
+        self._pause()
+        yield
+        self._running_since = time.perf_counter() if was_running else None
+
     def _count(self, batch: Mapping[str, Any]) -> None:
         """Adds a batch's tokens and its pairs of positions that attend, without waiting for the device."""
         for name, input_ids in batch.items():
@@ -140,6 +150,15 @@ class Throughput(Callback):
         synchronize(self._device)
         self._seconds += time.perf_counter() - self._running_since
         self._running_since = None
+
+
+@contextmanager
+def beside_training(trainer: Trainer) -> Iterator[None]:
+    """What is done inside does not count for a trainer's `Throughput`."""
+    with ExitStack() as stack:
+        for each in callbacks_of(trainer, Throughput):
+            stack.enter_context(each.paused())
+        yield
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -14,6 +14,7 @@ from callbacks.artifacts.random_state import generator_states, set_generator_sta
 from callbacks.contract import ComparesEvaluations, EvaluatesTasks, Judge, SendsAlerts, offered, required
 from callbacks.errors import CallbackError
 from callbacks.monitoring.evaluation import Asked
+from callbacks.monitoring.throughput import beside_training
 from callbacks.phase import is_rehearsal
 from callbacks.safety.verdict import INTERIM_LEVEL, LEVEL, METRICS, Verdict
 from callbacks.stopping.graceful_stop import was_stopped
@@ -146,7 +147,8 @@ class SafetyGate(Callback):
             return
         if trainer.global_step % self.every_n_steps or ends_run(trainer):
             return
-        verdict = self._compare(trainer, pl_module, INTERIM_LEVEL)
+        with beside_training(trainer):
+            verdict = self._compare(trainer, pl_module, INTERIM_LEVEL)
         self._checks.append({"step": verdict.step, "worse": verdict.worse})
         if verdict.worse and self.action == "stop":
             self.stopped = {"step": verdict.step, "reason": verdict.sentence}

@@ -32,7 +32,7 @@ from llm_lightning.modules.checks import (
     check_same_model,
 )
 from llm_lightning.modules.decay import decay_groups
-from llm_lightning.modules.evaluating import compare, evaluate, load_tasks
+from llm_lightning.modules.evaluating import compare, evaluate, load_tasks, table
 from llm_lightning.modules.gradients import gradient_norm
 from llm_lightning.modules.ranks import Ranks
 from llm_lightning.modules.resumed_optimizer import Settings, put_back, settings_of
@@ -298,6 +298,10 @@ class LanguageModule(LightningModule):
     def compare_evaluations(self, before: Path, after: Path, metrics: Collection[tuple[str, str]]) -> dict[str, Any]:
         """What changed between two evaluations, with its tests; see `modules/evaluating.py`."""
         return compare(before, after, metrics)
+
+    def evaluation_table(self, folder: Path) -> list[dict[str, Any]]:
+        """The scores that `evaluate_tasks` wrote to a folder; see `modules/evaluating.py`."""
+        return table(folder)
 
     def save_model(self, folder: Path) -> None:
         """Write the model folder that transformers loads, or peft for an adapter; every rank calls it."""

@@ -164,3 +164,26 @@ def _named(tasks: Mapping[str, dict[str, Any]]) -> dict[str, float]:
             if math.isfinite(score["value"]):
                 named[key] = score["value"]
     return named
+
+
+def table(folder: Path) -> list[dict[str, Any]]:
+    """The scores of an evaluation's folder, as `callbacks.contract.TabulatesEvaluations` describes it."""
+    from llm_lightning.evaluation.results import read_evaluation
+
+    return [
+        {
+            "task": name,
+            "metric": score["metric"],
+            "reading": score["reading"],
+            "value": score["value"],
+            "low": score["low"],
+            "high": score["high"],
+            "items": task["num_items"],
+            "cut off": task["truncated"],
+            "not read": score["unparsed"],
+            "contaminated": task["contaminated"],
+            "value without": score["clean"] and score["clean"]["value"],
+        }
+        for name, task in read_evaluation(folder).tasks.items()
+        for score in task["scores"]
+    ]

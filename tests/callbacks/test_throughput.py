@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from callbacks import CallbackError, Throughput
+from callbacks import Asked, CallbackError, Evaluation, Throughput
 from callbacks.monitoring.flops import TokenFlops, measured_flops, peak_flops
 from tests.callbacks.tiny_llama import BATCH_SIZE, SEQ_LEN, TinyData, TinyModule, tiny_trainer
 
@@ -131,6 +131,34 @@ def test_tokens_per_second_is_tokens_over_the_time_of_training(tmp_path):
     per_step = 2 * BATCH_SIZE * SEQ_LEN
     assert sleep.slept_in_validation == pytest.approx(4 * 2 * 0.2)
     assert 7 * per_step / (sleep.seconds - sleep.slept_in_validation) < speed < per_step / sleep.step
+
+
+class Asking(TinyModule):
+    """Takes its time to evaluate."""
+
+    tokens_seen, slept = 0, 0.0
+
+    def load_tasks(self, asked):
+        return None
+
+    def evaluate_tasks(self, tasks, asked, folder):
+        time.sleep(0.2)
+        self.slept += 0.2
+        return {}
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_evaluations_are_no_time_of_training(tmp_path, is_first):
+    sleep, module = Sleep(step=0.02), Asking()
+    callbacks = [Throughput(), Evaluation(Asked(["a task"]), every_n_steps=2), sleep]
+    if is_first:  # as where a user's callbacks stand before those that every run has
+        callbacks = callbacks[1:] + callbacks[:1]
+    trainer = tiny_trainer(tmp_path, callbacks=callbacks, max_steps=8, log_every_n_steps=1, limit_val_batches=0)
+    trainer.fit(module, TinyData())
+    assert module.slept == pytest.approx(4 * 0.2)
+    per_step = BATCH_SIZE * SEQ_LEN
+    speed = float(trainer.callback_metrics["throughput/tokens_per_s"])
+    assert 7 * per_step / (sleep.seconds - module.slept) < speed < per_step / sleep.step
 
 
 def test_it_logs_where_the_trainer_logs_and_looks_back_over_its_window(tmp_path):

@@ -14,6 +14,7 @@ from llm_lightning.commands.evaluate import run as evaluate
 from llm_lightning.evaluation.results import find_evaluations, read_evaluation
 from tests.command_line import CONFIG
 from tests.config_files import part
+from tests.end_to_end.test_wandb import history, read
 from tests.llm_lightning.evaluation.small_model import WRITTEN, questions, write_rows, write_task
 
 NAMES = ("train/loss", "train/grad_norm", "val/loss", "tokens")
@@ -46,7 +47,9 @@ def metrics(folder: Path, names) -> list[tuple[str, ...]]:
 def test_scores_stand_beside_the_loss_and_training_goes_on_unchanged(fresh_run, folder, monkeypatch):
     code, output = fresh_run("fit", "--config", "tiny.yaml", "--trainer.default_root_dir=plain")
     assert code == 0, output
-    code, output = fresh_run("fit", "--config", with_evaluation(folder, every_n_steps=10))
+    tracked = ("--config", "logger/wandb", "--trainer.logger.init_args.project=small")
+    config = with_evaluation(folder, every_n_steps=10)
+    code, output = fresh_run("fit", "--config", config, *tracked, env={"WANDB_MODE": "offline"})
     assert code == 0, output
     assert metrics(folder / "run", NAMES) == metrics(folder / "plain", NAMES)
     found = find_evaluations(folder / "run")
@@ -65,6 +68,7 @@ def test_scores_stand_beside_the_loss_and_training_goes_on_unchanged(fresh_run, 
     assert [evaluation.step for evaluation in evaluations] == [10, 20, 24]
     assert float(rows[0][1]) > float(rows[-1][1])  # it learns
     assert "local_text" in (folder / "run" / "report.html").read_text()
+    check_tracked(folder / "run", rows, evaluations)
 
     # Afterwards the folder that the run left has the same scores.
     monkeypatch.chdir(folder)
@@ -75,6 +79,29 @@ def test_scores_stand_beside_the_loss_and_training_goes_on_unchanged(fresh_run, 
     for name, task in afterwards.tasks.items():
         for one, other in zip(task["scores"], evaluations[-1].tasks[name]["scores"], strict=True):
             assert one["value"] == pytest.approx(other["value"], rel=1e-4), (name, one["metric"])
+
+
+def check_tracked(root: Path, rows: list[tuple[str, ...]], evaluations: list) -> None:
+    """What W&B has: the scores beside the tokens, and a table of each evaluation."""
+    (run,) = root.rglob("offline-run-*")
+    logged = [item for item in history(read(run)) if "eval/local_text/bits_per_byte" in item]
+    assert [float(item["tokens"]) for item in logged] == [float(row[0]) for row in rows]
+    assert [float(item["eval/local_text/bits_per_byte"]) for item in logged] == pytest.approx(
+        [float(row[1]) for row in rows], rel=1e-4
+    )
+    tables = [json.loads(path.read_text()) for path in run.rglob("evaluation_*.table.json")]
+    tables.sort(key=lambda table: table["data"][0][0])
+    for table, evaluation in zip(tables, evaluations, strict=True):
+        found = [dict(zip(table["columns"], line, strict=True)) for line in table["data"]]
+        expected = [(name, score) for name, task in evaluation.tasks.items() for score in task["scores"]]
+        assert [(line["task"], line["metric"]) for line in found] == [(n, s["metric"]) for n, s in expected]
+        for line, (name, score) in zip(found, expected, strict=True):
+            task = evaluation.tasks[name]
+            assert line["step"] == evaluation.step
+            assert line["value"] == pytest.approx(score["value"])
+            assert (line["low"] is None) == (score["low"] is None)
+            assert (line["items"], line["cut off"]) == (task["num_items"], task["truncated"])
+            assert (line["not read"], line["contaminated"]) == (score["unparsed"], task["contaminated"])
 
 
 @pytest.mark.slow

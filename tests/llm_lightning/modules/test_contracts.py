@@ -29,6 +29,7 @@ OF_ALL = (
     contract.NamesMonitor,
     contract.EvaluatesTasks,
     contract.ComparesEvaluations,
+    contract.TabulatesEvaluations,
 )
 
 
@@ -57,6 +58,10 @@ def names_monitor(module: LanguageModule) -> contract.NamesMonitor:
 
 
 def evaluates_tasks(module: LanguageModule) -> contract.EvaluatesTasks:
+    return module
+
+
+def tabulates_evaluations(module: LanguageModule) -> contract.TabulatesEvaluations:
     return module
 
 
