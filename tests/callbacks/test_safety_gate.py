@@ -154,6 +154,20 @@ def test_its_place_among_the_callbacks(tmp_path, others, message):
         gate.setup(trainer, Asking(), "fit")
 
 
+def test_a_run_goes_on_with_what_was_asked_before_it(tmp_path):
+    trainer, module = tiny_trainer(tmp_path), Asking()
+    trainer.strategy.connect(module)
+    module.trainer = trainer
+    with pytest.raises(CallbackError, match=r"safety-step=0/results.json is missing.*nobody can say how it answered"):
+        SafetyGate(xstest="a").on_fit_end(trainer, module)
+    asked = {"limit": None, "chat_template": True, "system_prompt": None, "max_new_tokens": 8}
+    write_evaluation(tmp_path / "evaluation" / "safety-step=0", {"local_xstest": BEFORE}, settings=asked)
+    with pytest.raises(CallbackError, match=r"max_new_tokens: None is given, and before training .* asked with 8"):
+        SafetyGate(xstest="a").on_fit_end(trainer, module)
+    with pytest.raises(AssertionError, match="it is asked again"):
+        SafetyGate(xstest="a", max_new_tokens=8).on_fit_end(trainer, module)
+
+
 class Asking(LightningModule):
     """Has the methods that a gate asks for."""
 
@@ -161,7 +175,7 @@ class Asking(LightningModule):
         raise AssertionError("it is refused before")
 
     def evaluate_tasks(self, tasks, asked, folder, judge=None, keep_answers=False):
-        raise AssertionError
+        raise AssertionError("it is asked again")
 
     def compare_evaluations(self, before, after, metrics):
         raise AssertionError

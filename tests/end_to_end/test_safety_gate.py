@@ -74,9 +74,6 @@ def test_a_planted_over_refuser_is_caught_while_it_trains_and_stays_caught(run, 
     code, output = run("fit", "--config", "gated.yaml", f"--trainer.max_steps={found['step'] + 2}")
     assert code == 0 and "Going on from" in output and words in output, output
     assert results.stat().st_mtime_ns == before
-    changed(refuser, lambda settings: settings.update(max_new_tokens=8))
-    code, output = run("fit", "--config", "gated.yaml", f"--trainer.max_steps={found['step'] + 4}")
-    assert code == 2 and "SafetyGate.max_new_tokens: 8 is given, and before training" in output, output
 
 
 def test_a_run_that_changes_nothing_passes_and_learns_as_without_the_gate(run, refuser):
@@ -127,14 +124,6 @@ def test_missing_items_are_told_before_training(run, refuser):
     changed(refuser, lambda settings: settings.update(bipia=None, xstest="nowhere"))
     code, output = run("fit", "--config", "gated.yaml")
     assert code == 2 and "local_xstest=nowhere" in output and not (refuser / "run" / "metrics.csv").exists(), output
-
-
-def test_a_gate_cannot_join_a_run_that_is_under_way(run, refuser):
-    write_fit(refuser, 5e-3, 4)
-    code, output = run("fit", "--config", "gated.yaml", "--trainer.callbacks=null", "--trainer.max_steps=2")
-    assert code == 0, output
-    code, output = run("fit", "--config", "gated.yaml")
-    assert code == 2 and "nobody can say how it answered before" in output, output
 
 
 def test_a_judge_at_an_endpoint(run, refuser):
