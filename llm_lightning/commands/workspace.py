@@ -37,6 +37,21 @@ STAGES: dict[str, Sections] = {
         "Optimization": OPTIMIZATION,
         "Throughput": THROUGHPUT,
     },
+    "dpo": {
+        "Preference": [
+            ["train/loss", "val/loss"],
+            ["train/accuracy", "val/accuracy", "val/accuracy_low", "val/accuracy_high"],
+            ["train/margin", "val/margin"],
+            ["val/chosen_reward", "val/rejected_reward"],
+        ],
+        "Answers": [
+            ["train/chosen_logprob", "train/rejected_logprob"],
+            ["train/chosen_moved", "train/rejected_moved", "val/chosen_moved", "val/rejected_moved"],
+            ["train/chosen_tokens", "train/rejected_tokens"],
+        ],
+        "Optimization": OPTIMIZATION,
+        "Throughput": THROUGHPUT,
+    },
     "ppo": {
         "Reward": [["train/reward", "val/reward"], ["train/kl"], ["train/kl_coef"], ["train/entropy"]],
         "Rollouts": [["rollout/completion_length"], ["rollout/eos_rate"], ["rollout/sampler_gap"]],

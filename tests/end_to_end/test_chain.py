@@ -24,6 +24,7 @@ STAGES = {
     ],
     "sft": [*ROWS, "--data.path=pairs.jsonl"],
     "reward": [*ROWS, "--data.path=preferences.jsonl"],
+    "dpo": [*ROWS, "--data.path=preferences.jsonl"],
     "ppo": ["--data.path=pairs.jsonl", "--data.batch_size=4", "--model.rollout.sampling.max_new_tokens=8"],
     "compress": [*ROWS, "--data.path=pairs.jsonl"],
 }  # fmt: skip

@@ -26,6 +26,7 @@ RUNS = {
     "sft": ["sft.yaml", *NETWORK, "--data.path=pairs.jsonl", "--data.seq_len=64",
             "--trainer.logger.init_args.log_model=true"],
     "reward": ["reward.yaml", *NETWORK, "--data.path=preferences.jsonl", "--data.seq_len=64"],
+    "dpo": ["dpo.yaml", *NETWORK, "--data.path=preferences.jsonl", "--data.seq_len=64"],
     "ppo": ["ppo.yaml", *NETWORK, "--data.path=pairs.jsonl", "--data.max_prompt_tokens=64",
             "--model.rollout.sampling.max_new_tokens=8", RULE],
     "compress": ["sft.yaml", *NETWORK, "--data.path=pairs.jsonl", "--data.seq_len=64",

@@ -1,5 +1,7 @@
 """A user's mistakes in the settings of preference optimization, and what is far from all that is known to work."""
 
+from typing import Any
+
 from llm_lightning.errors import UserError
 from llm_lightning.objectives.preference_optimization import Kind, PreferenceLoss
 
@@ -37,6 +39,18 @@ def check_objective(objective: PreferenceLoss) -> None:
             raise UserError(f"model.objective.{name}={getattr(objective, name)} must be at least 0.")
     if objective.sft < 0:
         raise UserError(f"model.objective.sft_weight={objective.sft_weight} must be at least 0.")
+
+
+def check_reference(reference: str, objective: PreferenceLoss, datamodule: Any) -> None:
+    """Raise `UserError` where there is nothing to keep, or nothing to keep it for."""
+    if reference != "cached":
+        return
+    if not objective.known.needs_reference:
+        raise UserError(f"model.reference=cached: kind={objective.kind} has no reference; leave it out.")
+    if datamodule is not None and not hasattr(datamodule, "in_order"):
+        raise UserError(
+            "model.reference=cached keeps what belongs to the rows of a PreferenceDataModule: leave it out."
+        )
 
 
 def unusual_beta(objective: PreferenceLoss) -> str | None:

@@ -1,9 +1,12 @@
 """Preference optimization: preferred answers become likelier than rejected ones, without a reward model or sampling."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -15,15 +18,20 @@ from llm_lightning.models.adapters.adalora import orthogonality
 from llm_lightning.models.adapters.bottleneck import BottleneckConfig
 from llm_lightning.models.answers import answer_logprobs
 from llm_lightning.models.backbone import Backbone
+from llm_lightning.models.heads import base_model
+from llm_lightning.models.loading.content import content_key
 from llm_lightning.models.rewards import prepare_texts
 from llm_lightning.modules.base import STATE_KEY, LanguageModule
 from llm_lightning.modules.checks import check_shared_prompts
 from llm_lightning.modules.preference import checks
 from llm_lightning.modules.preference.displacement import Displacement, Watch
 from llm_lightning.modules.preference.metrics import PreferenceSums, Scored, metrics_of
+from llm_lightning.modules.preference.reference_cache import Part, ReferenceCache, cache_key
 from llm_lightning.modules.reference import Reference, frozen_copy, switch_off_dropout
 from llm_lightning.modules.step import Totals
 from llm_lightning.objectives.preference_optimization import Answers, PreferenceLoss
+
+TRAIN, VAL = "train", "val"
 
 
 class Losses(NamedTuple):
@@ -52,6 +60,8 @@ class PreferenceOptimization(LanguageModule):
             learning rate for networks of some billion weights; small ones and adapters take more.
         objective: what a pair costs.
         displacement: what to do when chosen answers themselves become unlikely.
+        reference: `live` runs the reference beside the policy. `cached` computes its log-probabilities once into the
+            data's cache, before training, which then holds one network.
         kwargs: see `LanguageModule`.
     """
 
@@ -64,13 +74,16 @@ class PreferenceOptimization(LanguageModule):
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-6, weight_decay=0.0, fused=True),
         objective: PreferenceLoss = PreferenceLoss(),  # noqa: B008 (read only)
         displacement: Displacement = Displacement(),  # noqa: B008
+        reference: Literal["live", "cached"] = "live",
         **kwargs: Any,
     ) -> None:
         super().__init__(backbone, optimizer, **kwargs)
         self.objective = objective
         self.displacement, self.watch = displacement, Watch(displacement)
         self.evaluation = PreferenceSums()
+        self.reference = reference
         self._reference: list[Reference] = []  # a list: no submodule, which would be in the checkpoint
+        self._cache: ReferenceCache | None = None
         self._kl = torch.zeros(())
 
     def check(self, datamodule: LightningDataModule | None = None) -> None:
@@ -78,6 +91,7 @@ class PreferenceOptimization(LanguageModule):
         super().check(datamodule)
         checks.check_objective(self.objective)
         self.displacement.check()
+        checks.check_reference(self.reference, self.objective, datamodule)
         check_shared_prompts(self.backbone, self.peft, datamodule)
         if words := checks.unusual_beta(self.objective):
             rank_zero_warn(words)
@@ -87,14 +101,17 @@ class PreferenceOptimization(LanguageModule):
         if self.model is not None:
             return
         self.model = self.build_network(self.backbone)
-        wants_copy = self.objective.known.needs_reference and not self._takes_adapter_off
+        is_live = self.objective.known.needs_reference and self.reference == "live"
+        wants_copy = is_live and not self._takes_adapter_off
         frozen = frozen_copy(self.model) if wants_copy else None
         super().configure_model()
-        if self.objective.known.needs_reference:
+        if is_live:
             if self.sharding is not None and frozen is not None:
                 self.shard_and_load(self.backbone, frozen)
             self._reference = [Reference(self.model, frozen)]
         switch_off_dropout(self)
+        if self.reference == "cached":
+            self._cache = self._open_cache()
 
     @property
     def _takes_adapter_off(self) -> bool:
@@ -112,15 +129,15 @@ class PreferenceOptimization(LanguageModule):
         return configured
 
     def on_before_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> Mapping[str, Any]:
-        """See `prepare_texts`."""
-        return prepare_texts(batch) if "input_ids" in batch else batch
+        """See `prepare_texts`; with the reference's log-probabilities where they are known."""
+        return self._prepared(batch, TRAIN if self.trainer.training else VAL) if "input_ids" in batch else batch
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Summed loss over the micro-batch's pairs; see `LanguageModule` for its divisor."""
         accumulate = self.trainer.accumulate_grad_batches if self._trainer is not None else 1
         if self.objective.kind == "kto" and batch_idx % accumulate == 0:
             left = int(self.trainer.num_training_batches) - batch_idx
-            self._kl = self._estimate_kl(self._data.mismatches("train", min(accumulate, left)))
+            self._kl = self._estimate_kl("train", min(accumulate, left))
         losses, balance = self._losses(batch)
         count = losses.num_examples
         loss = losses.total + orthogonality(self.model) * count
@@ -140,12 +157,12 @@ class PreferenceOptimization(LanguageModule):
         if self.objective.kind == "kto":
             trainer = self.trainer
             limits = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
-            self._kl = self._estimate_kl(self._data.mismatches("val", int(sum(limits))))
+            self._kl = self._estimate_kl("val", int(sum(limits)))
 
     def on_test_epoch_start(self) -> None:
         """As in validation."""
         if self.objective.kind == "kto":
-            self._kl = self._estimate_kl(self._data.mismatches("val", int(sum(self.trainer.num_test_batches))))
+            self._kl = self._estimate_kl("val", int(sum(self.trainer.num_test_batches)))
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Add the batch to the running metrics."""
@@ -224,6 +241,9 @@ class PreferenceOptimization(LanguageModule):
 
     def _reference_logprobs(self, batch: Mapping[str, Any]) -> Tensor | None:
         """(K,) of a batch's answers; None where the loss needs none."""
+        if "ref_logprobs" in batch:
+            known: Tensor = batch["ref_logprobs"]
+            return known
         for reference in self._reference:
             with torch.no_grad(), reference.policy() as other:
                 logprobs = answer_logprobs(other, batch).logprobs
@@ -233,11 +253,13 @@ class PreferenceOptimization(LanguageModule):
         return None
 
     @torch.no_grad()
-    def _estimate_kl(self, batches: Iterable[Mapping[str, Any]]) -> Tensor:
-        """() nats by which the policy gives answers to other prompts more than the reference, a mean over all ranks."""
+    def _estimate_kl(self, part: str, count: int) -> Tensor:
+        """() nats by which answers to other prompts are likelier than to the reference, a mean over `count` batches of
+        each rank.
+        """
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for raw in batches:
-            batch = self.trainer.strategy.batch_to_device(prepare_texts(raw))
+        for raw in self._data.mismatches(part, count):
+            batch = self.trainer.strategy.batch_to_device(self._prepared(raw, f"{part}.mismatches"))
             with self.trainer.precision_plugin.forward_context():
                 reference = self._reference_logprobs(batch)
                 moved = answer_logprobs(self.model, batch).logprobs - reference
@@ -246,3 +268,40 @@ class PreferenceOptimization(LanguageModule):
         torch.clear_autocast_cache()
         total, count = self.ranks.sum(sums)
         return total / count.clamp(min=1)
+
+    def _prepared(self, batch: Mapping[str, Any], part: str) -> dict[str, Any]:
+        prepared = prepare_texts(batch)
+        if self._cache is not None and self._cache.values:
+            prepared["ref_logprobs"] = self._cache.look_up(part, batch["numbers"])
+        return prepared
+
+    def _open_cache(self) -> ReferenceCache:
+        """The reference's log-probabilities on all rows, computed where they are missing, before anything trains."""
+        data, network = self._data, base_model(self.model)
+        parts = []
+        for name in (TRAIN, VAL):
+            pairs = data.num_pairs(name)
+            parts.append(Part(name, (pairs, 2), partial(data.in_order, name)))
+            if self.objective.kind == "kto":
+                parts.append(Part(f"{name}.mismatches", (pairs,), partial(data.mismatches, name)))
+        names = None if self.adapter is None else self.adapter.base_names
+        weights = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+        weights = weights if names is None else {names[name]: weights[name] for name in weights if name in names}
+        add_up = None if self.sharding is None else partial(self.trainer.strategy.reduce, reduce_op="sum")
+        rows = [f"{part.name} {data.rows_name(part.name.partition('.')[0])}" for part in parts]
+        key = cache_key(content_key(weights, add_up), network.config, rows, str(self.trainer.precision))
+        cache = ReferenceCache(data.root / "reference" / key, parts, self.trainer)
+        began = Reference(self.model) if self._takes_adapter_off else None
+
+        @torch.no_grad()
+        def logprobs(batch: Mapping[str, Any]) -> Tensor:
+            prepared = move_data_to_device(prepare_texts(batch), next(self.model.parameters()).device)
+            with (
+                self.trainer.precision_plugin.forward_context(),
+                began.policy() if began else nullcontext(self.model) as it,
+            ):
+                return answer_logprobs(it, prepared).logprobs
+
+        cache.prepare(logprobs, self.print)
+        torch.clear_autocast_cache()
+        return cache

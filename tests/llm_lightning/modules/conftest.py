@@ -1,4 +1,4 @@
-"""A tiny policy and prompts for it."""
+"""A tiny policy, and prompts and pairs for it."""
 
 import json
 
@@ -6,9 +6,11 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from datamodules import PreferenceDataModule
 from datamodules.encoding.tokenizer import train
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
+from tests.datamodules.chat_tokenizers import chat_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +34,24 @@ def prompts_file(tmp_path_factory):
     records = [{"prompt": f"What is {i} plus {i * i}?", "answer": i + i * i} for i in range(120)]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    chat_tokenizer("smollm2").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def pairs_of(tokenizer_folder, tmp_path):
+    """Serves preference pairs from a file."""
+
+    def make(records, **settings):
+        path = tmp_path / "pairs.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        defaults = {"seq_len": 512, "batch_size": 1, "val_share": 0.0, "template": "chatml"}
+        places = {"path": str(path), "tokenizer": str(tokenizer_folder), "cache_dir": str(tmp_path / "cache")}
+        return PreferenceDataModule(**defaults | places | settings)
+
+    return make

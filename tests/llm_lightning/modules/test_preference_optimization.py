@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch import Trainer
 from peft import LoraConfig
 
-from datamodules import PreferenceDataModule
 from llm_lightning.errors import UserError
 from llm_lightning.models.adapters.adapter import Adapter
 from llm_lightning.models.backbone import Backbone
@@ -20,7 +19,6 @@ from llm_lightning.modules.preference.displacement import Displacement, Watch
 from llm_lightning.modules.reference import Reference
 from llm_lightning.modules.schedule import Schedule
 from llm_lightning.objectives.preference_optimization import KNOWN, Answers, PreferenceLoss
-from tests.datamodules.chat_tokenizers import chat_tokenizer
 from tests.llm_lightning.conftest import tiny_config
 from tests.llm_lightning.modules.test_pretraining import sgd
 
@@ -30,28 +28,6 @@ PAIRS = [
     {"prompt": "2+2?", "chosen": "It is 4", "rejected": "It is five, or so they say."},
     {"prompt": "Say it at length, and well.", "chosen": "First this.", "rejected": "Then that."},
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    chat_tokenizer("smollm2").save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def data(tokenizer_folder, tmp_path):
-    """Serves pairs from a file."""
-
-    def make(records, **settings):
-        (tmp_path / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-        defaults = {"seq_len": 512, "batch_size": 1, "val_share": 0.0, "cache_dir": str(tmp_path / "cache")}
-        path = str(tmp_path / "data.jsonl")
-        return PreferenceDataModule(
-            path=path, tokenizer=str(tokenizer_folder), template="chatml", **defaults | settings
-        )
-
-    return make
 
 
 def ready(data):
@@ -104,9 +80,9 @@ def reference_losses(kind, policy, reference, tokenizer):
 
 @pytest.mark.parametrize("share_prompts", [True, False])
 @pytest.mark.parametrize("kind", ["dpo", "ipo", "orpo", "simpo", "dpo_norm"])
-def test_loss_and_gradients_equal_those_of_single_texts(data, kind, share_prompts):
+def test_loss_and_gradients_equal_those_of_single_texts(pairs_of, kind, share_prompts):
     policy, other = network_of(0), network_of(1)
-    pairs = ready(data(PAIRS, share_prompts=share_prompts))
+    pairs = ready(pairs_of(PAIRS, share_prompts=share_prompts))
     expected, gradients = reference_losses(kind, policy, other, pairs.tokenizer)
     module = module_of(kind)
     module.model = policy
@@ -137,11 +113,11 @@ def trainer_of(**settings):
 
 
 @pytest.mark.parametrize("kind", ["dpo", "kto", "orpo"])
-def test_steps_are_the_same_however_they_are_cut(data, kind):
+def test_steps_are_the_same_however_they_are_cut(pairs_of, kind):
     """1 x 4, 2 x 2 and 4 x 1 rows, which hold different numbers of pairs, make the same steps; KTO's KL included."""
     records, found = list(thanks(40, 0)), []
     for accumulate in (1, 2, 4):
-        pairs = data(records, seq_len=192, batch_size=4 // accumulate)
+        pairs = pairs_of(records, seq_len=192, batch_size=4 // accumulate)
         module = module_of(kind, lambda params: torch.optim.SGD(params, lr=0.05), objective={"beta": 0.5})
         torch.manual_seed(0)
         seen = []
@@ -162,10 +138,10 @@ def test_steps_are_the_same_however_they_are_cut(data, kind):
 @pytest.mark.parametrize(
     "kind", ["dpo", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KNOWN if kind != "dpo")]
 )
-def test_each_loss_learns_a_rule_and_tells_pairs_it_never_saw(data, kind, tmp_path):
+def test_each_loss_learns_a_rule_and_tells_pairs_it_never_saw(pairs_of, kind, tmp_path):
     train, held_out = list(thanks(96, 0)), tmp_path / "held_out.jsonl"
     held_out.write_text("".join(json.dumps(record) + "\n" for record in thanks(60, 1)))
-    pairs = data(train, seq_len=256, batch_size=2, val_share=None, val_path=str(held_out))
+    pairs = pairs_of(train, seq_len=256, batch_size=2, val_share=None, val_path=str(held_out))
     module = module_of(kind, lambda params: torch.optim.AdamW(params, lr=3e-3))
     torch.manual_seed(0)
     trainer = trainer_of(max_epochs=4, num_sanity_val_steps=0)
@@ -178,21 +154,21 @@ def test_each_loss_learns_a_rule_and_tells_pairs_it_never_saw(data, kind, tmp_pa
     assert ("val/chosen_moved" in metrics) == KNOWN[kind].needs_reference
 
 
-def test_a_single_pair_and_a_batch_of_ties_train_kto(data):
+def test_a_single_pair_and_a_batch_of_ties_train_kto(pairs_of):
     records = [{"prompt": "Why?", "chosen": "So.", "rejected": "No."}]
-    trainer_of(max_steps=1).fit(one := module_of("kto"), datamodule=data(records))
+    trainer_of(max_steps=1).fit(one := module_of("kto"), datamodule=pairs_of(records))
     assert one.step.num_skipped == 0
     labelled = [{"instruction": f"Which, {i}?", "output_1": "yes", "output_2": "no", "label": "tie"} for i in range(4)]
     module = module_of("kto")
-    trainer_of(max_steps=1).fit(module, datamodule=data(labelled))
+    trainer_of(max_steps=1).fit(module, datamodule=pairs_of(labelled))
     assert module.step.num_skipped == 0
     for name, weight in module._reference[0].frozen.named_parameters():  # nothing is learned of ties
         torch.testing.assert_close(module.model.get_parameter(name).detach(), weight.detach(), msg=name)
 
 
-def test_a_reference_with_its_adapter_off_is_the_frozen_copy(data):
+def test_a_reference_with_its_adapter_off_is_the_frozen_copy(pairs_of):
     network = network_of(0)
-    (batch,) = ready(data(PAIRS)).train_dataloader()
+    (batch,) = ready(pairs_of(PAIRS)).train_dataloader()
     batch = prepare_texts(batch)
     module = module_of()
     module.model, module._reference = network, [Reference(network, network_of(0))]
