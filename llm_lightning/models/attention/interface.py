@@ -11,7 +11,7 @@ from llm_lightning.models.attention.branches import Branches
 from llm_lightning.models.attention.cpu import cpu_attention
 from llm_lightning.models.attention.cuda import varlen_attention
 from llm_lightning.models.attention.documents import Documents
-from llm_lightning.models.attention.plain import plain_attention, span_attention
+from llm_lightning.models.attention.plain import plain_attention, span_attention, window_mask
 
 ATTENTION = "llm_lightning_documents"
 
@@ -47,6 +47,9 @@ def document_attention(
     """
     softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
     if documents is None or attention_mask is not None:
+        T, window = query.shape[2], sliding_window
+        if attention_mask is None and window is not None and window < T == key.shape[2]:
+            attention_mask = window_mask(T, window, query.device)[None, None]  # transformers was told to make none
         if softcap is not None or sinks is not None:
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
             return plain_attention(query, key, value, scale, dropout, attention_mask, softcap, sinks), None

@@ -24,8 +24,7 @@ def span_attention(
         q, k, v = (span.of(x) for x in (query, key, value))
         mask = None
         if window is not None and window < span.length:
-            ones = torch.ones(span.length, span.length, dtype=torch.bool, device=query.device)
-            mask = ones.tril() & ~ones.tril(-window)
+            mask = window_mask(span.length, window, query.device)
         if softcap is not None or sinks is not None:
             out = plain_attention(q, k, v, scale, dropout, mask, softcap, sinks).transpose(1, 2)
         else:
@@ -35,6 +34,12 @@ def span_attention(
         outputs.append(out.squeeze(0)[:, span.shared :])
     B, heads, T, _D = query.shape
     return torch.cat(outputs, dim=1).view(heads, B, T, value.shape[-1]).permute(1, 2, 0, 3).contiguous()
+
+
+def window_mask(num_tokens: int, window: int, device: torch.device) -> Tensor:
+    """(T, T) bool, true where a token may look: at itself and the `window` - 1 before it."""
+    ones = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device)
+    return ones.tril() & ~ones.tril(-window)
 
 
 def plain_attention(

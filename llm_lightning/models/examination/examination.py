@@ -268,8 +268,9 @@ def _packed(texts: list[Tensor]) -> Mapping[str, Tensor]:
 
 
 def _quiet(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Without what is random in a forward pass, and with a padding token that is in no text."""
+    """With transformers' own attention, without what is random, and with a padding token that is in no text."""
     for part in (config, config.get_text_config(decoder=True)):
+        part._attn_implementation_internal = None
         part.pad_token_id = VOCABULARY - 1
         part.use_cache = False
     return config

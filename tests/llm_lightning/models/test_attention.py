@@ -2,12 +2,19 @@
 
 import pytest
 import torch
+from transformers import Gemma2Config, GptOssConfig, MistralConfig
 
-from llm_lightning.models.attention import Documents, document_attention
+from llm_lightning.models.attention import ATTENTION, Documents, document_attention
 from llm_lightning.models.attention.cpu import cpu_attention
 from llm_lightning.models.attention.cuda import varlen_attention
+from llm_lightning.models.backbone import Backbone
 
 B, HEADS, KV_HEADS, T, D = 3, 4, 2, 24, 8
+SMALL = {
+    "vocab_size": 64, "initializer_range": 0.3, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
 
 
 def positions() -> torch.Tensor:
@@ -174,3 +181,23 @@ def test_documents_of_a_batch():
 def test_attention_with_a_bias_is_refused():
     with pytest.raises(ValueError, match="position_bias"):
         document_attention(None, *inputs(), None, documents=Documents.of(positions()), position_bias=torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MistralConfig(**SMALL, sliding_window=9),
+        Gemma2Config(**SMALL, head_dim=8, attn_logit_softcapping=2.0, sliding_window=9),
+        GptOssConfig(**SMALL, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=9),
+    ],
+    ids=["plain", "capped", "sinks"],
+)
+@torch.no_grad()
+def test_a_network_that_is_called_plainly_keeps_to_its_window(config):
+    networks = []
+    for attention in (ATTENTION, "eager"):
+        torch.manual_seed(1)
+        networks.append(Backbone(config=config, attention=attention).build().eval())
+    text = torch.randint(0, 64, (2, 40))
+    ours, expected = (network(input_ids=text, use_cache=False).logits for network in networks)
+    assert torch.allclose(ours, expected, atol=1e-4)
