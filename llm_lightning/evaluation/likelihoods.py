@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from llm_lightning.models.adapters.virtual_tokens import prompt_config
-from llm_lightning.models.attention import ATTENTION, Branch, Branches, Documents, attention_of
+from llm_lightning.models.attention import ATTENTION, attention_of
+from llm_lightning.models.attention.sharing import SharedRow, in_sharing_order
 from llm_lightning.models.heads import base_model, head_scaling, hidden_states, output_head
 from llm_lightning.models.loading.sharding import all_gathered, is_gathered_to_run, run_gathered
 from llm_lightning.models.running.behaviour import behaviour_of
@@ -22,9 +23,6 @@ from llm_lightning.objectives.language import ROUNDING, chunk_length
 
 ROW_TOKENS = 8192
 """Of one forward pass, but for a single longer request."""
-
-LEAST_SHARED = 16
-"""Tokens: to take over fewer costs more than to compute them again."""
 
 
 class Request(NamedTuple):
@@ -73,17 +71,14 @@ class Row(NamedTuple):
 
     Args:
         numbers: of the requests.
-        input_ids, position_ids: (T,) int64.
-        branches: own tokens and where what is before them stands (n,), in the row's order.
+        tokens: the row.
         places: (M,) int64 where the M tokens of all continuations are predicted, request after request.
         targets: (M,) int64 these tokens.
         counts: tokens of each request's continuation.
     """
 
     numbers: list[int]
-    input_ids: np.ndarray
-    position_ids: np.ndarray
-    branches: list[tuple[slice, np.ndarray]]
+    tokens: SharedRow
     places: np.ndarray
     targets: np.ndarray
     counts: list[int]
@@ -103,66 +98,40 @@ class Plan:
         self._read = [np.array([*r.context, *r.continuation[:-1]], np.int64) for r in requests]
         self._asked = requests
         self._row_tokens, self._shares = row_tokens, shares
-        self._order = sorted(range(len(requests)), key=lambda i: self._read[i].tolist())
+        self._order = in_sharing_order(self._read)
 
     def rows(self) -> Iterator[Row]:
         """The rows, one after the other."""
-        row = _RowBeingFilled()
+        row = _RowBeingFilled(self._shares)
         for number in self._order:
             ids = self._read[number]
-            shared = row.shared_with(ids) if self._shares else 0
-            if row.length and row.length + len(ids) - shared > self._row_tokens:
+            if row.tokens.length and row.tokens.length + row.tokens.surplus(ids) > self._row_tokens:
                 yield row.finished()
-                row, shared = _RowBeingFilled(), 0
-            row.add(number, ids, shared, self._asked[number])
-        if row.length:
+                row = _RowBeingFilled(self._shares)
+            row.add(number, ids, self._asked[number])
+        if row.numbers:
             yield row.finished()
 
 
 class _RowBeingFilled:
-    def __init__(self) -> None:
+    def __init__(self, shares: bool) -> None:
+        self.tokens = SharedRow(shares)
         self.numbers: list[int] = []
-        self.ids: list[np.ndarray] = []
-        self.positions: list[np.ndarray] = []
-        self.branches: list[tuple[slice, np.ndarray]] = []
         self.places: list[np.ndarray] = []
         self.targets: list[Sequence[int]] = []
-        self.length = 0
-        # The newest sequence, and where its tokens stand.
-        self.newest = self.newest_places = np.zeros(0, np.int64)
 
-    def shared_with(self, ids: np.ndarray) -> int:
-        """Tokens at the beginning that the newest sequence has as well."""
-        n = min(len(ids), len(self.newest))
-        differ = (ids[:n] != self.newest[:n]).nonzero()[0]
-        shared = int(differ[0]) if len(differ) else n
-        return shared if shared >= LEAST_SHARED or shared == len(ids) else 0
-
-    def add(self, number: int, ids: np.ndarray, shared: int, asked: Request) -> None:
-        """Put a sequence behind the others, without what it takes over from the newest one."""
-        own = ids[shared:]
-        before = self.newest_places[:shared]
-        places = np.concatenate([before, np.arange(self.length, self.length + len(own))])
-        if len(own):
-            self.branches.append((slice(self.length, self.length + len(own)), before))
-            self.ids.append(own)
-            self.positions.append(np.arange(shared, len(ids)))
-            self.length += len(own)
-        self.newest, self.newest_places = ids, places
+    def add(self, number: int, ids: np.ndarray, asked: Request) -> None:
+        """Put a request behind the others."""
         self.numbers.append(number)
-        self.places.append(places[len(asked.context) - 1 :])
+        self.places.append(self.tokens.add(ids)[len(asked.context) - 1 :])
         self.targets.append(asked.continuation)
 
     def finished(self) -> Row:
-        """The row, padded to a round length by a sequence that nothing is read from."""
-        padding = -self.length % ROUNDING
-        if padding:
-            self.branches.append((slice(self.length, self.length + padding), np.zeros(0, np.int64)))
+        """The row, padded to a round length."""
+        self.tokens.pad(ROUNDING)
         return Row(
             self.numbers,
-            np.concatenate([*self.ids, np.zeros(padding, np.int64)]),
-            np.concatenate([*self.positions, np.arange(padding)]),
-            self.branches,
+            self.tokens,
             np.concatenate(self.places),
             np.concatenate([np.asarray(target, np.int64) for target in self.targets]),
             [len(target) for target in self.targets],
@@ -190,24 +159,10 @@ def _evaluating(network: Any) -> Iterator[None]:
 
 def _row_likelihoods(model: Any, row: Row) -> list[Likelihood]:
     network = base_model(model)
-    states = hidden_states(model, _batch(row, network.device, _shares(model)))[0]
+    states = hidden_states(model, row.tokens.batch(network.device))[0]
     logprobs, is_likeliest = _read_off(network, states, row)
     parts = zip(logprobs.split(row.counts), is_likeliest.split(row.counts), strict=True)
     return [Likelihood(float(logprob.sum()), bool(likeliest.all())) for logprob, likeliest in parts]
-
-
-def _batch(row: Row, device: torch.device, shares: bool) -> dict[str, Any]:
-    position_ids = torch.from_numpy(row.position_ids)[None]
-    documents: Any
-    if shares:
-        documents = Branches([Branch.of(own, before, device) for own, before in row.branches])
-    else:
-        documents = Documents.of(position_ids).to(device)
-    return {
-        "input_ids": torch.from_numpy(row.input_ids)[None].to(device),
-        "position_ids": position_ids.to(device),
-        "documents": documents,
-    }
 
 
 def _read_off(network: Any, states: Tensor, row: Row) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,8 @@ from llm_lightning.evaluation.answers import Answers, key_of
 from llm_lightning.evaluation.contamination import TrainingTexts, clean_score, counted, look_for
 from llm_lightning.evaluation.evaluate import Outcome
 from llm_lightning.evaluation.harness import Engine
-from llm_lightning.evaluation.likelihoods import LEAST_SHARED
 from llm_lightning.evaluation.statistics import bootstrap_interval, wilson_interval
+from llm_lightning.models.attention.sharing import shared_tokens
 from llm_lightning.models.completions import bounded_groups
 from llm_lightning.models.heads import base_model
 from llm_lightning.models.rewards import prepare_texts, rewards
@@ -136,7 +136,7 @@ def packed(texts: Sequence[tuple[list[int], list[int]]]) -> dict[str, torch.Tens
     for pair in texts:
         first, prompt = length, 0
         for which, text in enumerate(np.asarray(text, np.int64) for text in pair):
-            prompt = common_prefix(ids[-1], text) if which else 0
+            prompt = shared_tokens(ids[-1], text[:-1]) if which else 0  # one token at least is a text's own
             own = text[prompt:]
             spans.append((0, length, length + len(own), first, first + prompt))
             ids.append(own)
@@ -153,14 +153,6 @@ def packed(texts: Sequence[tuple[list[int], list[int]]]) -> dict[str, torch.Tens
         "chosen_ends": torch.tensor(ends[0]),
         "rejected_ends": torch.tensor(ends[1]),
     }
-
-
-def common_prefix(one: np.ndarray, other: np.ndarray) -> int:
-    """Tokens that a text takes over from another one: at least one is its own, and few do not pay."""
-    n = min(len(one), len(other) - 1)
-    differ = (one[:n] != other[:n]).nonzero()[0]
-    shared = int(differ[0]) if len(differ) else n
-    return shared if shared >= LEAST_SHARED else 0
 
 
 def judged(

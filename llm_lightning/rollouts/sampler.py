@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from llm_lightning.models.adapters.virtual_tokens import prompt_config
+from llm_lightning.models.attention.sharing import SharedRow
 from llm_lightning.models.heads import base_model, head_scaling, output_head
 from llm_lightning.models.loading.sharding import all_gathered, run_gathered
 from llm_lightning.rollouts.contract import Completion
@@ -17,7 +19,7 @@ from llm_lightning.rollouts.texts import Texts
 from llm_lightning.rollouts.trial import fits_slots
 
 PROMPT_TOKENS = 8192
-"""Tokens of one forward pass over prompts, but for a single longer prompt."""
+"""Tokens of one forward pass over prompts, what they share counted once, but for a single longer prompt."""
 
 STOP_EVERY = 8
 """Tokens after which `Stop` is asked: to ask it means to wait for the device and to read the text."""
@@ -52,11 +54,12 @@ class Sampler:
         """See `RolloutEngine`."""
         network = base_model(model)
         # Parts that lie on other ranks are fetched once, and not for every token.
-        return run_gathered(network, self._write, network, prompts, keys)
+        return run_gathered(network, self._write, model, prompts, keys)
 
-    def _write(self, network: Any, prompts: Sequence[Tensor], keys: Sequence[Sequence[Key]]) -> list[Completion]:
-        writing = _Writing(network, self, prompts, keys)
-        with rollout_mode(network, fits_slots(network)), all_gathered(network):
+    def _write(self, model: Any, prompts: Sequence[Tensor], keys: Sequence[Sequence[Key]]) -> list[Completion]:
+        network = base_model(model)
+        writing = _Writing(model, self, prompts, keys)
+        with rollout_mode(network, writing.has_slots), all_gathered(network):
             while writing.advance():
                 pass
         return writing.completions()
@@ -67,9 +70,8 @@ class Sampler:
 
         The network is in the sampler's hands until the last one.
         """
-        network = base_model(model)
-        writing = _Writing(network, self, prompts, [[key] for key in keys])
-        with rollout_mode(network, fits_slots(network)):
+        writing = _Writing(model, self, prompts, [[key] for key in keys])
+        with rollout_mode(base_model(model), writing.has_slots):
             while writing.advance():
                 yield from writing.left()
         yield from writing.left()
@@ -78,10 +80,9 @@ class Sampler:
 class _Writing:
     """One call of the sampler: what is waiting, what is being written, and what is done."""
 
-    def __init__(
-        self, network: Any, sampler: Sampler, prompts: Sequence[Tensor], keys: Sequence[Sequence[Key]]
-    ) -> None:
-        self.network, self.sampler, self.prompts = network, sampler, prompts
+    def __init__(self, model: Any, sampler: Sampler, prompts: Sequence[Tensor], keys: Sequence[Sequence[Key]]) -> None:
+        network = base_model(model)
+        self.sampler, self.prompts = sampler, prompts
         self.device = network.device
         self.head, self.scaling = output_head(network), head_scaling(network)
         self.num_samples = len(keys[0]) if keys else 0
@@ -92,7 +93,9 @@ class _Writing:
         )
         self.eos = torch.tensor(list(sampler.eos_token_ids), dtype=torch.int64, device=self.device)
         self.waiting = deque(range(len(prompts)))
-        self.slots: Slots | Texts = Slots(network) if fits_slots(network) else Texts(network)
+        # Virtual tokens stand before whole texts.
+        self.has_slots = prompt_config(model) is None and fits_slots(network)
+        self.slots: Slots | Texts = Slots(network) if self.has_slots else Texts(model)
         # Of each slot: its completion's number, how many tokens it has, its newest one, and whether it is over.
         self.numbers = torch.zeros(0, dtype=torch.int64, device=self.device)
         self.newest, self.is_over = self.numbers, self.numbers.bool()
@@ -154,12 +157,12 @@ class _Writing:
     def _admit(self) -> None:
         """Compute the next prompts, as many as there is room for, and draw the first token of their completions."""
         room = max(1, (self.sampler.num_slots - len(self.slots)) // self.num_samples)
-        chosen = [self.waiting.popleft()]
-        num_tokens = len(self.prompts[chosen[0]])
+        row, chosen = SharedRow(), list[int]()
         while self.waiting and len(chosen) < room:
-            num_tokens += len(self.prompts[self.waiting[0]])
-            if num_tokens > PROMPT_TOKENS:
+            prompt = self.prompts[self.waiting[0]].cpu().numpy()
+            if chosen and row.length + row.surplus(prompt) > PROMPT_TOKENS:
                 break
+            row.add(prompt)
             chosen.append(self.waiting.popleft())
         prompts = [self.prompts[number] for number in chosen]
         states = self.slots.admit(prompts, self.num_samples)

@@ -10,18 +10,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm_lightning.errors import UserError
-from llm_lightning.models.attention import Documents, document_attention, with_attention
+from llm_lightning.models.attention import Branches, Documents, document_attention, with_attention
 from llm_lightning.models.attention.plain import softmax_with_sinks
+from llm_lightning.models.attention.sharing import SharedRow, in_sharing_order
 
 ROLLOUT_ATTENTION = "llm_lightning_rollout"
 
 ROOM = 64
 """Slots grow by so many tokens at once: few shapes, and few copies."""
+
+MOST_OWN = 0.75
+"""Share of the prompts' tokens that may be their own where they are computed as branches: documents run faster."""
 
 
 class Slots:
@@ -47,19 +52,20 @@ class Slots:
         return len(self.lengths)
 
     def admit(self, prompts: Sequence[Tensor], num_samples: int) -> Tensor:
-        """(len(prompts), H) last states of new prompts, for each of which `num_samples` slots are opened."""
+        """(len(prompts), H) last states of new prompts, for each of which `num_samples` slots are opened.
+
+        What prompts begin with in common is computed once, where that spares enough.
+        """
         device = self.network.device
+        row, places = _row_of([prompt.cpu().numpy() for prompt in prompts])
+        longest = max(map(len, places))
+        # Behind its end a slot holds copies of its prompt's last token, which no mask ever lets through.
+        index = torch.from_numpy(np.array([np.pad(each, (0, longest - len(each)), "edge") for each in places]))
         lengths = torch.tensor([len(prompt) for prompt in prompts])
-        ends = lengths.cumsum(0)
-        position_ids = torch.cat([torch.arange(len(prompt)) for prompt in prompts])[None]
-        inputs: dict[str, Any] = {
-            "input_ids": torch.cat(list(prompts))[None].to(device),
-            "position_ids": position_ids.to(device),
-            "documents": Documents.of(position_ids).to(device),
-        }
-        with self.prompts((ends - lengths).to(device), lengths.to(device), num_samples):
-            states = self.network.get_decoder()(**inputs, use_cache=False, slots=self).last_hidden_state[0]
-        return states[ends - 1]
+        with self.prompts(index.to(device), lengths.to(device), num_samples):
+            decoder = self.network.get_decoder()
+            states = decoder(**row.batch(device), use_cache=False, slots=self).last_hidden_state[0]
+        return states[index[:, -1].to(device)]
 
     def append(self, tokens: Tensor) -> Tensor:
         """(S, H) last states once each slot has one more token, (S,)."""
@@ -68,19 +74,17 @@ class Slots:
             return self.network.get_decoder()(**inputs, use_cache=False, slots=self).last_hidden_state[:, 0]
 
     @contextmanager
-    def prompts(self, starts: Tensor, lengths: Tensor, num_samples: int) -> Iterator[None]:
-        """Open slots for packed prompts whose forward pass runs inside of this context.
+    def prompts(self, places: Tensor, lengths: Tensor, num_samples: int) -> Iterator[None]:
+        """Open slots for prompts in one row whose forward pass runs inside of this context.
 
         Args:
-            starts, lengths: (P,) of each prompt in the packed row.
+            places: (P, longest) int64 where each prompt's tokens stand in the row.
+            lengths: (P,) of the prompts.
             num_samples: slots a prompt; they share its one computation.
         """
-        longest = int(lengths.max())
-        within = torch.arange(longest, device=starts.device)
-        # Behind its end a slot holds copies of its prompt's last token, which no mask ever lets through.
-        index = (starts[:, None] + torch.minimum(within, lengths[:, None] - 1)).repeat_interleave(num_samples, 0)
         self.lengths = torch.cat([self.lengths, lengths.repeat_interleave(num_samples)])
-        self._writing_prompts = index, torch.tensor(self._room_for(longest))
+        room = torch.tensor(self._room_for(places.shape[1]))
+        self._writing_prompts = places.repeat_interleave(num_samples, 0), room
         try:
             yield
         finally:
@@ -160,6 +164,16 @@ class Slots:
                     tensors[layer] = F.pad(tensor, (0, 0, 0, room - tensor.shape[2]))
 
 
+def _row_of(prompts: Sequence[np.ndarray]) -> tuple[SharedRow, list[np.ndarray]]:
+    """A row of prompts, and where in it the tokens of each stand."""
+    row = SharedRow()
+    places = {number: row.add(prompts[number]) for number in in_sharing_order(prompts)}
+    if row.length > MOST_OWN * sum(map(len, prompts)):
+        row = SharedRow(shares=False)
+        places = {number: row.add(prompt) for number, prompt in enumerate(prompts)}
+    return row, [places[number] for number in range(len(prompts))]
+
+
 def rollout_attention(
     module: nn.Module,
     query: Tensor,
@@ -168,7 +182,7 @@ def rollout_attention(
     attention_mask: Tensor | None,
     *,
     slots: Slots,
-    documents: Documents | None = None,
+    documents: Documents | Branches | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,

@@ -1,7 +1,8 @@
 """Completions that are being written where keys and values cannot be kept in slots: whole texts, read for every token.
 
-For networks that carry a state, or whose attention does not go through transformers' interface. Every token costs a
-forward pass over all texts so far, so that a long completion costs in proportion to its length squared.
+For networks that carry a state, whose attention does not go through transformers' interface, or that have virtual
+tokens before every text. Every token costs a forward pass over all texts so far, so that a long completion costs in
+proportion to its length squared.
 """
 
 from collections.abc import Sequence
@@ -18,11 +19,11 @@ class Texts:
     """The same to the sampler as `Slots`, without any memory but the tokens.
 
     Args:
-        network: a transformers network with a language head.
+        model: a `PreTrainedModel` with a language head, or a `PeftModel` around one.
     """
 
-    def __init__(self, network: Any) -> None:
-        self.network = network
+    def __init__(self, model: Any) -> None:
+        self.model = model
         self.texts: list[Tensor] = []
 
     def __len__(self) -> int:
@@ -43,7 +44,7 @@ class Texts:
         self.texts = [self.texts[number] for number in index.tolist()]
 
     def _read(self, texts: Sequence[Tensor]) -> Tensor:
-        device = self.network.device
+        device = self.model.device
         position_ids = torch.cat([torch.arange(len(text)) for text in texts])[None]
         batch = {
             "input_ids": torch.cat([text.cpu() for text in texts])[None].to(device),
@@ -51,4 +52,4 @@ class Texts:
             "documents": Documents.of(position_ids).to(device),
         }
         ends = torch.tensor([len(text) for text in texts]).cumsum(0) - 1
-        return hidden_states(self.network, batch)[0].index_select(0, ends.to(device))
+        return hidden_states(self.model, batch)[0].index_select(0, ends.to(device))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import PrefixTuningConfig, PromptTuningConfig
 from transformers import (
     BloomConfig,
     Gemma2Config,
@@ -43,13 +44,14 @@ WITHOUT_SLOTS = {
     "bloom": BloomConfig(**COMMON, hidden_size=32, n_layer=2, n_head=4),
     "mamba": MambaConfig(**COMMON, hidden_size=32, num_hidden_layers=2, state_size=8),
     "gpt-j": GPTJConfig(**COMMON, n_embd=32, n_layer=2, n_head=4, n_positions=64, rotary_dim=4),
+    "llama by sdpa": LlamaConfig(**COMMON, **SIZES),
 }
 LENGTHS = [3, 17, 1, 30, 8, 70, 5, 2, 11, 4, 26, 6, 9, 14]
 
 
-def network_of(config):
+def network_of(config, attention: str = Backbone.attention):
     torch.manual_seed(1)
-    return Backbone(config=config, attention="sdpa" if config.model_type == "mistral" else Backbone.attention).build()
+    return Backbone(config=config, attention=attention).build()
 
 
 def prompts(lengths=LENGTHS):
@@ -78,6 +80,7 @@ def generated(network, prompts, max_new_tokens: int) -> list[list[int]]:
 def test_greedy_completions_equal_those_of_generate(name, num_slots):
     network, asked = network_of(NETWORKS[name]), prompts()
     expected = generated(network, asked, 80)
+    assert fits_slots(network)
     ours = Sampler(Sampling(80, temperature=0), [EOS], num_slots).sample(network, asked, keys_for(len(asked)))
     assert [completion.tokens.tolist() for completion in ours] == expected
     assert [completion.is_finished for completion in ours] == [EOS in completion for completion in expected]
@@ -175,7 +178,8 @@ def test_an_adapter_is_sampled_from_with_the_adapter():
 
 @pytest.mark.parametrize("name", WITHOUT_SLOTS)
 def test_networks_that_fit_no_slots_read_the_whole_text_for_every_token(name):
-    network, asked = network_of(WITHOUT_SLOTS[name]), prompts([3, 17, 1, 8])
+    network = network_of(WITHOUT_SLOTS[name], "sdpa" if name.endswith("by sdpa") else Backbone.attention)
+    asked = prompts([3, 17, 1, 8])
     expected = [generated(network, [prompt], 12)[0] for prompt in asked]
     ours = Sampler(Sampling(12, temperature=0), [EOS], 3).sample(network, asked, keys_for(len(asked)))
     assert not fits_slots(network)
@@ -210,3 +214,30 @@ def test_a_completion_that_is_over_stops_soon_and_changes_no_other(num_slots):
 
 def test_nothing_to_write(network):
     assert Sampler(Sampling(4), [EOS]).sample(network, [], []) == []
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_prompts_begin_with_is_computed_once(name):
+    network, (examples, *rest) = network_of(NETWORKS[name]), prompts([80, *LENGTHS])
+    asked = [torch.cat([examples, each]) for each in rest]
+    expected = generated(network, asked, 20)
+    seen: list[int] = []
+    network.get_decoder().register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    sampler = Sampler(Sampling(20, temperature=0), [EOS], 8)
+    ours = sampler.sample(network, [*asked, asked[2]], keys_for(len(asked) + 1))
+    assert [completion.tokens.tolist() for completion in ours] == [*expected, expected[2]]
+    assert seen[0] == 80 + sum(map(len, rest[:8]))
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+def test_virtual_tokens_stand_before_every_prompt(kind):
+    network, asked = network_of(NETWORKS["llama"]), prompts([3, 17, 1, 30, 8])
+    plain = Sampler(Sampling(12, temperature=0), [EOS]).sample(network, asked, keys_for(len(asked)))
+    torch.manual_seed(3)
+    model = Adapter(network, kind(num_virtual_tokens=5, task_type="CAUSAL_LM")).model.eval()
+    expected = [generated(model, [prompt], 12)[0] for prompt in asked]
+    ours = Sampler(Sampling(12, temperature=0), [EOS], 3).sample(model, asked, keys_for(len(asked)))
+    assert [completion.tokens.tolist() for completion in ours] == expected
+    assert [completion.tokens.tolist() for completion in plain] != expected
