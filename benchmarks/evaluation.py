@@ -3,9 +3,9 @@
     python benchmarks/evaluation.py --model 9m 135m --json results.jsonl
 
 Random weights and synthetic questions: zero-shot multiple choice, the same behind five examples, the likelihood of
-texts, and greedy answers of 64 tokens. `hf` gets each of the batch sizes that are named, and its best one counts.
-Contenders run in turns in one process; figures are medians on the CPU, and scores
-have to agree. Loading does not count.
+texts, greedy answers of 64 tokens, and these behind five examples. `hf` gets each of the batch sizes that are named,
+and its best one counts. Contenders run in turns in one process; figures are medians on the CPU, and scores have to
+agree. Loading does not count.
 """
 
 import argparse
@@ -34,7 +34,8 @@ TASKS: dict[str, dict[str, Any]] = {
     },
     "text": {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"},
     "answers": {
-        "output_type": "generate_until", "doc_to_text": "Question: {{question}}\nAnswer:",
+        "output_type": "generate_until", "fewshot_split": "train", "fewshot_config": {"sampler": "first_n"},
+        "doc_to_text": "Question: {{question}}\nAnswer:",
         "doc_to_target": "{{text}}", "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": 64, "do_sample": False},
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     },
@@ -44,6 +45,7 @@ JOBS = {
     f"choice, {FEW_SHOT} shots": ("choice", FEW_SHOT),
     "text": ("text", 0),
     "answers": ("answers", 0),
+    f"answers, {FEW_SHOT} shots": ("answers", FEW_SHOT),
 }
 
 
