@@ -6,7 +6,6 @@ columns of the same logits.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from llm_lightning.models.attention.sharing import SharedRow, in_sharing_order
 from llm_lightning.models.heads import base_model, head_scaling, hidden_states, output_head
 from llm_lightning.models.loading.sharding import all_gathered, is_gathered_to_run, run_gathered
 from llm_lightning.models.running.behaviour import behaviour_of
+from llm_lightning.models.running.evaluating import evaluating
 from llm_lightning.objectives.language import ROUNDING, chunk_length
 
 ROW_TOKENS = 8192
@@ -61,7 +61,7 @@ def likelihoods(
 
 def _all_likelihoods(model: Any, plan: "Plan") -> Iterator[tuple[int, Likelihood]]:
     network = base_model(model)
-    with _evaluating(network), all_gathered(network):
+    with evaluating(network), all_gathered(network):
         for row in plan.rows():
             yield from zip(row.numbers, _row_likelihoods(model, row), strict=True)
 
@@ -143,18 +143,6 @@ def _shares(model: Any) -> bool:
     network = base_model(model)
     behaviour = behaviour_of(network)
     return behaviour.packs and attention_of(network) == ATTENTION and prompt_config(model) is None
-
-
-@contextmanager
-def _evaluating(network: Any) -> Iterator[None]:
-    was_training = network.training
-    network.eval()
-    try:
-        # A compiled layer would be compiled anew for every shape.
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        network.train(was_training)
 
 
 def _row_likelihoods(model: Any, row: Row) -> list[Likelihood]:

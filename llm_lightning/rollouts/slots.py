@@ -19,6 +19,7 @@ from llm_lightning.errors import UserError
 from llm_lightning.models.attention import Branches, Documents, document_attention, with_attention
 from llm_lightning.models.attention.plain import softmax_with_sinks
 from llm_lightning.models.attention.sharing import SharedRow, in_sharing_order
+from llm_lightning.models.running.evaluating import evaluating
 
 ROLLOUT_ATTENTION = "llm_lightning_rollout"
 
@@ -219,14 +220,6 @@ def rollout_mode(network: Any, with_slots: bool = True) -> Iterator[None]:
 
     # A name without a mask function of its own: transformers then makes no mask.
     AttentionInterface.register(ROLLOUT_ATTENTION, rollout_attention)
-    config, training = network.config.get_text_config(decoder=True), network.training
-    network.eval()
-    try:
-        # A compiled layer would be compiled anew for every shape.
-        with (
-            with_attention(config, ROLLOUT_ATTENTION) if with_slots else nullcontext(),
-            torch.compiler.set_stance("force_eager"),
-        ):
-            yield
-    finally:
-        network.train(training)
+    config = network.config.get_text_config(decoder=True)
+    with with_attention(config, ROLLOUT_ATTENTION) if with_slots else nullcontext(), evaluating(network):
+        yield
