@@ -97,11 +97,18 @@ class PreparedPairs:
     num_left_out: int
 
 
-def prepare(folder: Path, data: Path, shape: Shape) -> PreparedPairs:
-    """Read the pairs, and write random weights (seed 0) as a transformers folder with a tokenizer of these pairs."""
+def prepare(folder: Path, data: Path, shape: Shape, head: str = "SequenceClassification") -> PreparedPairs:
+    """Read the pairs, and write random weights (seed 0) as a transformers folder with a tokenizer of these pairs.
+
+    Args:
+        folder: to write into.
+        data: hh-rlhf's records.
+        shape: of the network.
+        head: `SequenceClassification`, of one label, or `CausalLM`.
+    """
     pairs = [pair for pair in map(pair_of, _read(data)) if _has_responses(pair)]
     random.Random(0).shuffle(pairs)
-    tokenizer = _write_model(folder / "model", shape, pairs)
+    tokenizer = _write_model(folder / "model", shape, pairs, head)
     lengths, written_out = [], []
     for pair in pairs:
         talks = [pair["prompt"] + pair[name] for name in ("chosen", "rejected")]
@@ -147,9 +154,9 @@ def _read(data: Path) -> list[dict[str, str]]:
         return [json.loads(line) for line in file]
 
 
-def _write_model(folder: Path, shape: Shape, pairs: list[Preference]) -> Any:
+def _write_model(folder: Path, shape: Shape, pairs: list[Preference], head: str) -> Any:
     import torch
-    from transformers import LlamaConfig, LlamaForSequenceClassification
+    import transformers
 
     from datamodules.encoding.tokenizer import train
 
@@ -159,5 +166,7 @@ def _write_model(folder: Path, shape: Shape, pairs: list[Preference]) -> Any:
     tokenizer.save_pretrained(folder)
     special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     torch.manual_seed(0)
-    LlamaForSequenceClassification(LlamaConfig(**shape.config, **special, num_labels=1)).save_pretrained(folder)
+    labels = {} if head == "CausalLM" else {"num_labels": 1}
+    config = transformers.LlamaConfig(**shape.config, **special, **labels)
+    getattr(transformers, f"LlamaFor{head}")(config).save_pretrained(folder)
     return tokenizer

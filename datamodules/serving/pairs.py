@@ -45,8 +45,8 @@ def read_pair(tokens: TokenSpans, start: int, length: int) -> Pair:
     ids, trained = shard.tokens[begin : begin + length], shard.trained[begin : begin + length]
     chosen = int(details["shared"])
     rejected = chosen + int(details["chosen"])
-    parts = slice(chosen), slice(chosen, rejected), slice(rejected, None)
-    return Pair(*(ids[part] for part in parts), details, tuple(trained[part] for part in parts))
+    in_answer = trained[:chosen], trained[chosen:rejected], trained[rejected:]
+    return Pair(ids[:chosen], ids[chosen:rejected], ids[rejected:], details, in_answer)
 
 
 class PairRows(PackedRows):

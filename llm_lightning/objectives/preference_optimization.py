@@ -134,6 +134,11 @@ class Answers(NamedTuple):
     num_tokens: Tensor
     ref_logprobs: Tensor | None = None
 
+    def every_other(self, first: int) -> "Answers":
+        """From the `first` on: of pairs whose answers follow each other, one side."""
+        reference = None if self.ref_logprobs is None else self.ref_logprobs[first::2]
+        return Answers(self.logprobs[first::2], self.num_tokens[first::2], reference)
+
     @property
     def means(self) -> Tensor:
         """(N,) mean log-probability of a token."""

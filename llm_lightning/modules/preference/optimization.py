@@ -229,9 +229,7 @@ class PreferenceOptimization(LanguageModule):
             is_desirable = torch.arange(len(counts), device=counts.device) % 2 == 0
             losses, examples = self.objective.of_answers(answers, is_desirable, self._kl.to(logprobs)), counts
         else:
-            chosen, rejected = (
-                Answers(*(None if part is None else part[side::2] for part in answers)) for side in (0, 1)
-            )
+            chosen, rejected = answers.every_other(0), answers.every_other(1)
             losses, examples = self.objective.of_pairs(chosen, rejected), counts[0::2] & counts[1::2]
         with torch.no_grad():
             moved = None if reference is None else logprobs - reference
@@ -262,12 +260,13 @@ class PreferenceOptimization(LanguageModule):
             batch = self.trainer.strategy.batch_to_device(self._prepared(raw, f"{part}.mismatches"))
             with self.trainer.precision_plugin.forward_context():
                 reference = self._reference_logprobs(batch)
+                assert reference is not None
                 moved = answer_logprobs(self.model, batch).logprobs - reference
             counts = batch["num_targets"] > 0
             sums += torch.stack([(moved * counts).sum().double(), counts.sum().double()])
         torch.clear_autocast_cache()
-        total, count = self.ranks.sum(sums)
-        return total / count.clamp(min=1)
+        nats, num_answers = self.ranks.sum(sums)
+        return nats / num_answers.clamp(min=1)
 
     def _prepared(self, batch: Mapping[str, Any], part: str) -> dict[str, Any]:
         prepared = prepare_texts(batch)

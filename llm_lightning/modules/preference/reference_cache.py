@@ -108,7 +108,7 @@ class ReferenceCache:
         self.trainer.strategy.barrier()
         missing = [name for name, values in self.values.items() if np.isnan(values).any()]
         assert not missing, missing
-        self._on_first_rank(lambda: seal_folder(self.folder) or True)
+        self._on_first_rank(self._seal)
 
     def look_up(self, name: str, numbers: Tensor) -> Tensor:
         """(K,) float32 of a batch's answers.
@@ -120,6 +120,10 @@ class ReferenceCache:
         return (
             torch.from_numpy(self.values[name][numbers.numpy()].reshape(-1).copy()) if len(numbers) else torch.zeros(0)
         )
+
+    def _seal(self) -> bool:
+        seal_folder(self.folder)
+        return True
 
     def _make_files(self) -> bool:
         make_folder(self.folder)
