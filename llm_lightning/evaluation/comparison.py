@@ -16,6 +16,9 @@ LEVEL = 0.05
 ASKED = ("version", "num_fewshot", "max_new_tokens", "judged_by")
 """What a task's results say of how it was asked."""
 
+BITS, PERPLEXITIES = "bits_per_byte", {"word_perplexity", "byte_perplexity"}
+"""The same of a text; a mean of perplexities is one of the few worst texts."""
+
 MCNEMAR, BOOTSTRAP, CLUSTERED = "McNemar, exact", "paired bootstrap", "paired bootstrap of clusters"
 MCNEMAR_CLUSTERS = "McNemar, exact, of clusters"
 
@@ -79,8 +82,9 @@ def compare(
     """Test each score that both have, each task in its newest evaluation.
 
     Scores that are 0 or 1 are tested by McNemar's exact test, others, and those of items that share a source, by a
-    paired bootstrap; where no item differs, each source counts as one item. Items pair by the hash of their content, so
-    that a subset or another order does no harm.
+    paired bootstrap; where no item differs, each source counts as one item. Of perplexities and bits per byte, which
+    say the same, the latter are tested. Items pair by the hash of their content, so that a subset or another order does
+    no harm.
 
     Args:
         first, second: evaluations of the two.
@@ -115,7 +119,7 @@ def _paired_scores(task: str, one: Evaluation, items: Any) -> list[PairedScore]:
     found = []
     for (metric, reading), higher_is_better in better.items():
         key = (task, metric, reading)
-        if key not in items[0] or key not in items[1]:
+        if key not in items[0] or key not in items[1] or (metric in PERPLEXITIES and (BITS, reading) in better):
             continue
         paired = _paired_score(key, items[0][key], items[1][key], higher_is_better)
         if paired is not None:

@@ -1,7 +1,9 @@
 """Two runs' evaluations side by side: which items pair, which test is made, and what it says."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from scipy import stats
 
 from llm_lightning.evaluation.comparison import BOOTSTRAP, CLUSTERED, MCNEMAR, MCNEMAR_CLUSTERS, compare
@@ -81,6 +83,28 @@ def test_a_lower_score_may_be_better(tmp_path):
     one, two = evaluation(tmp_path / "1", {"ppl": FIRST}), evaluation(tmp_path / "2", {"ppl": SECOND})
     one.tasks["ppl"]["scores"][0]["higher_is_better"] = False
     assert compare([one], [two]).scores[0].verdict == "worse"
+
+
+def test_of_perplexities_and_bits_per_byte_the_latter_are_tested(tmp_path):
+    bits = np.linspace(1, 3, 100), np.linspace(1, 3, 100) - np.linspace(0, 0.02, 100)
+    folders = [
+        write_evaluation(tmp_path / str(i), {"text": each}, metric="bits_per_byte") for i, each in enumerate(bits)
+    ]
+    for folder in folders:
+        table = parquet.read_table(folder / "items.parquet")
+        rows = [row | {"metric": "byte_perplexity", "value": 2.0 ** row["value"]} for row in table.to_pylist()]
+        both = pa.concat_tables([table, pa.Table.from_pylist(rows, table.schema)])
+        parquet.write_table(both, folder / "items.parquet")
+    one, two = map(read_evaluation, folders)
+    for each in (one, two):
+        own = each.tasks["text"]["scores"][0] | {"higher_is_better": False}
+        each.tasks["text"]["scores"] = [own | {"metric": "byte_perplexity"}, own]
+    (score,) = compare([one], [two]).scores
+    assert score.metric == "bits_per_byte" and score.verdict == "better"
+    for each in (one, two):
+        del each.tasks["text"]["scores"][1]
+    (score,) = compare([one], [two]).scores
+    assert score.metric == "byte_perplexity"
 
 
 def test_many_tasks_are_corrected_by_holm(tmp_path):
