@@ -28,3 +28,8 @@ def with_attention(config: Any, name: str | None) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation_internal = former
+
+
+def leave_attention_to_transformers(config: Any) -> None:
+    """The config, of a network or of its decoder, names none, so that a network built by it gets transformers' own."""
+    config._attn_implementation_internal = None

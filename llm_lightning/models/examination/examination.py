@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.attention import ATTENTION, attention_of
+from llm_lightning.models.attention.choice import leave_attention_to_transformers
 from llm_lightning.models.balance import check_balance, is_balanced
 from llm_lightning.models.examination.miniature import SPECIAL_FROM, VOCABULARY, miniature, parts_of, randomize
 from llm_lightning.models.examination.on_the_side import on_the_side
@@ -270,7 +271,7 @@ def _packed(texts: list[Tensor]) -> Mapping[str, Tensor]:
 def _quiet(config: PreTrainedConfig) -> PreTrainedConfig:
     """With transformers' own attention, without what is random, and with a padding token that is in no text."""
     for part in (config, config.get_text_config(decoder=True)):
-        part._attn_implementation_internal = None
+        leave_attention_to_transformers(part)
         part.pad_token_id = VOCABULARY - 1
         part.use_cache = False
     return config
