@@ -1,20 +1,15 @@
 """What a module in training asks of `llm_lightning.evaluation`: tasks, before it begins, their scores, and tests."""
 
-import hashlib
 import importlib.util
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.distributed.tensor import DTensor
-
 from llm_lightning.errors import UserError
 from llm_lightning.models.heads import base_model
+from llm_lightning.models.loading.content import content_key
 from llm_lightning.models.loading.sharding import is_zero3
-
-BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 NOT_SHOWN = {"tasks", "data", "columns", "include", "contamination"}
 """Of what is asked, that which does not belong to how items are put."""
@@ -84,7 +79,7 @@ def evaluate(
     engine = Engine(progress=False)
     weights = f"step {trainer.global_step}"
     if keep_answers:
-        weights += f", {_bits(module.model, engine.ranks)}, {trainer.precision}"
+        weights += f", {content_key(module.model.state_dict(keep_vars=True))}, {trainer.precision}"
     answers = Answers(folder if keep_answers else None, engine.ranks)
     lm = NetworkLM(module.model, module.tokenizer, weights, settings, engine, answers, tell=module.print)
     prompting = Prompting(asked["limit"], asked["chat_template"], asked["system_prompt"], draw=asked["draw"])
@@ -144,15 +139,6 @@ def compare(before: Path, after: Path, metrics: Collection[tuple[str, str]]) -> 
 def _known(value: Any) -> Any:
     """None for what is no number, as JSON has none of these."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _bits(network: Any, ranks: Any) -> str:
-    """Names the weights by their bits, whose sum is the same in any order and on any device."""
-    sums = []
-    for parameter in network.parameters():
-        own = parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()
-        sums.append(int(own.view(BITS[own.element_size()]).sum(dtype=torch.int64)))
-    return hashlib.blake2b(repr(ranks.gather(sums)).encode(), digest_size=8).hexdigest()
 
 
 def _named(tasks: Mapping[str, dict[str, Any]]) -> dict[str, float]:

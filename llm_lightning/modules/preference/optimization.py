@@ -284,11 +284,10 @@ class PreferenceOptimization(LanguageModule):
             if self.objective.kind == "kto":
                 parts.append(Part(f"{name}.mismatches", (pairs,), partial(data.mismatches, name)))
         names = None if self.adapter is None else self.adapter.base_names
-        weights = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+        weights = network.state_dict(keep_vars=True)
         weights = weights if names is None else {names[name]: weights[name] for name in weights if name in names}
-        add_up = None if self.sharding is None else partial(self.trainer.strategy.reduce, reduce_op="sum")
         rows = [f"{part.name} {data.rows_name(part.name.partition('.')[0])}" for part in parts]
-        key = cache_key(content_key(weights, add_up), network.config, rows, str(self.trainer.precision))
+        key = cache_key(content_key(weights), network.config, rows, str(self.trainer.precision))
         cache = ReferenceCache(data.root / "reference" / key, parts, self.trainer)
         began = Reference(self.model) if self._takes_adapter_off else None
 

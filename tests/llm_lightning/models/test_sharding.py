@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, Qwen3Config
 
 from llm_lightning.errors import UserError
@@ -13,6 +14,7 @@ from llm_lightning.models import export
 from llm_lightning.models.adapters.adapter import Adapter, fingerprint
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
+from llm_lightning.models.loading.content import content_key
 from llm_lightning.models.loading.sharding import Sharding, gathered
 from llm_lightning.models.tasks import LANGUAGE, REWARD
 from llm_lightning.rollouts import Sampler, Sampling
@@ -94,6 +96,15 @@ def test_weights_are_read_from_a_folder(mesh, saved, name, task):
     backbone = saved(CONFIGS[name])
     network, _ = in_parts(mesh, backbone, task)
     assert_same(network, backbone.build(task=task))
+
+
+def test_weights_in_parts_have_the_name_of_whole_ones(mesh, saved):
+    backbone = saved(CONFIGS["untied"])
+    weights = backbone.build().state_dict()
+    network, _ = in_parts(mesh, backbone)
+    assert content_key(network.state_dict()) == content_key(weights)
+    both_ways = DTensor.from_local(weights["lm_head.weight"], mesh, [Shard(0), Shard(1)])
+    assert content_key(weights | {"lm_head.weight": both_ways}) == content_key(weights)
 
 
 @pytest.mark.parametrize("method", [peft.LoraConfig(r=4, target_modules="all-linear"), peft.VeraConfig(r=4)])
