@@ -79,7 +79,7 @@ class PreferenceOptimization(LanguageModule):
     ) -> None:
         super().__init__(backbone, optimizer, **kwargs)
         self.objective = objective
-        self.displacement, self.watch = displacement, Watch(displacement)
+        self.displacement, self.watch = displacement, Watch(displacement, objective.known.needs_reference)
         self.evaluation = PreferenceSums()
         self.reference = reference
         self._reference: list[Reference] = []  # a list: no submodule, which would be in the checkpoint
@@ -193,9 +193,10 @@ class PreferenceOptimization(LanguageModule):
     def _log_step(self, totals: Totals) -> None:
         super()._log_step(totals)
         sums = totals.sums
-        if "chosen_moved" not in sums or not sums["chosen_tokens"]:
+        if not sums["chosen_tokens"]:
             return
-        if text := self.watch.look(sums["chosen_moved"] / sums["chosen_tokens"]):
+        nats = sums["chosen_moved" if self.watch.has_reference else "chosen_logprob"]
+        if text := self.watch.look(nats / sums["chosen_tokens"]):
             self.alert("Likelihood displacement", f"Step {self.trainer.global_step}: {text}")
             self.trainer.should_stop |= self.displacement.action == "stop"
 

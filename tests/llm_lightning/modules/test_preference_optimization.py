@@ -1,6 +1,7 @@
 """PreferenceOptimization: losses and gradients against single texts, its divisor under any cut, and that it learns."""
 
 import copy
+import io
 import json
 import random
 
@@ -187,6 +188,38 @@ def test_displacement_is_said_once_and_again_after_a_recovery():
     again = Watch(Displacement(limit=0.5, window=2))
     again.load_state_dict(watch.state_dict())
     assert again.look(-2.0) is None and again.is_displaced
+
+
+def test_without_a_reference_answers_are_held_against_the_first_steps():
+    levels = [-2.0, -3.0, -2.6, -2.8, -3.1, -3.4, -1.0, -2.0, -3.2, -4.0]  # these began at -2.5
+
+    def said(watch, some):
+        return [watch.look(level) for level in some]
+
+    whole = said(Watch(Displacement(limit=0.5, window=2), has_reference=False), levels)
+    assert [text is not None for text in whole] == [False] * 5 + [True] + [False] * 3 + [True]
+    assert "0.75 nats a token below those of the first 2 steps" in whole[5] and "beta" not in whole[5]
+    for cut in range(len(levels)):
+        first, second = (Watch(Displacement(limit=0.5, window=2), has_reference=False) for _ in range(2))
+        before = said(first, levels[:cut])
+        torch.save(first.state_dict(), file := io.BytesIO())
+        second.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+        assert before + said(second, levels[cut:]) == whole, cut
+
+
+@pytest.mark.parametrize("kind", ["simpo", "orpo"])
+def test_a_run_without_a_reference_says_that_chosen_answers_fall(pairs_of, capsys, kind):
+    module = module_of(
+        kind, lambda params: torch.optim.SGD(params, lr=2.0), displacement=Displacement("stop", limit=0.01, window=1)
+    )
+    torch.manual_seed(0)
+    trainer_of(max_epochs=4, gradient_clip_val=None).fit(module, datamodule=pairs_of(list(thanks(40, 0)), seq_len=192))
+    assert "nats a token below those of the first 1 steps" in capsys.readouterr().out
+    began, moved = module.watch.began, module.watch.moved
+    assert len(began) == 1 and moved[0] < -0.01 and module.watch.is_displaced
+    checkpoint = {"state_dict": {}}
+    module.on_save_checkpoint(checkpoint)
+    assert checkpoint["llm_lightning"]["displacement"] == {"began": began, "moved": moved, "is_displaced": True}
 
 
 @pytest.mark.parametrize(
