@@ -1,5 +1,6 @@
 """Preference optimization: preferred answers become likelier than rejected ones, without a reward model or sampling."""
 
+import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -18,6 +19,7 @@ from llm_lightning.models.adapters.adalora import orthogonality
 from llm_lightning.models.adapters.bottleneck import BottleneckConfig
 from llm_lightning.models.answers import answer_logprobs
 from llm_lightning.models.backbone import Backbone
+from llm_lightning.models.generation import end_of_turn
 from llm_lightning.models.heads import base_model
 from llm_lightning.models.loading.content import content_key
 from llm_lightning.models.rewards import prepare_texts
@@ -95,6 +97,15 @@ class PreferenceOptimization(LanguageModule):
         check_shared_prompts(self.backbone, self.peft, datamodule)
         if words := checks.unusual_beta(self.objective):
             rank_zero_warn(words)
+
+    def setup(self, stage: str) -> None:
+        """Take the tokenizer from the DataModule, and end texts where the answers end that are learned."""
+        super().setup(stage)
+        end = None if self.tokenizer is None else end_of_turn(self.tokenizer)
+        if end is not None and end != self.tokenizer.eos_token_id:
+            # A copy: the DataModule's template may write its own EOS.
+            self.tokenizer = copy.deepcopy(self.tokenizer)
+            self.tokenizer.eos_token = self.tokenizer.convert_ids_to_tokens(end)
 
     def configure_model(self) -> None:
         """Build policy and reference."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.adapters.adapter import Adapter
@@ -153,6 +154,28 @@ def test_each_loss_learns_a_rule_and_tells_pairs_it_never_saw(pairs_of, kind, tm
     assert metrics["val/margin"] > 0 and metrics["val/chosen_reward"] > metrics["val/rejected_reward"]
     assert ("val/kl" in metrics) == (kind == "kto")
     assert ("val/chosen_moved" in metrics) == KNOWN[kind].needs_reference
+
+
+def test_the_folder_ends_its_texts_at_the_end_of_a_turn(pairs_of, tokenizer_folder, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    module = module_of(backbone=Backbone(config=tiny_config(**CONFIG, tie_word_embeddings=False)))
+    data = pairs_of(PAIRS, tokenizer=str(tmp_path / "tokenizer"))
+    trainer_of(max_steps=1).fit(module, datamodule=data)
+    assert data.tokenizer.eos_token == "<|endoftext|>"
+    end = data.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    with torch.no_grad():  # a network that writes nothing but ends
+        module.model.get_input_embeddings().weight.fill_(1)
+        for layer in module.model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        module.model.lm_head.weight.zero_()[end] = 1
+    module.save_model(tmp_path / "saved")
+    saved, model = (kind.from_pretrained(tmp_path / "saved") for kind in (AutoTokenizer, AutoModelForCausalLM))
+    assert saved.eos_token == "<|im_end|>" and saved.pad_token != saved.eos_token
+    written = model.generate(**saved("Hello", return_tensors="pt"), max_new_tokens=8, do_sample=False)
+    assert written[0, -2:].tolist().count(end) == 1 and written[0, -1] == end
 
 
 def test_a_single_pair_and_a_batch_of_ties_train_kto(pairs_of):
