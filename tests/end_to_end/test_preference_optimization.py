@@ -2,13 +2,16 @@
 
 import csv
 import json
+import time
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
 from llm_lightning.__main__ import main
+from llm_lightning.modules.preference.reference_cache import ReferenceCache
 from tests.config_files import adamw, config_of, part, samples_of, saves_every
 from tests.end_to_end.test_reward import LORA, preferences
 
@@ -73,6 +76,46 @@ def test_a_killed_run_goes_on_bit_for_bit(command, run, pairs, overlay):
     assert losses(pairs / "run") == losses(pairs / "straight")
     ours, theirs = weights(pairs / "run"), weights(pairs / "straight")
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def known(folder):
+    """What a cache that is being built knows of the pairs that train, (N, 2)."""
+    found = list(folder.glob("cache/reference/*/train"))
+    values = np.frombuffer(found[0].read_bytes(), np.float32) if found else np.zeros(0, np.float32)
+    return values.reshape(-1, 2)
+
+
+def test_a_killed_build_of_the_reference_computes_nothing_twice(command, here, pairs, monkeypatch):
+    (pairs / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in preferences(1000)))
+    args = ("fit", "--config", "tiny.yaml", "--data.cache_dir=cache", "--trainer.max_steps=6", "--trainer.callbacks=[]")
+    cached = (*args, "--model.reference=cached")
+    process = command(*cached)
+    while process.poll() is None and np.isnan(before := known(pairs)).sum() == before.size:
+        time.sleep(0.002)
+    process.kill()
+    process.wait(60)
+    before = known(pairs)
+    was_there = ~np.isnan(before).any(1)
+    assert 0 < was_there.sum() < len(before)
+
+    fill, numbers = ReferenceCache._fill, []
+
+    def noting(self, part, logprobs):
+        def noted(batch):
+            numbers.extend(batch["numbers"].tolist() if part.name == "train" else [])
+            return logprobs(batch)
+
+        fill(self, part, noted)
+
+    monkeypatch.setattr(ReferenceCache, "_fill", noting)
+    assert main(list(cached)) == 0
+    # A batch is written as a whole, but a kill may leave a part of one.
+    assert len(numbers) == len(set(numbers)) and 0 <= len(numbers) - (~was_there).sum() < 16
+    after = known(pairs)
+    assert np.array_equal(after[was_there], before[was_there]) and not np.isnan(after).any()
+    assert main([*args, "--trainer.default_root_dir=live"]) == 0
+    ours, theirs = (load_file(pairs / name / "model" / "last" / "model.safetensors") for name in ("run", "live"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs) and len(numbers) < len(before)
 
 
 @pytest.mark.parametrize("name", ["lora", "dora", "pissa", "ia3", "vera", "oft", "bottleneck", "prefix_tuning"])
