@@ -5,8 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from datasets import load_dataset
 from peft import LoraConfig
 from torch import Tensor
 from trl import DPOConfig, DPOTrainer
@@ -14,8 +12,7 @@ from trl import DPOConfig, DPOTrainer
 from benchmarks.preference_workload import PreferenceJob
 from benchmarks.step_clock import StepClock
 from benchmarks.tally import PairTally
-from benchmarks.trainer_ticker import Ticker
-from benchmarks.trl_settings import shared
+from benchmarks.trl_settings import shared, train
 
 SETTINGS: dict[str, dict[str, Any]] = {
     # Its own: bf16 and gradient checkpointing.
@@ -48,25 +45,13 @@ def arguments(job: PreferenceJob) -> DPOConfig:
         "beta": 0.1,
         "precompute_ref_log_probs": job.cached,
     }
-    if job.setting != "default":
-        settings["bf16"] = job.precision == "bf16-mixed"
     return DPOConfig(**settings | SETTINGS[job.setting])
 
 
 def main(job: PreferenceJob) -> None:
     """Train one pass and report."""
-    torch.manual_seed(0)
-    clock = StepClock(job.result, job.warmup, None, job.device)
-    trainer = CountingTrainer(
-        model=job.folder,
-        args=arguments(job),
-        train_dataset=load_dataset("json", data_files=job.records, split="train"),
-        callbacks=[Ticker(clock)],
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear") if job.lora else None,
-    )
-    trainer.clock, trainer.tally = clock, PairTally()
-    trainer.train()
-    clock.report(**trainer.tally.as_dict())
+    peft = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear") if job.lora else None
+    train(CountingTrainer, job, arguments(job), PairTally(), peft_config=peft)
 
 
 if __name__ == "__main__":

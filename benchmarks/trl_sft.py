@@ -5,8 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from datasets import load_dataset
 from peft import LoraConfig
 from torch import Tensor
 from trl import SFTConfig, SFTTrainer
@@ -14,8 +12,7 @@ from trl import SFTConfig, SFTTrainer
 from benchmarks.sft_workload import LORA, SFTJob
 from benchmarks.step_clock import StepClock
 from benchmarks.tally import Tally
-from benchmarks.trainer_ticker import Ticker
-from benchmarks.trl_settings import shared
+from benchmarks.trl_settings import shared, train
 
 TUNED = {"gradient_checkpointing": False}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -49,25 +46,13 @@ def arguments(job: SFTJob) -> SFTConfig:
         "per_device_train_batch_size": job.rows if job.setting == "packing" else job.batch_size,
         "completion_only_loss": True,
     }
-    if job.setting != "default":
-        settings["bf16"] = job.precision == "bf16-mixed"
     return SFTConfig(**settings | SETTINGS[job.setting])
 
 
 def main(job: SFTJob) -> None:
     """Train one pass and report."""
-    torch.manual_seed(0)
-    clock = StepClock(job.result, job.warmup, None, job.device)
-    trainer = CountingTrainer(
-        model=job.folder,
-        args=arguments(job),
-        train_dataset=load_dataset("json", data_files=job.records, split="train"),
-        peft_config=LoraConfig(**LORA, task_type="CAUSAL_LM") if job.method == "lora" else None,
-        callbacks=[Ticker(clock)],
-    )
-    trainer.clock, trainer.tally = clock, Tally()
-    trainer.train()
-    clock.report(**trainer.tally.as_dict())
+    peft = LoraConfig(**LORA, task_type="CAUSAL_LM") if job.method == "lora" else None
+    train(CountingTrainer, job, arguments(job), Tally(), peft_config=peft)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.reward import CONTENDERS, differences, our_command
+from benchmarks.pair_benchmark import differences
+from benchmarks.reward import CONTENDERS, our_command
 from benchmarks.reward_workload import REWARD_QUICK, RewardJob, pair_of, prepare
 from benchmarks.runner import OURS, measure
 from benchmarks.sft_workload import write_pairs
