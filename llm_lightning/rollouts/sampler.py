@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from llm_lightning.models.adapters.virtual_tokens import prompt_config
-from llm_lightning.models.attention.sharing import SharedRow
 from llm_lightning.models.heads import base_model, head_scaling, output_head
 from llm_lightning.models.loading.sharding import all_gathered, run_gathered
 from llm_lightning.rollouts.contract import Completion
@@ -110,7 +109,7 @@ class _Writing:
         """Admit prompts where there is room, then write one token a slot; False once all is written."""
         self._stop()
         self._leave()
-        while self.waiting and len(self.slots) + self.num_samples <= max(self.sampler.num_slots, self.num_samples):
+        if self.waiting and len(self.slots) + self.num_samples <= max(self.sampler.num_slots, self.num_samples):
             self._admit()
         if not len(self.slots):
             return False
@@ -157,22 +156,16 @@ class _Writing:
     def _admit(self) -> None:
         """Compute the next prompts, as many as there is room for, and draw the first token of their completions."""
         room = max(1, (self.sampler.num_slots - len(self.slots)) // self.num_samples)
-        row, chosen = SharedRow(), list[int]()
-        while self.waiting and len(chosen) < room:
-            prompt = self.prompts[self.waiting[0]].cpu().numpy()
-            if chosen and row.length + row.surplus(prompt) > PROMPT_TOKENS:
-                break
-            row.add(prompt)
-            chosen.append(self.waiting.popleft())
-        prompts = [self.prompts[number] for number in chosen]
-        states = self.slots.admit(prompts, self.num_samples)
-        first = torch.tensor(chosen, device=self.device)[:, None] * self.num_samples
-        fresh = (first + torch.arange(self.num_samples, device=self.device)).flatten()
-        former = len(self.numbers)
-        self.numbers = torch.cat([self.numbers, fresh])
-        self.newest = torch.cat([self.newest, fresh])
-        self.is_over = torch.cat([self.is_over, torch.zeros_like(fresh, dtype=torch.bool)])
-        self._write(states.repeat_interleave(self.num_samples, 0), slice(former, None))
+        numbers = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
+        prompts = [self.prompts[number] for number in numbers]
+        for places, states in self.slots.admit(prompts, self.num_samples, PROMPT_TOKENS):
+            first = torch.tensor([numbers[place] for place in places], device=self.device)[:, None] * self.num_samples
+            fresh = (first + torch.arange(self.num_samples, device=self.device)).flatten()
+            former = len(self.numbers)
+            self.numbers = torch.cat([self.numbers, fresh])
+            self.newest = torch.cat([self.newest, fresh])
+            self.is_over = torch.cat([self.is_over, torch.zeros_like(fresh, dtype=torch.bool)])
+            self._write(states.repeat_interleave(self.num_samples, 0), slice(former, None))
 
     def _write(self, states: Tensor, rows: slice) -> None:
         """Draw the next token of these slots from their last hidden states (n, H)."""

@@ -52,21 +52,32 @@ class Slots:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def admit(self, prompts: Sequence[Tensor], num_samples: int) -> Tensor:
-        """(len(prompts), H) last states of new prompts, for each of which `num_samples` slots are opened.
+    def admit(
+        self, prompts: Sequence[Tensor], num_samples: int, most_tokens: int
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Open `num_samples` slots for each of the new prompts, some prompts in each forward pass.
 
         What prompts begin with in common is computed once, where that spares enough.
+
+        Args:
+            prompts: each (n,) int64.
+            num_samples: of each.
+            most_tokens: of a forward pass, what they share counted once, but for a single longer prompt.
+
+        Yields:
+            The numbers of N prompts, and their last states (N, H).
         """
         device = self.network.device
-        row, places = _row_of([prompt.cpu().numpy() for prompt in prompts])
-        longest = max(map(len, places))
-        # Behind its end a slot holds copies of its prompt's last token, which no mask ever lets through.
-        index = torch.from_numpy(np.array([np.pad(each, (0, longest - len(each)), "edge") for each in places]))
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        with self.prompts(index.to(device), lengths.to(device), num_samples):
-            decoder = self.network.get_decoder()
-            states = decoder(**row.batch(device), use_cache=False, slots=self).last_hidden_state[0]
-        return states[index[:, -1].to(device)]
+        for row, places in _rows_of([prompt.cpu().numpy() for prompt in prompts], most_tokens):
+            longest = max(map(len, places.values()))
+            # Behind its end a slot holds copies of its prompt's last token, which no mask ever lets through.
+            padded = [np.pad(each, (0, longest - len(each)), "edge") for each in places.values()]
+            index = torch.from_numpy(np.array(padded)).to(device)
+            lengths = torch.tensor([len(each) for each in places.values()]).to(device)
+            with self.prompts(index, lengths, num_samples):
+                decoder = self.network.get_decoder()
+                states = decoder(**row.batch(device), use_cache=False, slots=self).last_hidden_state[0]
+            yield list(places), states[index[:, -1]]
 
     def append(self, tokens: Tensor) -> Tensor:
         """(S, H) last states once each slot has one more token, (S,)."""
@@ -165,14 +176,26 @@ class Slots:
                     tensors[layer] = F.pad(tensor, (0, 0, 0, room - tensor.shape[2]))
 
 
-def _row_of(prompts: Sequence[np.ndarray]) -> tuple[SharedRow, list[np.ndarray]]:
-    """A row of prompts, and where in it the tokens of each stand."""
-    row = SharedRow()
-    places = {number: row.add(prompts[number]) for number in in_sharing_order(prompts)}
-    if row.length > MOST_OWN * sum(map(len, prompts)):
-        row = SharedRow(shares=False)
-        places = {number: row.add(prompt) for number, prompt in enumerate(prompts)}
-    return row, [places[number] for number in range(len(prompts))]
+def _rows_of(prompts: Sequence[np.ndarray], most_tokens: int) -> Iterator[tuple[SharedRow, dict[int, np.ndarray]]]:
+    """Rows of prompts, and by the prompts' numbers where in a row the tokens of each stand."""
+    row, places = SharedRow(), dict[int, np.ndarray]()
+    for number in in_sharing_order(prompts):
+        if places and row.length + row.surplus(prompts[number]) > most_tokens:
+            yield _worth_its_branches(prompts, row, places)
+            row, places = SharedRow(), {}
+        places[number] = row.add(prompts[number])
+    yield _worth_its_branches(prompts, row, places)
+
+
+def _worth_its_branches(
+    prompts: Sequence[np.ndarray], row: SharedRow, places: dict[int, np.ndarray]
+) -> tuple[SharedRow, dict[int, np.ndarray]]:
+    """The row, in the order of the numbers; where it spares too little, one in which all stand for themselves."""
+    numbers = sorted(places)
+    if row.length <= MOST_OWN * sum(map(len, places.values())):
+        return row, {number: places[number] for number in numbers}
+    row = SharedRow(shares=False)
+    return row, {number: row.add(prompts[number]) for number in numbers}
 
 
 def rollout_attention(

@@ -5,7 +5,7 @@ tokens before every text. Every token costs a forward pass over all texts so far
 proportion to its length squared.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,10 +29,17 @@ class Texts:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def admit(self, prompts: Sequence[Tensor], num_samples: int) -> Tensor:
-        """(len(prompts), H) last states of new prompts, each of which `num_samples` texts begin with."""
-        self.texts += [prompt.cpu() for prompt in prompts for _ in range(num_samples)]
-        return self._read(prompts)
+    def admit(
+        self, prompts: Sequence[Tensor], num_samples: int, most_tokens: int
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """As `Slots.admit`, by texts that begin with the prompts."""
+        part, length = list[int](), 0
+        for number, prompt in enumerate(prompts):
+            if part and length + len(prompt) > most_tokens:
+                yield part, self._begin([prompts[each] for each in part], num_samples)
+                part, length = [], 0
+            part, length = [*part, number], length + len(prompt)
+        yield part, self._begin([prompts[each] for each in part], num_samples)
 
     def append(self, tokens: Tensor) -> Tensor:
         """(S, H) last states once each text has one more token, (S,)."""
@@ -42,6 +49,10 @@ class Texts:
     def keep(self, index: Tensor) -> None:
         """Give up all texts but those of `index` (int64)."""
         self.texts = [self.texts[number] for number in index.tolist()]
+
+    def _begin(self, prompts: Sequence[Tensor], num_samples: int) -> Tensor:
+        self.texts += [prompt.cpu() for prompt in prompts for _ in range(num_samples)]
+        return self._read(prompts)
 
     def _read(self, texts: Sequence[Tensor]) -> Tensor:
         device = self.model.device

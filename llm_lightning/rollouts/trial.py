@@ -33,7 +33,7 @@ def _try(network: Any) -> bool:
         try:
             with rollout_mode(small):
                 slots = Slots(small)
-                slots.admit([text[:-2] for text in texts], 1)
+                list(slots.admit([text[:-2] for text in texts], 1, sum(map(len, texts))))
                 slots.append(torch.stack([text[-2] for text in texts]))
                 states = slots.append(torch.stack([text[-1] for text in texts]))
         except Exception:

@@ -18,7 +18,7 @@ from transformers import (
 
 from llm_lightning.models.adapters.adapter import Adapter
 from llm_lightning.models.backbone import Backbone
-from llm_lightning.rollouts import Sampler, Sampling
+from llm_lightning.rollouts import Sampler, Sampling, sampler
 from llm_lightning.rollouts.sampler import STOP_EVERY
 from llm_lightning.rollouts.slots import ROOM
 from llm_lightning.rollouts.trial import fits_slots
@@ -229,6 +229,25 @@ def test_what_prompts_begin_with_is_computed_once(name):
     ours = sampler.sample(network, [*asked, asked[2]], keys_for(len(asked) + 1))
     assert [completion.tokens.tolist() for completion in ours] == [*expected, expected[2]]
     assert seen[0] == 80 + sum(map(len, rest[:8]))
+
+
+@pytest.mark.parametrize("way", [Backbone.attention, "sdpa"], ids=["slots", "texts"])
+def test_a_forward_pass_over_prompts_holds_no_more_than_it_may(monkeypatch, way):
+    monkeypatch.setattr(sampler, "PROMPT_TOKENS", 40)
+    network, (examples, *rest) = network_of(NETWORKS["llama"], way), prompts([30, *LENGTHS])
+    asked = [*rest, *(torch.cat([examples, each]) for each in rest)]
+    expected = [generated(network, [prompt], 1)[0] for prompt in asked]
+    seen: list[int] = []
+    network.get_decoder().register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    ours = Sampler(Sampling(1, temperature=0), [EOS]).sample(network, asked, keys_for(len(asked)))
+    assert [completion.tokens.tolist() for completion in ours] == expected
+    passes = seen[:-1]  # the last one is over what was written
+    assert {length for length in passes if length > 40} <= {len(prompt) for prompt in asked}
+    assert 1 < len(passes) < len(asked)
+    # All prompts, with the examples once for each pass that has to begin anew, not once for each prompt.
+    assert way == "sdpa" or sum(passes) <= sum(map(len, rest)) * 2 + 30 * len(passes)
 
 
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
