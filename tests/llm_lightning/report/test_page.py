@@ -46,6 +46,16 @@ def page_of(*folders, output):
     return Page(output)
 
 
+def test_means_over_items_are_told_from_scores_over_bytes(tmp_path):
+    words = "bits_per_byte: these are means over items"
+    for metric, is_said in (("bits_per_byte", True), ("f1", False)):
+        folders = [write_run(tmp_path / metric / name) for name in ("one", "two")]
+        for folder, scores in zip(folders, (np.linspace(1, 2, 50), np.linspace(1, 3, 50)), strict=True):
+            write_evaluation(folder / "evaluation" / "last", {"text": scores}, metric=metric)
+        page = page_of(*folders, output=tmp_path / f"{metric}.html")
+        assert "paired bootstrap" in page.text and (words in page.text) == is_said, metric
+
+
 def test_one_run_is_told(tmp_path):
     folder = write_run(
         tmp_path / "one",
