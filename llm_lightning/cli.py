@@ -10,7 +10,6 @@ import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -49,6 +48,7 @@ from llm_lightning.modules.checks import check_batches
 from llm_lightning.process.rank import is_first_rank
 from llm_lightning.process.redacted_output import print_traceback, report
 from llm_lightning.rollouts import LocalEngine
+from llm_lightning.run.default_callbacks import default_callbacks
 from llm_lightning.run.finished import (
     check_finished,
     compare_settings,
@@ -61,7 +61,7 @@ from llm_lightning.run.folder import RunConfig, as_written, move_aside
 from llm_lightning.run.left_behind import refuse_links, remove_leftovers, report_unwritten
 from llm_lightning.run.lock import RunLock
 from llm_lightning.run.precision import choose_precision
-from llm_lightning.run.report import RunReport
+from llm_lightning.run.rounds import Rounds, show_round
 from llm_lightning.run.trainer import RunTrainer
 from llm_lightning.settings.environment import with_environment
 from llm_lightning.settings.shipped import with_found_configs
@@ -109,6 +109,7 @@ class TrainingCLI(LightningCLI):
         words = redact_arguments(args[1:])
         self.given = shlex.join(["llm-lightning", self.command, *words])
         self.next_command = shlex.join(["llm-lightning", "predict", *words])
+        self.arguments, self.code_of_rounds = args[1:], 0
         strict = {"exit_on_error": False, "allow_abbrev": False}
         commands = {name: strict | _help(name) for name in self.subcommands()}
         super().__init__(
@@ -148,6 +149,13 @@ class TrainingCLI(LightningCLI):
             default=True,
             help="Go on from the newest checkpoint in the run folder; false moves that run aside and starts over.",
         )
+        parser.add_argument(
+            "--rounds",
+            type=int,
+            default=1,
+            help="Let the model write the data of a SyntheticDataModule anew, with what it learned, so many times; "
+            "each round is a run in round-1, round-2, ... of the run folder.",
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let a checkpoint's hyper-parameters override the command line here."""
@@ -164,6 +172,8 @@ class TrainingCLI(LightningCLI):
         if sweep := os.environ.get("WANDB_SWEEP_ID"):
             # The trials of a sweep are runs of their own; a trial that is started again goes on.
             trainer.default_root_dir = str(Path(trainer.default_root_dir) / sweep / os.environ["WANDB_RUN_ID"])
+        if config.rounds > 1 and self.subcommand != "fit":
+            show_round(config, first=self.subcommand == "augment")
         if trainer.max_epochs is None:
             endless = trainer.max_steps != -1 or trainer.max_time is not None
             trainer.max_epochs = -1 if endless else 1
@@ -242,13 +252,20 @@ class TrainingCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Check the settings, find where to go on, and train."""
+        root, count = Path(self.trainer.default_root_dir), self._get(self.config, "rounds")
+        if count != 1 and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rounds = Rounds(count, self.arguments, root, self.config["fit"], self.model.peft)
+            rounds.check()
+            self._check()
+            self.code_of_rounds = rounds.run()
+            return
         self._check()
         if kwargs.get("ckpt_path") and not Path(kwargs["ckpt_path"]).exists():
             raise UserError(f"ckpt_path={kwargs['ckpt_path']}: there is no such checkpoint.")
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._go_on(kwargs)
             return
-        root, resume = Path(self.trainer.default_root_dir), self._get(self.config, "resume")
+        resume = self._get(self.config, "resume")
         with RunLock(root) as lock:
             remove_leftovers(root)
             if kwargs.get("ckpt_path") is None:
@@ -327,27 +344,6 @@ def _help(command: str) -> dict[str, str]:
     }
 
 
-def default_callbacks(command: str, next_command: str, monitor: tuple[str, Any]) -> list[Callback]:
-    """What every fit has; one of the same class in `trainer.callbacks` takes its place."""
-    return [
-        callbacks.Heartbeat(),
-        callbacks.RandomState(),
-        callbacks.Throughput(),
-        callbacks.TrainingProgress(),
-        callbacks.Samples(),
-        callbacks.RolloutTable(),
-        callbacks.Predictions(),
-        callbacks.WandbRunId(),
-        callbacks.ModelFolder(*monitor),
-        callbacks.Curves(),
-        callbacks.Reliability(),
-        callbacks.RunSummary(next_command),
-        RunReport(command),
-        callbacks.RunCheckpoint(),
-        callbacks.GracefulStop(),
-    ]
-
-
 def run(args: list[str], *, debug: bool = False) -> int:
     """Run one command; a user's mistake becomes one message and exit code 2.
 
@@ -372,7 +368,7 @@ def run(args: list[str], *, debug: bool = False) -> int:
     # As a shell would report it, so that nothing chained behind a stopped run starts.
     if received := received_signal(cli.trainer):
         return 128 + received
-    return report_unwritten(cli.trainer) or (report_unsafe(cli.trainer) if cli.subcommand == "fit" else 0)
+    return cli.code_of_rounds or report_unwritten(cli.trainer) or (report_unsafe(cli.trainer) if cli.subcommand == "fit" else 0)
 
 
 def _report(error: BaseException, debug: bool) -> int:

@@ -19,7 +19,9 @@ from datamodules.records.record_source import RecordSource
 from datamodules.synthetic.calls import CachedEngine, CallLog
 from datamodules.synthetic.candidate import Message
 from datamodules.synthetic.engine import Engine
+from datamodules.synthetic.filters.decontamination import Decontamination
 from datamodules.synthetic.filters.filter import Context, Filter
+from datamodules.synthetic.filters.seed_similarity import SeedSimilarity
 from datamodules.synthetic.funnel import Funnel, run_filters
 from datamodules.synthetic.generation import Generation
 from datamodules.synthetic.generators import RecordGenerator
@@ -40,6 +42,9 @@ class SyntheticDataModule(LightningDataModule):
     `folder`. Everything a model was asked is kept there: a run that was killed goes on, and changed filters ask nothing
     again.
 
+    Without real data (`data` names no path), generators begin with prompts of their own (`path`), and what they make is
+    all that is trained on. It is split as any data, unless a `val_path` is named.
+
     Args:
         data: the real data, and what is made of a record.
         generators: what makes new records, by name.
@@ -48,6 +53,7 @@ class SyntheticDataModule(LightningDataModule):
             is trained (`model.backbone.path`).
         share: so much of the training rows is synthetic, at most; 0 generates nothing.
         folder: for the calls, the result (`synthetic.parquet`) and the report (`report.html`, `report.json`).
+        seed: added to each generator's: with another one the same settings take other prompts and write other texts.
     """
 
     def __init__(
@@ -58,14 +64,20 @@ class SyntheticDataModule(LightningDataModule):
         engine: Engine | None = None,
         share: float = 0.5,
         folder: str = "runs/synthetic",
+        seed: int = 0,
     ) -> None:
         self.data = data
         super().__init__()
+        self.is_all_synthetic = data.path is None and data.sources is None
         self.generators = generators
+        for generator in generators.values():
+            generator.seed += seed
         self.filters = filters or []
         self.engine = engine
         self.share = share
         self.folder = Path(folder)
+        if self.is_all_synthetic:
+            data.path = str(self.result)
 
     def __getattr__(self, name: str) -> Any:
         """What modules and callbacks ask of the real data (`tokenizer`, `seq_len`, `example_prompts`, ...)."""
@@ -115,7 +127,26 @@ class SyntheticDataModule(LightningDataModule):
             raise DataError("engine: none is named; give an OpenAIEngine, or a LocalEngine with the path of a model")
         if self.share:
             self.engine.check()
-        self.data.check()
+        if self.is_all_synthetic:
+            self._check_without_real_data()
+        else:
+            self.data.check()
+
+    def _check_without_real_data(self) -> None:
+        if not self.share:
+            raise DataError("data.path: none is named, and with share=0 nothing is written: there is nothing to train")
+        for name, generator in self.generators.items():
+            if generator.path is None:
+                raise DataError(
+                    f"generators: {name} ({type(generator).__name__}) begins with real records, and data.path names "
+                    "none: name some, or take a generator with a path of prompts"
+                )
+        for each in self.filters:
+            if isinstance(each, SeedSimilarity | Decontamination):
+                raise DataError(
+                    f"filters: {type(each).__name__} compares with real records, and data.path names none: leave it out"
+                )
+        self.data.check_settings()
 
     def prepare_data(self) -> None:
         """Generates what is missing, and tokenizes both; where nothing is trained, only what is real."""
@@ -136,8 +167,9 @@ class SyntheticDataModule(LightningDataModule):
             rank_zero_info(f"  {share:.1%} of the training rows are synthetic (share={self.share} at most)")
 
     def _add_result(self) -> None:
-        self.data.added = [RecordSource(str(self.result))]
-        self.data.added_share = self.share
+        if not self.is_all_synthetic:
+            self.data.added = [RecordSource(str(self.result))]
+            self.data.added_share = self.share
 
     def augment(self) -> Path:
         """Generate, filter, and write the result and its report; returns the result's path.
@@ -147,8 +179,9 @@ class SyntheticDataModule(LightningDataModule):
         """
         self.check()
         assert self.engine is not None
-        self.data.added = ()
-        self.data.prepare_data()
+        if not self.is_all_synthetic:
+            self.data.added = ()
+            self.data.prepare_data()
         generation = Generation(self.generators, self._seeds(), self.engine, self.data.encoder, self.folder)
         try:
             generation.run(*_rank())
@@ -162,14 +195,15 @@ class SyntheticDataModule(LightningDataModule):
 
     def _seeds(self) -> dict[str, Seeds]:
         folder, cache = self.folder / "seeds", cache_root(self.data.cache_dir)
-        training = training_seeds(self.data, folder)
+        training = None if self.is_all_synthetic else training_seeds(self.data, folder)
         return {
-            name: training if generator.path is None else prompt_seeds(generator.path, folder, cache)
+            name: prompt_seeds(generator.path, folder, cache) if generator.path is not None else training
             for name, generator in self.generators.items()
         }
 
     def _key(self, generation: Generation) -> str:
-        return key_of(VERSION, generation.key(), settings_of(self.filters), self.data.records_key("val"))
+        held_out = [] if self.is_all_synthetic else self.data.records_key("val")
+        return key_of(VERSION, generation.key(), settings_of(self.filters), held_out)
 
     def _filter(self, generation: Generation, key: str) -> None:
         statistics = generation.statistics()
@@ -200,7 +234,7 @@ class SyntheticDataModule(LightningDataModule):
             rank_zero_warn(f"Only {funnel.num_kept:,} of {funnel.num_in:,} generated records are left.")
 
     def _said(self, part: Any) -> Iterator[list[Message]]:
-        return (record.messages for record in self.data.records(part))
+        return iter(()) if self.is_all_synthetic else (record.messages for record in self.data.records(part))
 
     def preview(self, num_records: int) -> Iterator[str]:
         """As the real data, over both."""

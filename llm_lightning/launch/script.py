@@ -135,9 +135,12 @@ def _environment(job: Job) -> str:
 
 _ATTEMPT = r"""
 newest_step() {
-    local steps
-    steps=$(ls "$run/checkpoints" 2>/dev/null | sed -n 's/^step=\([0-9]*\)\.ckpt$/\1/p')
-    sort -n <<<"${steps:-0}" | tail -n 1
+    local folder steps total=0
+    for folder in "$run/checkpoints" "$run"/round-*/checkpoints; do # of several rounds, the steps of all
+        steps=$(ls "$folder" 2>/dev/null | sed -n 's/^step=\([0-9]*\)\.ckpt$/\1/p')
+        total=$((total + $(sort -n <<<"${steps:-0}" | tail -n 1)))
+    done
+    echo "$total"
 }
 failures=$run/slurm/failures-$job
 mkdir -p "$run/slurm"

@@ -68,7 +68,7 @@ TABLE: Mapping[On, tuple[str, ...]] = {
             "WandbRunId", "ModelFolder", "Curves", "Reliability", "RunSummary", "RunCheckpoint", "GracefulStop",
             "Evaluation",
         )),
-        "config", "resume", "ckpt_path", "weights_only",
+        "config", "resume", "rounds", "ckpt_path", "weights_only",
     ),
 }  # fmt: skip
 ABSENT = "absent"

@@ -55,6 +55,16 @@ def task_of(folder: Path) -> Task:
 def check_mergeable(folder: Path) -> None:
     """Raise `UserError` for methods that are not a change of weights, before any weight is read."""
     method = _read_config(folder).get("peft_type")
+    if words := why_unmergeable(str(method)):
+        loader = "llm_lightning.models.adapters.load_bottleneck" if method == "BOTTLENECK" else "peft.PeftModel"
+        raise UserError(
+            f"The adapter in {folder} ({method}) cannot be merged: {words}. Use it on top of its network, by {loader}; "
+            "LoRA, DoRA, AdaLoRA, IA3, OFT and VeRA can be merged."
+        )
+
+
+def why_unmergeable(method: str) -> str | None:
+    """Why adapters of a method, as peft spells its type, are no change of weights; None for those that are."""
     words = {
         "BOTTLENECK": "are layers of their own",
         "ADAPTION_PROMPT": "change what attention looks at",
@@ -62,12 +72,7 @@ def check_mergeable(folder: Path) -> None:
         "PROMPT_TUNING": "are tokens before the text",
         "P_TUNING": "are tokens before the text",
     }
-    if method in words:
-        loader = "llm_lightning.models.adapters.load_bottleneck" if method == "BOTTLENECK" else "peft.PeftModel"
-        raise UserError(
-            f"The adapter in {folder} ({method}) cannot be merged: its parts {words[method]}. Use it on top of its "
-            f"network, by {loader}; LoRA, DoRA, AdaLoRA, IA3, OFT and VeRA can be merged."
-        )
+    return f"its parts {words[method]}" if method in words else None
 
 
 def merge(network: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrainedModel:

@@ -1,0 +1,190 @@
+"""Rounds of `fit`: what a model wrote and learned from makes the model that writes the next data.
+
+Each round is a run in a folder of its own and a process of its own: it is stopped, resumed and found to be finished as
+any other, and leaves no memory behind for the next one.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+from filelock import FileLock
+
+from datamodules.cache import atomic_folder
+from llm_lightning.errors import UserError
+from llm_lightning.models.adapters.merging import is_adapter, why_unmergeable
+from llm_lightning.process.rank import is_first_rank
+
+FORWARDED = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
+
+
+class Rounds(NamedTuple):
+    """What is done again and again.
+
+    Args:
+        count: how many rounds.
+        arguments: of `fit`, as they were given.
+        root: the run folder, whose `round-1`, `round-2`, ... are those of the rounds.
+        config: the settings of `fit`.
+        peft: the adapter's config; None for a whole network.
+    """
+
+    count: int
+    arguments: list[str]
+    root: Path
+    config: Any
+    peft: Any = None
+
+    def check(self) -> None:
+        """Raise `UserError` where one round does not lead to the next one."""
+        given, model = f"rounds={self.count}", self.config.model.init_args
+        if self.count < 1:
+            raise UserError(f"{given} must be at least 1.")
+        if "generators" not in (self.config.data.get("init_args") or {}):
+            raise UserError(
+                f"{given}: in each round the model writes its own data, and --data {_name(self.config.data)} reads them "
+                "only. Use --data SyntheticDataModule."
+            )
+        if model.backbone.path is None:
+            raise UserError(f"{given}: name the model that writes in the first round, by --model.backbone.path.")
+        if self.config.get("ckpt_path"):
+            raise UserError(f"{given}: --ckpt_path belongs to a single run; each round goes on by itself.")
+        method = str(getattr(kind := getattr(self.peft, "peft_type", ""), "value", kind))
+        if words := why_unmergeable(method):
+            raise UserError(f"{given}: an adapter of model.peft={method} cannot be merged for the next round: {words}.")
+
+    def run(self) -> int:
+        """Run what is missing of each round; returns the exit code of the first one that did not end well, else 0."""
+        model = str(self.config.model.init_args.backbone.path)
+        for number in range(1, self.count + 1):
+            folder = self.folder(number)
+            if is_first_rank():
+                print(f"Round {number} of {self.count}, in {folder}: {model} writes", flush=True)
+            if code := _run(["fit", *self.arguments, *self.settings(number, model)], self._environment(folder)):
+                return code
+            model = str(_trained(folder))
+            if number < self.count and is_adapter(model):
+                model = str(_merged(Path(model), folder / "merged"))
+        if is_first_rank():
+            rounds = f"{self.root}/round-*"
+            print(f"All rounds are done: {model}\nSide by side: llm-lightning report {rounds}", flush=True)
+        return 0
+
+    def folder(self, number: int) -> Path:
+        """The run folder of a round, the first of which is 1."""
+        return self.root / f"round-{number}"
+
+    def settings(self, number: int, model: str) -> list[str]:
+        """The settings of a round, over those that were given.
+
+        Args:
+            model: that it begins with.
+        """
+        data = self.config.data.init_args
+        own = {
+            "rounds": 1,
+            "trainer.default_root_dir": self.folder(number),
+            "model.backbone.path": model,
+            "data.folder": Path(data.folder) / f"round-{number}",
+            "data.seed": data.seed + number - 1,
+        }
+        settings = [f"--{name}={value}" for name, value in own.items()]
+        engine = data.engine.as_dict()
+        if engine.get("init_args", {}).get("path") == self.config.model.init_args.backbone.path:
+            engine["init_args"]["path"] = model
+            settings.append(f"--data.engine={json.dumps(engine)}")
+        return settings
+
+    def _environment(self, folder: Path) -> dict[str, str]:
+        """W&B shows the rounds as one group."""
+        names = {"WANDB_RUN_GROUP": self.root.name, "WANDB_NAME": f"{self.root.name}-{folder.name}"}
+        return names | os.environ
+
+
+def show_round(config: Any, first: bool) -> None:
+    """Let the settings of another command than `fit` mean the run of a round.
+
+    Args:
+        config: the settings, which change.
+        first: that of the first round; else of the last one that was begun.
+    """
+    root, data = Path(config.trainer.default_root_dir), config.data.get("init_args") or {}
+    begun = [number for number in range(1, config.rounds + 1) if (root / f"round-{number}").exists()]
+    name = f"round-{1 if first or not begun else begun[-1]}"
+    config.trainer.default_root_dir = str(root / name)
+    if "generators" in data:
+        data.folder = str(Path(data.folder) / name)
+
+
+def _name(part: Any) -> str:
+    return str(part.get("class_path")).rsplit(".", 1)[-1]
+
+
+def _trained(folder: Path) -> Path:
+    """The best model of a run, which is the last one where nothing validates."""
+    best = folder / "model" / "best"
+    return best if best.exists() else folder / "model" / "last"
+
+
+def _merged(adapter: Path, output: Path) -> Path:
+    """The network with the adapter in it; one rank writes it."""
+    with FileLock(output.with_name(f".{output.name}.lock")):
+        if not output.exists():
+            with atomic_folder(output) as temporary:
+                if code := _run(["merge", str(adapter), str(temporary)], dict(os.environ)):
+                    raise SystemExit(code)
+    return output
+
+
+def _run(arguments: list[str], environment: dict[str, str]) -> int:
+    """Run a command in a process of its own, which gets this one's signals; returns its exit code as a shell would.
+
+    Ctrl-C reaches both at once. Where this process is killed, the other one is told to stop.
+    """
+    with _forwarded() as (received, children):
+        if received:
+            return 128 + received[0]
+        command = [sys.executable, "-m", "llm_lightning", *arguments]
+        child = subprocess.Popen(command, env=environment, preexec_fn=_dies_with_parent())
+        children.append(child)
+        if received:
+            child.send_signal(received[0])
+        code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+@contextmanager
+def _forwarded() -> Iterator[tuple[list[int], list["subprocess.Popen[bytes]"]]]:
+    """The signals that came, and the processes that get them."""
+    received: list[int] = []
+    children: list[subprocess.Popen[bytes]] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for child in children:
+            child.send_signal(number)
+
+    former = {number: signal.signal(number, forward) for number in FORWARDED}
+    former[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield received, children
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _dies_with_parent() -> Any:
+    """What a child does before it begins; Linux alone can do it."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(SET_PARENT_DEATH_SIGNAL, int(signal.SIGTERM))
