@@ -31,13 +31,13 @@ from llm_lightning.evaluation.statistics import wilson_interval
 
 TOPICS = """
 water ice fire wind rain snow clouds thunder rivers lakes oceans islands mountains valleys deserts forests volcanoes
-earthquakes the~moon the~sun planets stars comets gravity light sound magnets electricity energy steam engines bridges
-roads trains ships aeroplanes bicycles clocks calendars maps compasses books libraries museums schools hospitals farms
-markets money banks taxes elections laws courts newspapers radio television telephones computers robots cameras
-telescopes microscopes mirrors glass paper ink pencils paint music pianos violins drums dance theatre films poetry novels
-bread rice cheese butter honey salt sugar coffee tea chocolate soup apples oranges bananas potatoes tomatoes onions beans
-wheat corn trees flowers grass seeds bees ants spiders butterflies frogs snakes turtles whales dolphins sharks eagles owls
-penguins horses cows sheep dogs cats lions elephants bears wolves
+earthquakes the~moon the~sun planets stars comets gravity light sound magnets electricity energy steam engines
+bridges roads trains ships aeroplanes bicycles clocks calendars maps compasses books libraries museums schools
+hospitals farms markets money banks taxes elections laws courts newspapers radio television telephones computers
+robots cameras telescopes microscopes mirrors glass paper ink pencils paint music pianos violins drums dance theatre
+films poetry novels bread rice cheese butter honey salt sugar coffee tea chocolate soup apples oranges bananas
+potatoes tomatoes onions beans wheat corn trees flowers grass seeds bees ants spiders butterflies frogs snakes
+turtles whales dolphins sharks eagles owls penguins horses cows sheep dogs cats lions elephants bears wolves
 """
 FRAMES = ("What is special about {}?", "Why are people interested in {}?", "What should a child know about {}?",
           "How would you describe {}?")  # fmt: skip
@@ -52,13 +52,13 @@ class Answers(NamedTuple):
 
     Args:
         obeying: how many without a comma.
-        count: of all.
+        num_answers: of all.
         finished: share that the model ended by itself.
         tokens: mean length.
     """
 
     obeying: int
-    count: int
+    num_answers: int
     finished: float
     tokens: float
 
@@ -130,8 +130,8 @@ def asked(path: Path, train: Callable[[], Path]) -> dict[str, Any]:
 
 
 def line(name: str, found: dict[str, Any]) -> None:
-    low, high = wilson_interval(found["obeying"], found["count"])
-    share = found["obeying"] / found["count"]
+    low, high = wilson_interval(found["obeying"], found["num_answers"])
+    share = found["obeying"] / found["num_answers"]
     print(
         f"{name:16} {share:.3f} ({low:.3f} to {high:.3f}) without a comma; {found['finished']:.2f} finished, "
         f"{found['tokens']:.1f} tokens",

@@ -139,6 +139,7 @@ class PackedDataModule(ResumableDataModule):
             self._check_not_empty(source, index.statistics)
         if self._val and not sum(index.statistics["num_rows"] for index, _ in self._val):
             rank_zero_warn(f"Nothing validates: all that was held out is longer than a row (seq_len={self.seq_len}).")
+            self._val = []
         self.selections = {"train": train, "val": val}
         num_train, num_val = (
             sum(index.statistics["num_documents"] for index, _ in s) for s in (self._train, self._val)

@@ -368,7 +368,11 @@ def run(args: list[str], *, debug: bool = False) -> int:
     # As a shell would report it, so that nothing chained behind a stopped run starts.
     if received := received_signal(cli.trainer):
         return 128 + received
-    return cli.code_of_rounds or report_unwritten(cli.trainer) or (report_unsafe(cli.trainer) if cli.subcommand == "fit" else 0)
+    return (
+        cli.code_of_rounds
+        or report_unwritten(cli.trainer)
+        or (report_unsafe(cli.trainer) if cli.subcommand == "fit" else 0)
+    )
 
 
 def _report(error: BaseException, debug: bool) -> int:

@@ -195,11 +195,12 @@ class SyntheticDataModule(LightningDataModule):
 
     def _seeds(self) -> dict[str, Seeds]:
         folder, cache = self.folder / "seeds", cache_root(self.data.cache_dir)
-        training = None if self.is_all_synthetic else training_seeds(self.data, folder)
-        return {
-            name: prompt_seeds(generator.path, folder, cache) if generator.path is not None else training
+        own = {
+            name: prompt_seeds(generator.path, folder, cache)
             for name, generator in self.generators.items()
+            if generator.path is not None
         }
+        return own if self.is_all_synthetic else dict.fromkeys(self.generators, training_seeds(self.data, folder)) | own
 
     def _key(self, generation: Generation) -> str:
         held_out = [] if self.is_all_synthetic else self.data.records_key("val")

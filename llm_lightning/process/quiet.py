@@ -15,6 +15,7 @@ WARNINGS = (
     r".*You have overridden `on_before_batch_transfer`.*",
     r".*is not supported by the model summary.*",
     r".*You defined a `validation_step` but have no `val_dataloader`.*",
+    r"It is recommended to use `self\.log\(.*sync_dist=True\)`.*",  # what is logged is over all ranks already
     r".*will save all targets and predictions in the buffer.*",
     r".*was called before the ``update`` method.*",
     r"The variance of predictions or target is close to zero.*",

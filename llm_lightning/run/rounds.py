@@ -8,13 +8,15 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 from filelock import FileLock
 
@@ -27,7 +29,8 @@ FORWARDED = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") 
 SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 
 
-class Rounds(NamedTuple):
+@dataclass(frozen=True)
+class Rounds:
     """What is done again and again.
 
     Args:
@@ -51,8 +54,8 @@ class Rounds(NamedTuple):
             raise UserError(f"{given} must be at least 1.")
         if "generators" not in (self.config.data.get("init_args") or {}):
             raise UserError(
-                f"{given}: in each round the model writes its own data, and --data {_name(self.config.data)} reads them "
-                "only. Use --data SyntheticDataModule."
+                f"{given}: in each round the model writes its own data, and --data {_name(self.config.data)} has no "
+                "generators. Use --data SyntheticDataModule."
             )
         if model.backbone.path is None:
             raise UserError(f"{given}: name the model that writes in the first round, by --model.backbone.path.")
@@ -105,9 +108,9 @@ class Rounds(NamedTuple):
         return settings
 
     def _environment(self, folder: Path) -> dict[str, str]:
-        """W&B shows the rounds as one group."""
+        """W&B shows the rounds as one group; ranks meet anew in each."""
         names = {"WANDB_RUN_GROUP": self.root.name, "WANDB_NAME": f"{self.root.name}-{folder.name}"}
-        return names | os.environ
+        return names | os.environ | _meeting_place(folder.name)
 
 
 def show_round(config: Any, first: bool) -> None:
@@ -117,16 +120,32 @@ def show_round(config: Any, first: bool) -> None:
         config: the settings, which change.
         first: that of the first round; else of the last one that was begun.
     """
-    root, data = Path(config.trainer.default_root_dir), config.data.get("init_args") or {}
+    root = Path(config.trainer.default_root_dir)
     begun = [number for number in range(1, config.rounds + 1) if (root / f"round-{number}").exists()]
     name = f"round-{1 if first or not begun else begun[-1]}"
     config.trainer.default_root_dir = str(root / name)
-    if "generators" in data:
-        data.folder = str(Path(data.folder) / name)
+    if "generators" in (config.data.get("init_args") or {}):
+        config.data.init_args.folder = str(Path(config.data.init_args.folder) / name)
 
 
 def _name(part: Any) -> str:
     return str(part.get("class_path")).rsplit(".", 1)[-1]
+
+
+def _meeting_place(name: str) -> dict[str, str]:
+    """Where ranks that torchrun started meet in a round: its own store holds what those of another round wrote."""
+    environment = os.environ
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    from torch.distributed import TCPStore
+
+    store = TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False)
+    key = f"llm_lightning/{name}"
+    if is_first_rank():
+        with socket.socket() as listener:
+            listener.bind(("", 0))
+            store.set(key, str(listener.getsockname()[1]))
+    return {"MASTER_PORT": store.get(key).decode(), "TORCHELASTIC_USE_AGENT_STORE": "False"}
 
 
 def _trained(folder: Path) -> Path:

@@ -46,6 +46,13 @@ STAGES = {
         "--model.backbone.path=chat", "--data.data.path=pairs.jsonl", "--data.data.seq_len=64", "--data.filters=[]",
         "--data.generators={again: {class_path: Answers, init_args: {count: 200, max_new_tokens: 24}}}",
     ],
+    "online_dpo.yaml": [
+        "--model.backbone.path=chat", "--data.data.seq_len=128", "--data.data.too_long=right",
+        "--data.generators.answers.init_args.path=pairs.jsonl",
+        "--data.generators.answers.init_args.count=100",
+        "--data.generators.answers.init_args.max_new_tokens=100",
+        "--data.generators.answers.init_args.scorer={class_path: llm_lightning.rewards.Length, init_args: {target: 3}}",
+    ],
 }  # fmt: skip
 ON_TOP_OF = {"synthetic.yaml": "sft.yaml", "safety.yaml": "sft.yaml"}
 NEEDS = {"peft/qlora.yaml": "bitsandbytes", "safety.yaml": "lm_eval"} | dict.fromkeys(

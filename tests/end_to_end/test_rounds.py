@@ -1,8 +1,11 @@
 """Rounds by the command line: a model writes pairs, learns from them, and what came out writes the next ones."""
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import torch
 import yaml
 from transformers import AutoTokenizer
 
+from tests.command_line import ROOT
 from tests.config_files import adamw, config_of, part
 from tests.end_to_end.test_reward import LORA
 
@@ -94,6 +98,19 @@ def test_killed_rounds_go_on_to_the_same_weights(fresh_command, fresh_run, promp
     assert code == 0 and output.count("This run is finished") == 2 and "Generating" not in output, output
 
 
+@pytest.mark.slow
+def test_two_ranks_of_torchrun_go_through_the_rounds_in_step(prompts, cache):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("LLM_LIGHTNING")} | {
+        "PYTHONPATH": str(ROOT), "LLM_LIGHTNING_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    command = [*launch, "llm_lightning", "fit", "--config", "tiny.yaml", "--trainer.devices=2"]
+    done = subprocess.run(command, cwd=prompts, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("Round 2 of 2") == 1
+    assert (prompts / "run" / "round-2" / "model" / "best" / "adapter_config.json").exists()
+
+
 def test_a_stopped_round_stops_the_rounds(fresh_command, prompts):
     process = fresh_command("fit", "--config", "tiny.yaml", "--trainer.max_steps=100000")
     while process.poll() is None and not has_trained(prompts / "run" / "round-1"):
@@ -110,16 +127,13 @@ def test_a_stopped_round_stops_the_rounds(fresh_command, prompts):
         (["--rounds=0"], "rounds=0 must be at least 1"),
         (["--ckpt_path=x.ckpt"], "--ckpt_path belongs to a single run"),
         (["--config", "prefix.yaml"], "PREFIX_TUNING cannot be merged for the next round: its parts change what"),
-        (["--data.generators={again: {class_path: Paraphrase}}"], "makes no preference pairs"),
-        (["--config", "seeds.yaml"], "sampled (PreferencePairs) begins with real records, and data.path names none"),
+        (["--data.generators={again: {class_path: Paraphrase}}"], "again (Paraphrase) begins with real records"),
         (["--data.share=0"], "with share=0 nothing is written"),
     ],
 )
 def test_mistakes_are_found_before_the_first_round(run, prompts, settings, words):
     peft = part("peft.PrefixTuningConfig", num_virtual_tokens=2)
     (prompts / "prefix.yaml").write_text(yaml.dump({"model": {"init_args": {"peft": peft}}}))
-    generators = {"sampled": part("PreferencePairs", scorer=WITH_DIGITS)}
-    (prompts / "seeds.yaml").write_text(yaml.dump({"data": {"init_args": {"generators": generators}}}))
     code, output = run("fit", "--config", "tiny.yaml", *settings)
     assert code == 2 and words in output and "Traceback" not in output, output
     assert not (prompts / "run" / "round-1").exists()
