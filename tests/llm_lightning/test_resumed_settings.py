@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from jsonargparse import ArgumentParser
+from lightning.pytorch.callbacks import Callback
 
 import callbacks
 from llm_lightning import cli
@@ -12,7 +13,7 @@ from llm_lightning.run.resumed_settings import TABLE, On, changes, flat, kind_of
 from llm_lightning.run.trainer import RunTrainer
 
 ROOT = Path(__file__).parents[2]
-MODULES = ("CausalPretraining", "SupervisedFinetuning", "RewardModeling", "PPO")
+MODULES = ("CausalPretraining", "SupervisedFinetuning", "RewardModeling", "PreferenceOptimization", "PPO")
 DATA = ("TextDataModule", "InstructionDataModule", "PreferenceDataModule", "PromptDataModule", "SyntheticDataModule")
 
 
@@ -30,7 +31,7 @@ def every_setting() -> set[str]:
         found |= settings_of(getattr(cli, name), "data")
     for name in callbacks.__all__:
         kind = getattr(callbacks, name)
-        if issubclass(kind, cli.Callback) and not inspect.isabstract(kind):
+        if issubclass(kind, Callback) and not inspect.isabstract(kind):
             found |= {f"trainer.callbacks.{name}", *settings_of(kind, f"trainer.callbacks.{name}")}
     parser = _SettingsOnly(["fit", "--model=CausalPretraining", "--data=TextDataModule"])._parser("fit")
     own = {action.dest for action in parser._actions if not action.dest.endswith("help")}
