@@ -114,6 +114,8 @@ class ChatTemplate:
 
     def unread(self, messages: list[dict[str, Any]], tools: Tools = None) -> set[str]:
         """The keys of a conversation's turns and calls of which the template writes nothing, once it was written."""
+        if not own_keys(messages):
+            return set()  # as nearly always, and to bound what a template costs takes longer than to look
         with bounded():
             return set(map(str, self._unread(Conversation(messages, [False] * len(messages), tools))))
 
