@@ -56,7 +56,11 @@ class AnswerBatch(TypedDict):
 
 
 class PairBatch(SpanBatch, AnswerBatch):
-    """N preference pairs; their 2N answers are those of the first pair, chosen and rejected, of the second, ..."""
+    """N preference pairs; their 2N answers are those of the first pair, chosen and rejected, of the second, ...
+
+    A single answer is a pair of which one side is missing: that one's answer has no targets and its length is 0, and
+    both ends are the answer's.
+    """
 
     chosen_ends: Tensor
     """(N,) int64, the places of the responses' last tokens in the flattened rows (B * T)."""
@@ -175,6 +179,14 @@ class PairData(PackedData, Protocol):
 
     share_prompts: bool
     """Whether a prompt stands once for both responses, which needs document-masked attention."""
+
+    def require_pairs(self, who: str) -> None:
+        """Refuse single answers, here and whenever more is read; raises `DataError`. `who` needs pairs."""
+        ...
+
+    def num_labelled(self, part: Part) -> tuple[int, int]:
+        """How many answers of a part are desirable, and how many are not: of a pair, one each."""
+        ...
 
     def reference_dataloader(self) -> Iterable[PairBatch]:
         """The pairs that rewards are normalized on."""

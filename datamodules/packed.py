@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from datamodules.base import Collate, ResumableDataModule
 from datamodules.cache import key_of
+from datamodules.contract import Part
 from datamodules.encoding.tokenization import tokenize
 from datamodules.errors import DataError
 from datamodules.records.contamination import TrainingTexts
@@ -172,8 +173,8 @@ class PackedDataModule(ResumableDataModule):
 
     def report(self) -> None:
         """Says what there is to train on, and what was left out of it."""
-        parts = {"train": self._train, "val": self._val}
-        self.statistics = {name: statistics_of(part, self.seq_len) for name, part in parts.items() if part}
+        parts: dict[Part, Packed] = {"train": self._train, "val": self._val}
+        self.statistics = {name: self.count(name) for name, part in parts.items() if part}
         rank_zero_info(f"Data (cache: {self.root})")
         for name, statistics in self.statistics.items():
             rank_zero_info(f"  {name}: {self.in_words(statistics)}")
@@ -182,6 +183,13 @@ class PackedDataModule(ResumableDataModule):
             rank_zero_info(f"  {line}")
         if skipped := skipped_in_words(shards):
             rank_zero_warn(skipped)
+
+    def count(self, part: Part) -> dict[str, float]:
+        """One of `statistics`."""
+        return statistics_of(self._part(part), self.seq_len)
+
+    def _part(self, part: Part) -> Packed:
+        return self._train if part == "train" else self._val
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled batches without end, from where the checkpoint left off: `input_ids`, `labels`, `position_ids`."""

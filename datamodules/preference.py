@@ -1,12 +1,13 @@
-"""Preference pairs in packed rows in which both responses see their prompt once."""
+"""Preference pairs in packed rows in which both responses see their prompt once, and single answers with a label."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,21 +16,26 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from datamodules.cache import key_of
 from datamodules.chat import ChatDataModule
 from datamodules.contract import MismatchBatch, Part
+from datamodules.encoding.cutting import Cut
 from datamodules.encoding.pad_token import pad_apart
-from datamodules.encoding.pairs import PAIR, Cut, PairEncoder
+from datamodules.encoding.pairs import PAIR, PairEncoder
 from datamodules.encoding.tokenizer import bare
 from datamodules.errors import DataError
 from datamodules.packed import Packed
 from datamodules.records.preferences import FIRST, SECOND, TIE
-from datamodules.records.record_source import OtherSource
+from datamodules.records.record_source import OtherSource, RecordSource
 from datamodules.records.shapes import PREFERENCE_SHAPES
+from datamodules.records.single_answers import DESIRABLE, UNDESIRABLE, is_single, refuse_singles
 from datamodules.serving.judging import JudgedPair, held_out, judged_pairs
+from datamodules.serving.labels import count_singles, documents_in_words, labelled_answers
 from datamodules.serving.loader import EvaluationLoader
 from datamodules.serving.mismatches import MismatchCollator, MismatchedRows, parts
 from datamodules.serving.pair_preview import preview_pairs
 from datamodules.serving.pairs import PairCollator, PairRows, Pairs
 from datamodules.serving.scoring import Conversations
+from datamodules.sources.bad_records import BadRecords
 from datamodules.sources.splits import ALL
+from datamodules.sources.units import Unit
 from datamodules.storage.near_duplicates import resembling
 from datamodules.storage.rows import Selection, TooLong, split_documents
 from datamodules.storage.shards import Shard
@@ -41,6 +47,7 @@ if TYPE_CHECKING:
 LEAST_SHARED = 8
 """Tokens that have to be common before a prompt is computed once for both responses (benchmarks/shared_prompts.py)."""
 
+MEANINGS = (FIRST, SECOND, TIE, DESIRABLE, UNDESIRABLE)
 NEVER = 2**31
 REFERENCE_ROWS = 64
 
@@ -56,12 +63,16 @@ class PreferenceDataModule(ChatDataModule):
     nothing: they are left out and counted. By default 0.05 of the pairs validate, and no prompt there resembles one
     of training's.
 
+    A record may also have one answer and a `label` that says whether it is desirable, in the shapes of
+    `InstructionDataModule`. These single answers train KTO alone, with pairs of other sources or without.
+
     Args:
         too_long: what becomes of a pair longer than a row: `drop` leaves it out, `left` cuts off the beginning of the
             prompt, `right` the ends of the responses. Pairs that cutting makes equal are left out and counted.
         share_prompts: compute what both responses begin with once for both, where it is long enough to pay. Needs the
             default `model.backbone.attention`.
-        labels: what the values of a `label` mean that are not 1, 2 or `tie`, such as `{"0": first, "1": second}`.
+        labels: what the values of a `label` mean that are not 1, 2 or `tie`, such as `{"0": first, "1": second}`; of
+            single answers, those that are not true or false, 1 or 0, good or bad, such as `{"5": desirable}`.
         score_margins: take the difference of the responses' scores as the margin.
         predict_path: conversations to score, for `predict`; `path` is then not needed. The shapes are those of
             `InstructionDataModule`; the columns that `predict` adds (`scoring.ADDED`) must not be among them.
@@ -78,7 +89,7 @@ class PreferenceDataModule(ChatDataModule):
         *args: Any,
         too_long: Cut = "drop",
         share_prompts: bool = True,
-        labels: dict[str, Literal["first", "second", "tie"]] | None = None,
+        labels: dict[str, Literal["first", "second", "tie", "desirable", "undesirable"]] | None = None,
         score_margins: bool = False,
         predict_path: str | None = None,
         **kwargs: Any,
@@ -89,6 +100,7 @@ class PreferenceDataModule(ChatDataModule):
         self.labels = labels
         self.score_margins = score_margins
         self.predict_path = predict_path
+        self._needs_pairs: str | None = None
 
     @property
     def _only_predicts(self) -> bool:
@@ -108,8 +120,40 @@ class PreferenceDataModule(ChatDataModule):
         if not self.document_mask:
             raise DataError("document_mask: pairs must not see each other; leave it out")
         for label, meaning in (self.labels or {}).items():
-            if meaning not in (FIRST, SECOND, TIE):
-                raise DataError(f"labels: {label!r} can mean {FIRST}, {SECOND} or {TIE}, not {meaning!r}")
+            if meaning not in MEANINGS:
+                raise DataError(f"labels: {label!r} can mean {', '.join(MEANINGS)}, not {meaning!r}")
+
+    def require_pairs(self, who: str) -> None:
+        """Refuse single answers, here and whenever more is read.
+
+        Args:
+            who: needs pairs, for the message.
+
+        Raises:
+            DataError: there are single answers.
+        """
+        self._needs_pairs = who
+        self._check_pairs(unit for sources in self._units.values() for units in sources for unit in units)
+
+    def _check_pairs(self, units: Iterable[Unit]) -> None:
+        if self._needs_pairs is not None:
+            refuse_singles(units, self._needs_pairs)
+
+    @property
+    def read(self) -> Callable[[Unit, BadRecords], Iterator[Any]]:
+        """The records as the chat template writes them, single ones where they may be."""
+
+        def written(unit: Unit, bad: BadRecords) -> Iterator[Any]:
+            self._check_pairs([unit])
+            return self.encoder.written(unit, bad)
+
+        return written
+
+    def find_units(self, source: RecordSource, root: Path, look_again: bool) -> list[Unit]:
+        """All there is to read in a source, with the shape of its records."""
+        units = super().find_units(source, root, look_again)
+        self._check_pairs(units)
+        return units
 
     def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> None:
         """transformers reads a reward at the last token that is not padding, so padding must be no text's end."""
@@ -197,6 +241,16 @@ class PreferenceDataModule(ChatDataModule):
         """In all rows of a part."""
         return self.make_rows(self._part(part)).num_pairs
 
+    def num_labelled(self, part: Part) -> tuple[int, int]:
+        """How many answers of a part are desirable, and how many are not: of a pair, one each."""
+        return labelled_answers(self.statistics.get(part, {}))
+
+    def count(self, part: Part) -> dict[str, float]:
+        """With `num_desirable` and `num_undesirable` where there are single answers."""
+        sources = zip(self._part(part), self._units[part], strict=False)  # what is added are pairs
+        singles = [shards for (_, shards), units in sources if any(is_single(unit.shape) for unit in units)]
+        return super().count(part) | count_singles(singles, self.selections[part])
+
     def rows_name(self, part: Part) -> str:
         """Names the rows of a part by all that is in them: records, template, tokenizer, and how they are cut."""
         return key_of(self.seq_len, [index.folder.name for index, _ in self._part(part)])
@@ -205,9 +259,6 @@ class PreferenceDataModule(ChatDataModule):
         """Token ids of the first validation prompts (training's where there are none), for samples in passing."""
         pairs = Pairs(self._val or self._train)
         return [parts(pairs[number], 0)[0][0].tolist() for number in range(min(count, len(pairs)))]
-
-    def _part(self, part: Part) -> Packed:
-        return self._train if part == "train" else self._val
 
     def reference_dataloader(self) -> EvaluationLoader | list:
         """The pairs that rewards are normalized on: those of validation, else the first rows of training."""
@@ -245,6 +296,7 @@ class PreferenceDataModule(ChatDataModule):
             DataError: there are none, or a record cannot be read.
         """
         self.check_settings()
+        self.require_pairs("judging a reward model")
         for source in map(held_out, self.train_sources):
             yield from judged_pairs(self.find_units(source, self.root, look_again=True), self.encoder, left_out)
 
@@ -257,7 +309,7 @@ class PreferenceDataModule(ChatDataModule):
         """What there is to learn, and what packing did to it."""
         too_long = f"{counts['num_dropped']:,} longer than a row left out (too_long={self.cut})"
         return (
-            f"{counts['num_documents']:,} pairs, {counts['num_tokens']:,} tokens in {counts['num_rows']:,} rows of"
+            f"{documents_in_words(counts)}, {counts['num_tokens']:,} tokens in {counts['num_rows']:,} rows of"
             f" {self.seq_len:,}; {counts['padded_share']:.2%} padded;"
             f" {too_long if counts['num_dropped'] else 'none longer than a row'}"
         )

@@ -1,18 +1,24 @@
-"""From pairs of conversations to token ids: what both have in common once, then the rest of each."""
+"""From pairs of conversations to token ids: what both have in common once, then the rest of each.
+
+A single answer is a pair of which one side is missing: its prompt, then the answer as the chosen or the rejected one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from datamodules.encoding.batches import bounded_batches
 from datamodules.encoding.conversations import trained_tokens
+from datamodules.encoding.cutting import Cut, cut_pair, cut_single
 from datamodules.records.preferences import IDENTICAL, Preference, preference_of, preferences_of
 from datamodules.records.record_source import ChatRecord
+from datamodules.records.single_answers import SingleAnswer, is_single, single_answer_of
 from datamodules.sources.bad_records import BadRecords, LeftOut
 from datamodules.sources.formats import records
 from datamodules.sources.units import Bad, Unit
@@ -25,13 +31,12 @@ from datamodules.templates.probe import Rendered
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-Cut = Literal["drop", "left", "right"]
 TOKEN = np.dtype([("id", "<u4"), ("trained", "?")])
 """With whether it belongs to an answer, whose probability preference optimization moves; rewards do not look at it."""
-Parts: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # shared tokens, and each response's own, as `TOKEN`
 
 # What is known of a pair beside its tokens: how many both responses share and how many are the chosen one's own, and by
-# how much and with which scores it was preferred; NaN where there are no scores.
+# how much and with which scores it was preferred; NaN where there are no scores. Of a single answer what is shared is
+# its prompt, and nothing is the missing response's own.
 PAIR = np.dtype(
     [
         ("shared", "<u4"), ("chosen", "<u4"), ("is_tie", "?"), ("margin", "<f4"),
@@ -39,8 +44,6 @@ PAIR = np.dtype(
     ]
 )  # fmt: skip
 
-EQUAL = LeftOut("that are the same once they are cut to the length of a row")
-TOO_LONG = LeftOut("of two answers that are longer than a row without their prompt")
 NO_ANSWER = LeftOut("of which the length of a row leaves no answer")
 
 
@@ -50,6 +53,26 @@ class WrittenPair(NamedTuple):
     preference: Preference
     chosen: Rendered
     rejected: Rendered
+
+    @property
+    def sides(self) -> tuple[Rendered, ...]:
+        """What there is to tokenize."""
+        return self.chosen, self.rejected
+
+
+class WrittenSingle(NamedTuple):
+    """A single answer as the template writes it, with where all replies behind its prompt are."""
+
+    answer: SingleAnswer
+    rendered: Rendered
+
+    @property
+    def sides(self) -> tuple[Rendered, ...]:
+        """What there is to tokenize."""
+        return (self.rendered,)
+
+
+Written: TypeAlias = WrittenPair | WrittenSingle
 
 
 class PairEncoder:
@@ -100,73 +123,96 @@ class PairEncoder:
 
     def documents(self, unit: Unit, bad: BadRecords) -> Iterator[Document]:
         """The unit's pairs, streaming; what says nothing is left out and counted."""
-        for batch in bounded_batches(self.written(unit, bad), lambda one: len(one.chosen.text + one.rejected.text)):
-            written = [rendered for one in batch for rendered in (one.chosen, one.rejected)]
+        for batch in bounded_batches(self.written(unit, bad), lambda one: sum(len(side.text) for side in one.sides)):
+            written = [rendered for one in batch for rendered in one.sides]
             encodings = self.tokenizer.encode_batch([one.text for one in written], add_special_tokens=False)
-            tokens = [tokens_of(encoding, one) for encoding, one in zip(encodings, written, strict=True)]
-            for one, chosen, rejected in zip(batch, tokens[::2], tokens[1::2], strict=True):
-                document = self._document(one, chosen, rejected)
+            tokens = (tokens_of(encoding, one) for encoding, one in zip(encodings, written, strict=True))
+            for one in batch:
+                document = self._document(one, *islice(tokens, len(one.sides)))
                 if isinstance(document, LeftOut):
                     bad.left_out[document.reason] += 1
                 else:
                     yield document
 
-    def written(self, unit: Unit, bad: BadRecords) -> Iterator[WrittenPair]:
-        """The unit's pairs as the template writes them."""
+    def written(self, unit: Unit, bad: BadRecords) -> Iterator[Written]:
+        """The unit's pairs or single answers as the template writes them."""
         for place, record in records(unit):
             found = self._preferences(record, unit)
             for one in found if isinstance(found, list) else [found]:
-                written = self._write(one) if isinstance(one, Preference) else one
+                written = one if isinstance(one, (Bad, LeftOut)) else self._write(one)
                 if isinstance(written, Bad):
                     bad.note(place, written)
                     break
                 if isinstance(written, LeftOut):
                     bad.left_out[written.reason] += 1
                 else:
-                    bad.unread.update(self._unread(written.preference))
+                    bad.unread.update(self._unread(written[0]))
                     yield written
 
     def read(self, unit: Unit) -> Iterator[ChatRecord]:
-        """The unit's pairs, without those that cannot be read, say nothing, or are ties."""
+        """The unit's pairs or single answers, without those that cannot be read, say nothing, or are ties."""
         for _, record in records(unit):
+            if isinstance(record, Bad):
+                continue
             found = self._preferences(record, unit)
-            for preference in found if isinstance(found, list) else []:
-                if not preference.is_tie and not isinstance(record, Bad):
-                    rejected = str(preference.rejected[-1]["content"])
-                    yield ChatRecord(record, preference.chosen, rejected, _split_hash(preference))
+            for one in found if isinstance(found, list) else []:
+                if isinstance(one, SingleAnswer):
+                    yield ChatRecord(record, one.messages, None, _split_hash(one))
+                elif not one.is_tie:
+                    yield ChatRecord(record, one.chosen, str(one.rejected[-1]["content"]), _split_hash(one))
 
     def refuses(self, messages: list[dict[str, Any]], rejected: str | None) -> str | None:
         """Why the last message and a rejected one in its place cannot be trained on; None where it can."""
         record = {"messages": messages[:-1], "chosen": messages[-1]["content"], "rejected": rejected}
         preference = preference_of(record, "messages-pair", None)
         written = self._write(preference) if isinstance(preference, Preference) else preference
-        return None if isinstance(written, WrittenPair) else written.reason
+        return written.reason if isinstance(written, (Bad, LeftOut)) else None
 
-    def _preferences(self, record: Any, unit: Unit) -> list[Preference] | Bad | LeftOut:
-        return record if isinstance(record, Bad) else preferences_of(record, unit.shape, unit.columns, self.labels)
+    def _preferences(self, record: Any, unit: Unit) -> list[Preference] | list[SingleAnswer] | Bad | LeftOut:
+        if isinstance(record, Bad):
+            return record
+        if not is_single(unit.shape):
+            return preferences_of(record, unit.shape, unit.columns, self.labels)
+        found = single_answer_of(record, unit.shape, unit.columns, self.labels)
+        return [found] if isinstance(found, SingleAnswer) else found
 
-    def _write(self, preference: Preference) -> WrittenPair | Bad:
-        first, found = _first_difference(preference), []
-        for messages in _responses(preference):
-            text = self.template.write(messages, preference.tools)
-            written = text if isinstance(text, Bad) else self.template.replies(text, messages, preference.tools, first)
+    def _write(self, said: Preference | SingleAnswer) -> Written | Bad:
+        first, found = _first_reply(said), []
+        for messages in _responses(said):
+            text = self.template.write(messages, said.tools)
+            written = text if isinstance(text, Bad) else self.template.replies(text, messages, said.tools, first)
             if isinstance(written, Bad):
                 return written
             found.append(written)
-        return WrittenPair(preference, *found)
+        return WrittenSingle(said, *found) if isinstance(said, SingleAnswer) else WrittenPair(said, *found)
 
-    def _unread(self, preference: Preference) -> set[str]:
-        return set().union(*(self.template.unread(messages, preference.tools) for messages in _responses(preference)))
+    def _unread(self, said: Preference | SingleAnswer) -> set[str]:
+        return set().union(*(self.template.unread(messages, said.tools) for messages in _responses(said)))
 
-    def _document(self, one: WrittenPair, chosen: np.ndarray, rejected: np.ndarray) -> Document | LeftOut:
+    def _document(self, one: Written, *tokens: np.ndarray) -> Document | LeftOut:
+        return self._single(one, *tokens) if isinstance(one, WrittenSingle) else self._pair(one, *tokens)
+
+    def _single(self, one: WrittenSingle, tokens: np.ndarray) -> Document | LeftOut:
+        cut = cut_single(tokens, _first_trained(tokens), self.longest, self.too_long)
+        if isinstance(cut, LeftOut):
+            return cut
+        cut["trained"][:1] = False  # nothing predicts it
+        if not cut["trained"].any():
+            return NO_ANSWER
+        details = np.zeros((), PAIR)
+        details["shared"] = num_prompt = _first_trained(cut)
+        details["chosen"] = len(cut) - num_prompt if one.answer.is_desirable else 0
+        details["chosen_score"] = details["rejected_score"] = np.nan
+        return self._of_tokens(one, one.answer, cut, details)
+
+    def _pair(self, one: WrittenPair, chosen: np.ndarray, rejected: np.ndarray) -> Document | LeftOut:
         if np.array_equal(chosen["id"], rejected["id"]):
             return IDENTICAL
         shared = common_prefix(chosen, rejected)
         if shared < self.least_shared:
             shared = 0
         whole = (chosen[:shared], chosen[shared:], rejected[shared:])
-        fits = self.too_long == "drop" or sum(map(len, whole)) <= self.longest
-        parts = whole if fits else self._cut(whole, common_prefix(chosen, rejected))
+        parts = cut_pair(whole, common_prefix(chosen, rejected), self.longest, self.too_long)
         if isinstance(parts, LeftOut):
             return parts
         first, *others = parts
@@ -180,34 +226,21 @@ class PairEncoder:
         details["shared"], details["chosen"], details["is_tie"] = len(parts[0]), len(parts[1]), preference.is_tie
         details["chosen_score"], details["rejected_score"] = preference.scores
         details["margin"] = self._margin(preference)
-        details["bands"] = signature("\n".join(message.get("content") or "" for message in preference.prompt))
-        num_bytes = len(one.chosen.text.encode()) + len(one.rejected.text.encode())
+        return self._of_tokens(one, preference, tokens, details)
+
+    def _of_tokens(
+        self, one: Written, said: Preference | SingleAnswer, tokens: np.ndarray, details: np.ndarray
+    ) -> Document:
+        details["bands"] = signature("\n".join(message.get("content") or "" for message in said.prompt))
+        num_bytes = sum(len(side.text.encode()) for side in one.sides)
         ids = tokens["id"].astype(self.dtype)
-        return Document(ids, tokens["trained"], num_bytes, _split_hash(preference), details=details.tobytes())
+        return Document(ids, tokens["trained"], num_bytes, _split_hash(said), details=details.tobytes())
 
     def _margin(self, preference: Preference) -> float:
         if not self.score_margins:
             return preference.margin
         chosen, rejected = preference.scores
         return 0.0 if np.isnan(chosen - rejected) else chosen - rejected
-
-    def _cut(self, parts: Parts, num_common: int) -> Parts | LeftOut:
-        """The parts cut to the length of a row; both responses begin with `num_common` equal tokens."""
-        shared, chosen, rejected = parts
-        excess = len(shared) + len(chosen) + len(rejected) - self.longest
-        if self.too_long == "left":
-            if len(shared):
-                cut = (shared[excess:], chosen, rejected)
-            else:
-                each = -(-excess // 2)
-                cut = (shared, chosen[each:], rejected[each:])
-                excess = each
-            return cut if excess <= num_common else TOO_LONG
-        room = self.longest - len(shared)
-        # The longer response is cut first, down to the other's length.
-        fair = max(room // 2, room - min(len(chosen), len(rejected)))
-        chosen, rejected = chosen[: max(0, fair)], rejected[: max(0, fair)]
-        return EQUAL if np.array_equal(chosen["id"], rejected["id"]) else (shared, chosen, rejected)
 
 
 def tokens_of(encoding: Encoding, written: Rendered) -> np.ndarray:
@@ -224,18 +257,27 @@ def common_prefix(one: np.ndarray, other: np.ndarray) -> int:
     return int(differ[0]) if len(differ) else length - 1
 
 
-def _first_difference(preference: Preference) -> int:
-    """The first message that is not the same in both conversations, the last of the shorter one at the latest."""
-    pairs = list(zip(preference.chosen, preference.rejected, strict=False))
+def _first_trained(tokens: np.ndarray) -> int:
+    """Where the answer begins; behind the last token where there is none."""
+    places = np.flatnonzero(tokens["trained"])
+    return int(places[0]) if len(places) else len(tokens)
+
+
+def _first_reply(said: Preference | SingleAnswer) -> int:
+    """The message that answers begin with: the first behind a prompt, or that is not the same in both conversations of
+    a pair, the last of the shorter one at the latest.
+    """
+    if isinstance(said, SingleAnswer):
+        return said.num_prompt
+    pairs = list(zip(said.chosen, said.rejected, strict=False))
     return next((turn for turn, (one, other) in enumerate(pairs) if one != other), len(pairs) - 1)
 
 
-def _responses(preference: Preference) -> Iterator[list[dict[str, Any]]]:
-    yield preference.chosen
-    yield preference.rejected
+def _responses(said: Preference | SingleAnswer) -> Sequence[list[dict[str, Any]]]:
+    return (said.messages,) if isinstance(said, SingleAnswer) else (said.chosen, said.rejected)
 
 
-def _split_hash(preference: Preference) -> int:
-    """Of what the first user says: pairs about one question fall on the same side of a split."""
-    said = (message.get("content") or "" for message in preference.prompt if message["role"] == "user")
-    return text_hash(normalized(next(said, None) or str(preference.prompt)).encode())
+def _split_hash(said: Preference | SingleAnswer) -> int:
+    """Of what the first user says: records about one question fall on the same side of a split."""
+    asked = (message.get("content") or "" for message in said.prompt if message["role"] == "user")
+    return text_hash(normalized(next(asked, None) or str(said.prompt)).encode())

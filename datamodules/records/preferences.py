@@ -74,8 +74,9 @@ def preference_of(
         columns: the set's own column names by field.
         labels: what values of a `label` mean that are not among the usual ones: `first`, `second` or `tie`.
     """
+    own = {value: meaning for value, meaning in (labels or {}).items() if meaning in (FIRST, SECOND, TIE)}
     try:
-        return _preference(Fields(record, columns), shape, LABELS | dict(labels or {}))
+        return _preference(Fields(record, columns), shape, LABELS | own)
     except UnfitError as unfit:
         return Bad(str(unfit))
     except RecursionError:
@@ -122,22 +123,33 @@ def _of_choice(fields: Fields, shape: str) -> list[Preference]:
 
 def _conversation(fields: Fields, prompt: list[Turn], name: str) -> list[Message] | None:
     """The messages with one of the responses; None where the response is empty."""
-    turns = _with_answer(fields, prompt, name)
-    last = turns[-1].said
-    if is_blank(last):
+    return answered(fields, with_answer(fields, prompt, name), fields.column(name))
+
+
+def answered(fields: Fields, turns: list[Turn], column: str) -> list[Message] | None:
+    """The messages of turns that end with a response; None where it is empty.
+
+    Args:
+        column: the response's, for messages.
+
+    Raises:
+        UnfitError: they do not end with one, or nothing stands before it.
+    """
+    if is_blank(turns[-1].said):
         return None
     messages = [read_turn(turn)[0] for turn in turns]
     if messages[-1]["role"] != "assistant":
-        raise UnfitError(f"column {fields.column(name)!r} does not end with the assistant's turn")
+        raise UnfitError(f"column {column!r} does not end with the assistant's turn")
     if len(messages) == 1:
         raise UnfitError(
-            f"column {fields.column(name)!r} has no prompt: it is neither a transcript (\\n\\nHuman: ... "
+            f"column {column!r} has no prompt: it is neither a transcript (\\n\\nHuman: ... "
             "\\n\\nAssistant: ...) nor a list of messages, and no column holds one"
         )
     return with_system(fields, messages)
 
 
-def _with_answer(fields: Fields, prompt: list[Turn], name: str) -> list[Turn]:
+def with_answer(fields: Fields, prompt: list[Turn], name: str) -> list[Turn]:
+    """The prompt and the response in a field, which may be a whole conversation that begins with the prompt."""
     column = fields.column(name)
     response = fields.value(column)
     if isinstance(response, int | float):
@@ -205,7 +217,7 @@ def prompt_of_pair(fields: Fields, shape: str) -> list[Turn]:
     """The turns before a pair's first response, which need not be there; raises `UnfitError` where there are none."""
     prompt = [] if shape == "whole-pair" else list(prompt_turns(fields, shape))
     name = first_answer(shape)
-    turns = _with_answer(fields, prompt, name)[:-1]
+    turns = with_answer(fields, prompt, name)[:-1]
     if not turns:
         raise UnfitError(f"column {fields.column(name)!r} has no prompt, and no column holds one")
     return turns

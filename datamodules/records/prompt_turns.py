@@ -22,6 +22,8 @@ MAIN: dict[str, str] = {
     "prompt-pair": "prompt", "sharegpt-pair": "conversations", "messages-pair": "messages",
     "question-pair": "question", "instruction-pair": "instruction", "labelled-prompt": "prompt",
     "labelled-instruction": "instruction", "input-pair": "input", "whole-pair": "chosen",
+    "messages-single": "messages", "sharegpt-single": "conversations", "instruction-single": "instruction",
+    "prompt-single": "prompt", "question-single": "question", "input-single": "input",
     "instruction-choice": "instruction", "prompt-choice": "prompt", "question-choice": "question",
     "instruction": "instruction", "prompt": "prompt", "question": "question", "input": "input",
 }  # fmt: skip

@@ -33,7 +33,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
 # responses are whole conversations, which begin with it.
 _OF_PAIRS = ("margin", "chosen_score", "rejected_score", "tools")
 _OF_LABELLED = ("output_1", "output_2", "label", "score_1", "score_2", "margin", "tools")
-PREFERENCE_SHAPES: dict[str, tuple[str, ...]] = {
+PAIR_SHAPES: dict[str, tuple[str, ...]] = {
     "prompt-pair": (*_ASKED, "prompt", *_BELOW, "chosen", "rejected", *_OF_PAIRS),
     "sharegpt-pair": ("system", "conversations", "chosen", "rejected", *_OF_PAIRS),
     "messages-pair": ("system", "messages", "chosen", "rejected", *_OF_PAIRS),
@@ -45,10 +45,20 @@ PREFERENCE_SHAPES: dict[str, tuple[str, ...]] = {
     "whole-pair": ("system", "chosen", "rejected", *_OF_PAIRS),
     **{f"{main}-choice": SHAPES[f"{main}-choice"] for main in ("instruction", "prompt", "question")},
 }
+# A single reply, and whether it is desirable.
+SINGLE_SHAPES: dict[str, tuple[str, ...]] = {
+    f"{main}-single": (*SHAPES[name], "desirable")
+    for main, name in {
+        "messages": "messages", "sharegpt": "sharegpt", "instruction": "alpaca", "prompt": "prompt-completion",
+        "question": "question-answer", "input": "input-output",
+    }.items()
+}  # fmt: skip
+# Single replies come last: a column that labels them may be the right option's or the better response's, too.
+PREFERENCE_SHAPES: dict[str, tuple[str, ...]] = {**PAIR_SHAPES, **SINGLE_SHAPES}
 # Prompts without any response; those of the shapes above come first, so that their prompts are the same in all stages.
 PROMPT_SHAPES: dict[str, tuple[str, ...]] = {
     **SHAPES,
-    **PREFERENCE_SHAPES,
+    **PAIR_SHAPES,
     **{main: (*_ASKED, main, *_BELOW, "tools") for main in ("instruction", "prompt", "question")},
     "input": (*_ASKED, "input", "context", "options", "tools"),
 }
@@ -58,7 +68,7 @@ OPTIONAL = {
 }  # fmt: skip
 # What is optional elsewhere.
 NEEDED = {
-    **{name: {"input"} for name in ("input-output", "input-pair", "input")},
+    **{name: {"input"} for name in ("input-output", "input-pair", "input-single", "input")},
     **{name: {"options"} for name in SHAPES if name.endswith("-choice")},
 }
 # The column names that a field usually has; the first one that is not empty is read. A field is mapped by any of them.
@@ -82,6 +92,7 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "output_1": ("output_1", "response_1", "answer_1", "response_a"),
     "output_2": ("output_2", "response_2", "answer_2", "response_b"),
     "label": ("label", "preference", "winner", "choice"),
+    "desirable": ("label", "desirable", "is_desirable", "feedback", "kto_tag", "thumbs_up"),
 }  # fmt: skip
 RESPONSES = ("output", "completion", "answer", "correct")
 

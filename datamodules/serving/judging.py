@@ -49,7 +49,7 @@ def judged_pairs(units: Sequence[Unit], encoder: PairEncoder, left_out: Counter[
     """The pairs that can be judged, in their order.
 
     Args:
-        units: of preferences.
+        units: of pairs.
         encoder: what writes them down.
         left_out: takes note of how many pairs were left out, by the reason.
 
@@ -58,7 +58,8 @@ def judged_pairs(units: Sequence[Unit], encoder: PairEncoder, left_out: Counter[
     """
     for unit in units:
         bad = BadRecords(unit)
-        for batch in bounded_batches(encoder.written(unit, bad), lambda one: len(one.chosen.text + one.rejected.text)):
+        pairs = (one for one in encoder.written(unit, bad) if isinstance(one, WrittenPair))
+        for batch in bounded_batches(pairs, lambda one: len(one.chosen.text + one.rejected.text)):
             texts = [text for one in batch for text in (one.chosen.text, one.rejected.text)]
             ids = [each.ids for each in encoder.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
             for one, chosen, rejected in zip(batch, ids[::2], ids[1::2], strict=True):

@@ -32,7 +32,8 @@ class Mismatch(NamedTuple):
 
 
 class MismatchedRows(PairRows):
-    """For each row of pairs its prompts, each with an answer of the pair behind it: chosen and rejected ones in turn.
+    """For each row of pairs its prompts, each with an answer of the next pair that asks something else: chosen and
+    rejected ones in turn, or the only one there is.
 
     The last pair of a row takes one of the next row, so that a row of a single pair has a mismatch too. What comes out
     is a function of the row alone, however rows are put into batches.
@@ -46,18 +47,23 @@ class MismatchedRows(PairRows):
         if row < 0:
             return []
         pairs = super().__getitem__(row)
-        return [
-            self._mismatch(*two) for two in zip(pairs, [*pairs[1:], self._first_of((row + 1) % len(self))], strict=True)
-        ]
+        ring = [*pairs, self._first_of((row + 1) % len(self)), *pairs]
+        return [self._mismatch(pair, ring[place + 1 :]) for place, pair in enumerate(pairs)]
 
     def _first_of(self, row: int) -> Pair:
         return super().__getitem__(row)[0]
 
-    def _mismatch(self, pair: Pair, other: Pair) -> Mismatch:
+    def _mismatch(self, pair: Pair, following: Sequence[Pair]) -> Mismatch:
+        other = next((one for one in following if not _asks_same(one, pair)), following[0])
         prompt, _ = parts(pair, 0)
-        _, (answer, trained) = parts(other, pair.number % 2)
+        _, (answer, trained) = parts(other, pair.number % 2 if other.only is None else other.only)
         ids = np.concatenate([prompt[0], answer])[: self.seq_len]
         return Mismatch(ids, np.concatenate([prompt[1] & False, trained])[: self.seq_len], pair.number)
+
+
+def _asks_same(one: Pair, other: Pair) -> bool:
+    """Whether both have the prompt in common, by its MinHash."""
+    return bool((one.details["bands"] == other.details["bands"]).all())
 
 
 def parts(pair: Pair, which: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""Preference pairs from the token shards, and packed rows of them as a batch of tensors."""
+"""Preference pairs and single answers from the token shards, and packed rows of them as a batch of tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from datamodules.serving.layout import SpanLayout
 
 
 class Pair(NamedTuple):
-    """Two responses to one prompt.
+    """Two responses to one prompt, or one of them: of a single answer the other side has no tokens.
 
     Args:
         prompt: (p,) token ids that both begin with.
@@ -34,6 +34,17 @@ class Pair(NamedTuple):
     details: np.ndarray
     trained: tuple[np.ndarray, np.ndarray, np.ndarray]
     number: int = 0
+
+    @property
+    def sides(self) -> tuple[np.ndarray, np.ndarray]:
+        """The chosen and the rejected response."""
+        return self.chosen, self.rejected
+
+    @property
+    def only(self) -> int | None:
+        """Of a single answer its side, 0 for chosen (it is desirable) and 1 for rejected; None of a pair."""
+        there = [side for side, ids in enumerate(self.sides) if len(ids)]
+        return there[0] if len(there) == 1 else None
 
 
 def read_pair(tokens: TokenSpans, start: int, length: int) -> Pair:
@@ -109,6 +120,8 @@ class PairCollator:
 
     @staticmethod
     def _add(layout: SpanLayout, answers: AnswerTokens, row: int, pair: Pair) -> tuple[int, int]:
+        if (only := pair.only) is not None:
+            return _add_single(layout, answers, row, pair, only)
         start, shared = layout.lengths[row], len(pair.prompt)
         prompt, own, other = (np.arange(len(part)) + row * layout.input_ids.shape[1] for part in pair[:3])
         common = prompt + start
@@ -118,6 +131,17 @@ class PairCollator:
         rejected_end = layout.add(row, pair.rejected, slice(start, start + shared) if shared else slice(0, 0))
         answers.add([pair.prompt, pair.rejected], pair.trained[::2], [common, other + start_of_other])
         return chosen_end, rejected_end
+
+
+def _add_single(layout: SpanLayout, answers: AnswerTokens, row: int, pair: Pair, only: int) -> tuple[int, int]:
+    ids, trained = [pair.prompt, pair.sides[only]], [pair.trained[0], pair.trained[1 + only]]
+    end = layout.add(row, np.concatenate(ids))
+    for side in (0, 1):
+        if side == only:
+            answers.add(ids, trained, [np.arange(end + 1 - sum(map(len, ids)), end + 1)])
+        else:
+            answers.add_none()
+    return end, end
 
 
 class AnswerTokens:
@@ -138,6 +162,11 @@ class AnswerTokens:
         is_answer = np.concatenate(trained)[1:]
         self.positions.append(np.concatenate(places)[:-1][is_answer])
         self.targets.append(np.concatenate(ids)[1:][is_answer].astype(np.int64))
+
+    def add_none(self) -> None:
+        """Add an answer that is missing."""
+        self.positions.append(np.zeros(0, np.int64))
+        self.targets.append(np.zeros(0, np.int64))
 
     def batch(self) -> AnswerBatch:
         """As tensors."""

@@ -129,6 +129,12 @@ def check_shared_prompts(backbone: Backbone, peft: PeftConfig | None, datamodule
         )
 
 
+def require_pairs(who: str, datamodule: Any) -> None:
+    """Let a DataModule refuse answers that have no other one to be compared with, as `who` compares two."""
+    if callable(require := getattr(datamodule, "require_pairs", None)):
+        require(who)
+
+
 def check_same_model(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
     """Raise `UserError` where a checkpoint has other weights, by name and shape."""
     for name in sorted(own.keys() | saved.keys()):

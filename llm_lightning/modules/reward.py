@@ -18,7 +18,7 @@ from llm_lightning.models.normalization import KEY, Normalization
 from llm_lightning.models.rewards import prepare_texts, rewards
 from llm_lightning.models.tasks import REWARD
 from llm_lightning.modules.base import LanguageModule
-from llm_lightning.modules.checks import check_shared_prompts
+from llm_lightning.modules.checks import check_shared_prompts, require_pairs
 from llm_lightning.modules.reward_metrics import PreferenceMetrics, Reliability, is_right
 from llm_lightning.objectives.preference import BradleyTerry
 
@@ -60,6 +60,12 @@ class RewardModeling(LanguageModule):
         super().check(datamodule)
         self._check_objective()
         check_shared_prompts(self.backbone, self.peft, datamodule)
+        require_pairs("RewardModeling", datamodule)
+
+    def setup(self, stage: str) -> None:
+        """As every module; single answers are refused."""
+        super().setup(stage)
+        require_pairs("RewardModeling", getattr(self.trainer, "datamodule", None))
 
     def configure_model(self) -> None:
         """Build the network, and let transformers pad with the tokenizer's own token."""

@@ -198,17 +198,24 @@ class PreferenceLoss:
         losses = self._compare(chosen, rejected)
         return losses - self.sft * chosen.means if self.sft else losses
 
+    def baseline(self, kl: Tensor) -> Tensor:
+        """() KTO's reference point, the reward of an answer that is neither good nor bad; without gradient.
+
+        Args:
+            kl: () nats from the reference, estimated over the whole step; what is below 0 is taken for 0.
+        """
+        return self.strength * kl.detach().clamp(min=0)
+
     def of_answers(self, answers: Answers, is_desirable: Tensor, kl: Tensor) -> Tensor:
         """(N,) KTO's losses of answers, with gradient.
 
         Args:
             answers: N of them.
             is_desirable: (N,) bool.
-            kl: () nats from the reference, estimated over the whole step; what is below 0 is taken for 0.
+            kl: see `baseline`.
         """
         weights = self.desirable_weight, self.undesirable_weight
-        baseline = self.strength * kl.detach().clamp(min=0)
-        losses = kto_loss(self.rewards(answers), is_desirable, baseline, weights)
+        losses = kto_loss(self.rewards(answers), is_desirable, self.baseline(kl), weights)
         return losses - self.sft * torch.where(is_desirable, answers.means, 0.0) if self.sft else losses
 
     def _compare(self, chosen: Answers, rejected: Answers) -> Tensor:

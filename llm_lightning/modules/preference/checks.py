@@ -11,6 +11,11 @@ FAR = 10
 ADAPTERS = 50
 """Adapters learn at rates up to this many times those of a whole network (LoRA: 2e-4 beside 5e-6)."""
 
+SHARES = 1.0, 4 / 3
+"""What KTO's paper wants of the weight of all desirable answers over that of the others (arXiv:2402.01306)."""
+FAR_SHARE = 1.5
+"""Beyond them by this factor something is said."""
+
 USED_BY: dict[str, tuple[Kind, ...]] = {
     "label_smoothing": ("dpo", "dpo_norm", "robust"),
     "target_margin_ratio": ("simpo",),
@@ -71,3 +76,22 @@ def unusual_rate(objective: PreferenceLoss, rate: float, has_adapter: bool) -> s
     what = "an adapter" if has_adapter else "a whole network"
     known = f"what {objective.kind} is known to work with on {what}: {low:g} to {high:g}"
     return f"model.optimizer.lr={rate:g} is far from {known} (small networks take more than large ones)."
+
+
+def unbalanced(objective: PreferenceLoss, num_desirable: int, num_undesirable: int) -> str | None:
+    """What to say of labels that KTO can learn little from, as their numbers and weights are."""
+    if not num_desirable or not num_undesirable:
+        label = "desirable" if num_desirable else "undesirable"
+        return (
+            f"All {num_desirable + num_undesirable:,} answers of the training data are {label}. KTO learns from both: "
+            "without the others nothing tells it what to tell apart."
+        )
+    ratio = num_undesirable * objective.undesirable_weight / num_desirable
+    low, high = (share * ratio for share in SHARES)
+    if low / FAR_SHARE <= objective.desirable_weight <= high * FAR_SHARE:
+        return None
+    return (
+        f"{num_desirable:,} answers of the training data are desirable and {num_undesirable:,} are not. With these "
+        f"numbers KTO's paper wants model.objective.desirable_weight from {low:.3g} to {high:.3g} "
+        f"(undesirable_weight={objective.undesirable_weight:g}), and it is {objective.desirable_weight:g}."
+    )

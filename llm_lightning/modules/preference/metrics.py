@@ -12,11 +12,20 @@ from llm_lightning.modules.reward_metrics import is_right
 
 SIDES = ("chosen", "rejected")
 OF_A_SIDE = ("count", "logprob", "moved", "reward", "tokens")
-SUMS = ("loss", "examples", "pairs", "right", "margin", *(f"{side}_{name}" for side in SIDES for name in OF_A_SIDE))
+OF_ANSWERS = ("answers", "answers_right")
+SUMS = (
+    "loss",
+    "examples",
+    "pairs",
+    "right",
+    "margin",
+    *OF_ANSWERS,
+    *(f"{side}_{name}" for side in SIDES for name in OF_A_SIDE),
+)
 
 
 class Scored(NamedTuple):
-    """The 2N answers of N pairs, chosen and rejected ones in turn, without gradient.
+    """The 2N answers of N pairs, chosen and rejected ones in turn, without gradient; of single answers one is missing.
 
     Args:
         logprobs: (2N,) of the policy.
@@ -24,6 +33,7 @@ class Scored(NamedTuple):
         rewards: (2N,) implicit ones.
         num_tokens: (2N,).
         counts: (2N,) bool: it is an answer, and no tie.
+        baseline: () KTO's reference point; None for other losses.
     """
 
     logprobs: Tensor
@@ -31,6 +41,7 @@ class Scored(NamedTuple):
     rewards: Tensor
     num_tokens: Tensor
     counts: Tensor
+    baseline: Tensor | None = None
 
     def sums(self) -> dict[str, Tensor]:
         """All of `SUMS` but loss and examples."""
@@ -47,6 +58,12 @@ class Scored(NamedTuple):
             parts |= {} if self.moved is None else {"moved": self.moved}
             values |= {f"{side}_{name}": (part[first::2] * counts).sum() for name, part in parts.items()}
             values[f"{side}_count"] = counts.sum()
+        if self.baseline is not None:
+            right = (
+                is_right(chosen, self.baseline) * self.counts[0::2],
+                is_right(self.baseline, rejected) * self.counts[1::2],
+            )
+            values |= {"answers": self.counts.sum(), "answers_right": torch.stack(right).sum()}
         return values
 
 
@@ -55,6 +72,8 @@ def metrics_of(sums: Mapping[str, float]) -> dict[str, float]:
     metrics = {"loss": sums["loss"] / max(sums["examples"], 1)}
     if pairs := sums["pairs"]:
         metrics |= {"accuracy": sums["right"] / pairs, "margin": sums["margin"] / pairs, "pairs": pairs}
+    if answers := sums.get("answers"):
+        metrics |= {"answer_accuracy": sums["answers_right"] / answers, "answers": answers}
     for side in SIDES:
         if count := sums[f"{side}_count"]:
             means = {name: sums[key] / count for name in OF_A_SIDE[1:] if (key := f"{side}_{name}") in sums}
@@ -85,6 +104,7 @@ class PreferenceSums(nn.Module):
         if not sums or not sums["examples"]:
             return {}
         metrics = metrics_of(sums)
-        if sums["pairs"]:
-            metrics["accuracy_low"], metrics["accuracy_high"] = wilson_interval(sums["right"], sums["pairs"])
+        for name, right, count in (("accuracy", "right", "pairs"), ("answer_accuracy", "answers_right", "answers")):
+            if name in metrics:
+                metrics[f"{name}_low"], metrics[f"{name}_high"] = wilson_interval(sums[right], sums[count])
         return metrics

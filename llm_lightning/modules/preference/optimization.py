@@ -24,7 +24,7 @@ from llm_lightning.models.heads import base_model
 from llm_lightning.models.loading.content import content_key
 from llm_lightning.models.rewards import prepare_texts
 from llm_lightning.modules.base import STATE_KEY, LanguageModule
-from llm_lightning.modules.checks import check_shared_prompts
+from llm_lightning.modules.checks import check_shared_prompts, require_pairs
 from llm_lightning.modules.preference import checks
 from llm_lightning.modules.preference.displacement import Displacement, Watch
 from llm_lightning.modules.preference.metrics import PreferenceSums, Scored, metrics_of
@@ -54,7 +54,7 @@ class PreferenceOptimization(LanguageModule):
     """DPO and its kin over packed pairs, in full or by an adapter (`peft`).
 
     The reference is the policy as it began: the network with its adapter off, else a frozen copy. ORPO and SimPO have
-    none. Ties say nothing of an answer and are in no loss.
+    none. Ties say nothing of an answer and are in no loss. KTO learns from single answers with a label, too.
 
     Args:
         backbone: the policy.
@@ -95,17 +95,25 @@ class PreferenceOptimization(LanguageModule):
         self.displacement.check()
         checks.check_reference(self.reference, self.objective, datamodule)
         check_shared_prompts(self.backbone, self.peft, datamodule)
+        self._require_pairs(datamodule)
         if words := checks.unusual_beta(self.objective):
             rank_zero_warn(words)
 
     def setup(self, stage: str) -> None:
-        """Take the tokenizer from the DataModule, and end texts where the answers end that are learned."""
+        """Take the tokenizer from the DataModule, and end texts where the answers end that are learned; single answers
+        are refused where the loss compares two.
+        """
         super().setup(stage)
+        self._require_pairs(getattr(self.trainer, "datamodule", None))
         end = None if self.tokenizer is None else end_of_turn(self.tokenizer)
         if end is not None and end != self.tokenizer.eos_token_id:
             # A copy: the DataModule's template may write its own EOS.
             self.tokenizer = copy.deepcopy(self.tokenizer)
             self.tokenizer.eos_token = self.tokenizer.convert_ids_to_tokens(end)
+
+    def _require_pairs(self, datamodule: Any) -> None:
+        if self.objective.kind != "kto":
+            require_pairs(f"model.objective.kind={self.objective.kind}", datamodule)
 
     def configure_model(self) -> None:
         """Build policy and reference."""
@@ -138,6 +146,17 @@ class PreferenceOptimization(LanguageModule):
         if words := checks.unusual_rate(self.objective, rate, self.peft is not None):
             rank_zero_warn(words)
         return configured
+
+    def on_fit_start(self) -> None:
+        """As every module; labels that KTO can learn little from are said."""
+        super().on_fit_start()
+        count = getattr(getattr(self.trainer, "datamodule", None), "num_labelled", None)
+        if (
+            self.objective.kind == "kto"
+            and count is not None
+            and (words := checks.unbalanced(self.objective, *count(TRAIN)))
+        ):
+            rank_zero_warn(words)
 
     def on_before_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> Mapping[str, Any]:
         """See `prepare_texts`; with the reference's log-probabilities where they are known."""
@@ -237,16 +256,19 @@ class PreferenceOptimization(LanguageModule):
         logprobs, balance = answer_logprobs(self.model, batch)
         answers = Answers(logprobs, batch["num_targets"], reference)
         counts = (answers.num_tokens > 0) & ~batch["ties"].repeat_interleave(2)
+        baseline = None
         if self.objective.kind == "kto":
             is_desirable = torch.arange(len(counts), device=counts.device) % 2 == 0
-            losses, examples = self.objective.of_answers(answers, is_desirable, self._kl.to(logprobs)), counts
+            kl = self._kl.to(logprobs)
+            losses, examples = self.objective.of_answers(answers, is_desirable, kl), counts
+            baseline = self.objective.baseline(kl)
         else:
             chosen, rejected = answers.every_other(0), answers.every_other(1)
             losses, examples = self.objective.of_pairs(chosen, rejected), counts[0::2] & counts[1::2]
         with torch.no_grad():
             moved = None if reference is None else logprobs - reference
             rewards = self.objective.rewards(answers)
-        scored = Scored(logprobs.detach(), moved, rewards, answers.num_tokens, counts)
+        scored = Scored(logprobs.detach(), moved, rewards, answers.num_tokens, counts, baseline)
         return Losses(torch.where(examples, losses, 0.0).sum(), examples.sum().float(), scored), balance
 
     def _reference_logprobs(self, batch: Mapping[str, Any]) -> Tensor | None:

@@ -22,7 +22,7 @@ from llm_lightning.errors import UserError
 from llm_lightning_safety.files import atomic_file, make_folder
 from llm_lightning_safety.seals import SEAL, is_whole, seal_folder
 
-VERSION = 1  # of the numbers and of how they are written
+VERSION = 2  # of the numbers and of how they are written
 NAN_AT_ONCE = 2**20
 TOLERANCES = {"32-true": (1e-4, 1e-2), "64-true": (1e-6, 1e-4)}
 """Relative and absolute, in nats of an answer. Batches of other sizes differ in the last bits."""
@@ -100,7 +100,7 @@ class ReferenceCache:
             self._check(logprobs)
             tell(f"Reference: log-probabilities from {self.folder}")
             return
-        tell(f"Reference: computing the log-probabilities of {self.parts[0].shape[0]:,} pairs into {self.folder}")
+        tell(f"Reference: computing the log-probabilities of {self.parts[0].shape[0]:,} records into {self.folder}")
         self._check(logprobs)
         for part in self.parts:
             if part.shape[0]:
