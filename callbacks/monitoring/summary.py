@@ -77,6 +77,7 @@ class RunSummary(Callback):
             ("rewards", self._each_reward()),
             ("KL", f"{_number(metrics, 'train/kl')} nats a completion" if "train/kl" in metrics else ""),
             ("accuracy", _number(self._best, "val/accuracy")),
+            ("answers right", _number(self._best, "val/answer_accuracy")),
             ("calibration", _number(self._best, "val/ece")),
             ("perplexity", _number(self._best, "val/perplexity")),
             ("bits per byte", _number(self._best, "val/bits_per_byte")),

@@ -38,6 +38,7 @@ PANELS = (
     Panel("loss", "train/loss", "val/loss", is_smoothed=True),
     Panel("reward", "train/reward", "val/reward", is_smoothed=True),
     Panel("accuracy", "train/accuracy", "val/accuracy", is_smoothed=True),
+    Panel("answer accuracy", "train/answer_accuracy", "val/answer_accuracy", is_smoothed=True),
     Panel("KL to the reference", "train/kl", is_smoothed=True),
     Panel("completion length", "rollout/completion_length", from_zero=True),
     Panel("learning rate", "train/lr", from_zero=True),

@@ -30,7 +30,7 @@ STAGES = {
     "sft": ("--config=sft.yaml", *LORA),
     "reward": ("--config=reward.yaml",),
     "dpo": ("--config=dpo.yaml",),
-    "kto": ("--config=dpo.yaml", "--model.objective.kind=kto", *LORA),
+    "kto": ("--config=dpo.yaml", "--model.objective.kind=kto", "--data.path=[preferences.jsonl,singles.jsonl]", *LORA),
     "ppo": ("--config=ppo.yaml", "--trainer.max_steps=2"),
 }  # fmt: skip
 TWO = ("--trainer.devices=2", "--data.batch_size=2")
@@ -47,6 +47,10 @@ def prepare(folder, texts, network):
     (folder / "prompts.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     preferences = [{"prompt": f"{i} {'abcde'[i % 5] * 30}", "chosen": "yes", "rejected": "no"} for i in range(60)]
     (folder / "preferences.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in preferences))
+    singles = [
+        {"question": pair["prompt"], "answer": pair["chosen"], "label": i % 3 > 0} for i, pair in enumerate(preferences)
+    ]
+    (folder / "singles.jsonl").write_text("".join(json.dumps(single) + "\n" for single in singles[:41]))
     (folder / "my_rewards.py").write_text(REWARDS)
     (folder / "pretrain.yaml").write_text(CONFIG)
     (folder / "ppo.yaml").write_text(ppo_runs.config(network))

@@ -254,6 +254,7 @@ def test_two_ranks_split_the_pairs(model, tmp_path):
         (["--data", "local_text=x"], "--data local_text: this task is not among those that are asked"),
         (["--data", "local_pairs=nowhere.jsonl"], "--data local_pairs=nowhere.jsonl: path: 'nowhere.jsonl' does not"),
         (["--data", "local_pairs=same.jsonl"], r"no pair is left to judge \(1 of two answers that are the same\)"),
+        (["--data", "local_pairs=singles.jsonl"], "holds single answers .* judging a reward model needs pairs"),
         (["--data", "local_pairs=torn.jsonl"], "torn.jsonl:2"),
         (["--data", "local_pairs=texts.jsonl"], "which make none of the known shapes"),
         (["--columns", "prompt=nothing"], "has no column 'nothing'"),
@@ -266,6 +267,7 @@ def test_mistakes_in_words(model, tmp_path, monkeypatch, capsys, change, message
     write_rows(tmp_path / "same.jsonl", [{"prompt": "Same?", "chosen": "yes", "rejected": "yes"}])
     (tmp_path / "torn.jsonl").write_text(json.dumps(preferences(1)[0]) + '\n{"prompt": \n')
     write_rows(tmp_path / "texts.jsonl", [{"text": "Hello."}])
+    write_rows(tmp_path / "singles.jsonl", [{"prompt": "Same?", "completion": "yes", "label": True}])
     given = [str(model), "--tasks", "local_pairs", "--data", "local_pairs=pairs.jsonl", "--output", "out"]
     assert run([*given, *change]) == 2
     assert re.search(message, " ".join(capsys.readouterr().err.split()))

@@ -27,6 +27,12 @@ def pairs(folder, network):
     """A folder with a network and pairs to learn from."""
     (folder / "network").symlink_to(network)
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in preferences(80)))
+    singles = [
+        {"prompt": pair["prompt"], "completion": pair[side], "feedback": "good" if side == "chosen" else "bad"}
+        for pair in preferences(80)
+        for side in ("chosen", "rejected")
+    ]
+    (folder / "singles.jsonl").write_text("".join(json.dumps(single) + "\n" for single in singles[1:]))
     (folder / "tiny.yaml").write_text(CONFIG)
     (folder / "peft.yaml").write_text(yaml.dump({"model": {"init_args": {"peft": LORA}}}))
     return folder
@@ -61,6 +67,16 @@ def test_a_policy_comes_out_that_transformers_loads(run, pairs):
     assert AutoTokenizer.from_pretrained(folder / "model" / "last").chat_template
     before = load_file(pairs / "network" / "model.safetensors")
     assert not torch.equal(model.state_dict()["model.norm.weight"], before["model.norm.weight"])
+
+
+def test_single_answers_train_kto_and_the_run_tells_how_many_are_right(here, pairs, capfd, caplog):
+    args = ["--model.objective.kind=kto", "--data.path=singles.jsonl", "--model.reference=cached"]
+    assert main(["fit", "--config", "tiny.yaml", *args]) == 0
+    assert "singles.jsonl: prompt-single (columns prompt, completion, feedback)" in caplog.text
+    assert "143 single answers (" in caplog.text and "answers right  " in capfd.readouterr().out
+    folder = pairs / "run"
+    assert logged(folder, "val/answer_accuracy")[-1] > 0.9 > logged(folder, "val/answer_accuracy_low")[-1]
+    assert not logged(folder, "val/accuracy") and (folder / "model" / "last" / "config.json").exists()
 
 
 @pytest.mark.parametrize("overlay", [pytest.param((), marks=pytest.mark.slow), ("--config", "peft.yaml")])
@@ -139,6 +155,7 @@ def test_adapters_begin_at_the_reference_and_train(here, pairs, name):
         (["--model.backbone.attention=sdpa"], ["data.share_prompts", "model.backbone.attention"]),
         (["--data=InstructionDataModule", "--data.path=pairs.jsonl"], ["preference pairs", "PreferenceDataModule"]),
         (["--data.path=texts.jsonl"], ["texts.jsonl", "text", "columns"]),
+        (["--data.path=singles.jsonl"], ["data.path", "singles.jsonl", "model.objective.kind=dpo needs pairs", "kto"]),
     ],
 )
 def test_mistakes(here, capfd, args, words):

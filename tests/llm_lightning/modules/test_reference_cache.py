@@ -10,7 +10,13 @@ from llm_lightning.models.export import save_model_folder
 from llm_lightning.models.loading.content import content_key
 from llm_lightning.modules.preference.reference_cache import ReferenceCache
 from llm_lightning_safety.seals import seal_folder
-from tests.llm_lightning.modules.test_preference_optimization import module_of, network_of, thanks, trainer_of
+from tests.llm_lightning.modules.test_preference_optimization import (
+    module_of,
+    network_of,
+    singles_of,
+    thanks,
+    trainer_of,
+)
 from tests.llm_lightning.modules.test_pretraining import adamw
 
 
@@ -29,9 +35,9 @@ def trained(pairs, folder, kind="dpo", **settings):
     return module
 
 
-@pytest.mark.parametrize("kind", ["dpo", "kto"])
-def test_training_with_it_is_the_same_to_the_bit_and_holds_one_network(pairs_of, folder, kind):
-    records = list(thanks(40, 0))
+@pytest.mark.parametrize(("kind", "single"), [("dpo", False), ("kto", False), ("kto", True)])
+def test_training_with_it_is_the_same_to_the_bit_and_holds_one_network(pairs_of, folder, kind, single):
+    records = singles_of(thanks(24, 0))[:-1] if single else list(thanks(40, 0))
     settings = {"seq_len": 192, "batch_size": 2, "val_share": 0.1}
     live = trained(pairs_of(records, **settings), folder, kind)
     cached = trained(pairs_of(records, **settings), folder, kind, reference="cached")
