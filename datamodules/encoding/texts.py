@@ -11,7 +11,7 @@ import numpy as np
 
 from datamodules.encoding.batches import bounded_batches
 from datamodules.encoding.tokenizer import bare, framing
-from datamodules.records.texts import texts_of
+from datamodules.records.text_source import texts_of
 from datamodules.sources.bad_records import BadRecords
 from datamodules.sources.units import Unit
 from datamodules.storage.hashing import text_hash

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from datamodules.cache import key_of, made_folder
 from datamodules.errors import DataError
-from datamodules.records.texts import texts_of
+from datamodules.records.text_source import texts_of
 from datamodules.sources.bad_records import BadRecords, OnBadRecord
 from datamodules.sources.units import Unit
 

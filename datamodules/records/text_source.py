@@ -1,5 +1,6 @@
-"""Sources of text: which column of their records to read."""
+"""Sources of text: which column of their records to read, and the texts in it, clean enough for any tokenizer."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -7,10 +8,11 @@ from textwrap import shorten
 
 from datamodules.errors import DataError
 from datamodules.records.inner_records import inner_records
-from datamodules.records.texts import texts_of
+from datamodules.sources import text_files
 from datamodules.sources.bad_records import BadRecords, OnBadRecord
 from datamodules.sources.discover import Source, first_units, resolve
 from datamodules.sources.formats import FORMATS, records
+from datamodules.sources.surrogates import encodable
 from datamodules.sources.units import Bad, Record, Unit
 
 RECORDS_PEEKED = 16
@@ -52,6 +54,24 @@ def peek_texts(source: TextSource, root: Path, on_bad_record: OnBadRecord) -> No
             pass
 
 
+def texts_of(unit: Unit, bad: BadRecords) -> Iterator[str]:
+    """The documents of a unit, without the empty ones.
+
+    Args:
+        bad: notes the records that are broken, are not UTF-8, or hold no text, and counts the empty texts.
+    """
+    for place, record in records(unit):
+        text = _text_of(record, unit.column)
+        if isinstance(text, Bad):
+            bad.note(place, text)
+        elif len(text) > text_files.LONGEST_RECORD:  # where a table has no lines to be measured
+            bad.note(place, text_files.over_limit("text"))
+        elif text:
+            yield encodable(text)
+        else:
+            bad.left_out["empty texts"] += 1
+
+
 def _with_column(units: list[Unit], source: TextSource) -> list[Unit]:
     """The units, told which column to read, as the first records that can be read show it."""
     unit = next((unit for unit in units if FORMATS[unit.format].columns), None)
@@ -89,3 +109,14 @@ def _text_column(first: list[Record], source: TextSource, path: str) -> str:
     raise DataError(
         f"{setting}: {source.path!r} has no column `text`; it has: {found}. Name the one to read with {setting}{inner}"
     )
+
+
+def _text_of(record: Record | Bad, column: str) -> str | Bad:
+    if isinstance(record, Bad):
+        return record
+    text = record.get(column)
+    if isinstance(text, str):
+        return text
+    if column not in record:
+        return Bad(f"no column {column!r}; it has: {', '.join(str(name) for name in record)}")
+    return Bad(f"column {column!r} holds {type(text).__name__}, not text")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from datamodules.records.conversations import Conversation
-from datamodules.records.texts import encodable
+from datamodules.sources.surrogates import encodable
 from datamodules.templates.skeleton import TOOLS, Part
 
 Write = Callable[..., str]  # (conversation, number of messages, reply=) -> text

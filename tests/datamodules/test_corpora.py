@@ -6,8 +6,7 @@ import pytest
 from datamodules.corpora import corpus_file
 from datamodules.corpora.python_pairs import LONGEST_ANSWER, SHORTEST_ANSWER
 from datamodules.records.conversations import Conversation, conversation_of, detect_shape
-from datamodules.records.text_source import TextSource, text_units
-from datamodules.records.texts import texts_of
+from datamodules.records.text_source import TextSource, text_units, texts_of
 from datamodules.sources.bad_records import BadRecords
 
 

@@ -9,8 +9,7 @@ import pytest
 import zstandard
 
 from datamodules.errors import DataError
-from datamodules.records.text_source import TextSource, text_units
-from datamodules.records.texts import texts_of
+from datamodules.records.text_source import TextSource, text_units, texts_of
 from datamodules.sources import text_files
 from datamodules.sources.bad_records import BadRecords
 from tests.datamodules.conftest import EMOJI, SPANISH
