@@ -19,7 +19,7 @@ from llm_lightning.models.heads import base_model, head_scaling, hidden_states, 
 from llm_lightning.models.loading.sharding import all_gathered, is_gathered_to_run, run_gathered
 from llm_lightning.models.running.behaviour import behaviour_of
 from llm_lightning.models.running.evaluating import evaluating
-from llm_lightning.objectives.language import ROUNDING, chunk_length
+from llm_lightning.objectives.chunks import ROUNDING, chunk_length
 
 ROW_TOKENS = 8192
 """Of one forward pass, but for a single longer request."""

@@ -20,7 +20,7 @@ from llm_lightning.models.attention.sharing import shared_tokens
 from llm_lightning.models.completions import bounded_groups
 from llm_lightning.models.heads import base_model
 from llm_lightning.models.rewards import prepare_texts, rewards
-from llm_lightning.objectives.language import ROUNDING
+from llm_lightning.objectives.chunks import ROUNDING
 
 TASK = "local_pairs"
 VERSION = 1

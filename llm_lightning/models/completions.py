@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from llm_lightning.models.attention import Documents
 from llm_lightning.models.heads import base_model, head_scaling, hidden_states, output_head, with_head
-from llm_lightning.objectives.language import ROUNDING, TokenLogprobs, head_logprobs
+from llm_lightning.objectives.chunks import ROUNDING
+from llm_lightning.objectives.language import TokenLogprobs, head_logprobs
 
 
 class PackedCompletions(NamedTuple):

@@ -7,9 +7,7 @@ while a chunk's logits are at hand. The idea is known from Liger-Kernel and torc
 runs the same under torch.compile, on torch 2.11, and has the z-loss and the softcap in it.
 """
 
-import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,20 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from llm_lightning.objectives.chunks import add_product, chunk_length, highest_logits, own_casts, padded, sum_dtype
+
 IGNORE_INDEX = -100
-
-CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
-"""Room for one chunk's logits: near a CPU's caches, and enough to fill a GPU."""
-
-MIN_CHUNK_TOKENS = 256
-"""Below this the head's gradient, V x H, is read and written too often."""
-
-ROUNDING = 64
-"""The last chunk is padded to a multiple of this. How many tokens are trained differs from step to step, and oneDNN
-keeps a kernel, and the allocator a block, for every shape they have seen: hundreds of MB after some steps."""
-
-GRADIENT_ROWS = 4096
-"""Rows of the head's gradient that a chunk adds to at a time: what it adds stays in a CPU's or a GPU's cache."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +40,10 @@ class HeadScaling:
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return logits
+
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """The derivative of `logits` (N, V), as the architecture means them, by what the head gave."""
+        return self.scale if self.softcap is None else self.scale * (1 - (logits / self.softcap).square())
 
 
 class TokenLoss(NamedTuple):
@@ -87,12 +78,6 @@ def next_token_targets(labels: Tensor) -> tuple[Tensor, Tensor]:
     return positions, shifted[positions]
 
 
-def chunk_length(vocab_size: int, device: torch.device) -> int:
-    """Tokens of a chunk of float32 logits, the same in every step."""
-    room = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
-    return max(MIN_CHUNK_TOKENS, room // (4 * vocab_size) // ROUNDING * ROUNDING)
-
-
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of the cross-entropies of `hidden @ weight.T`; gradients are ready when the forward pass ends."""
 
@@ -102,9 +87,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         count, weight = len(hidden), trained_weight.to(hidden.dtype)
-        hidden, targets = _padded(hidden), _padded(targets)
+        hidden, targets = padded(hidden), padded(targets)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=_sum_dtype(weight)) if needs_weight else None
+        grad_weight = torch.zeros_like(weight, dtype=sum_dtype(weight)) if needs_weight else None
         nll = hidden.new_zeros((), dtype=torch.float32)
         correct = torch.zeros_like(nll)
         penalty = hidden.new_zeros((), dtype=torch.float32)
@@ -120,7 +105,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[start : start + step])
             if grad_weight is not None:
-                _add_product(grad_weight, grad.t(), h)
+                add_product(grad_weight, grad.t(), h)
         grad_hidden = None if grad_hidden is None else grad_hidden[:count]
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = trained_weight.dtype
@@ -140,26 +125,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def _sum_dtype(weight: Tensor) -> torch.dtype:
-    """For the sum over chunks: a chunk's gradient is soon less than half of the sum's last bit in bfloat16."""
-    return torch.promote_types(weight.dtype, torch.float32)
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """`total += left @ right`, where the factors may be in a narrower dtype than the sum."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-        return
-    for rows, part in zip(total.split(GRADIENT_ROWS), left.split(GRADIENT_ROWS), strict=True):
-        rows += part @ right
-
-
-def _padded(rows: Tensor) -> Tensor:
-    """(N, ...) with zeros up to a multiple of `ROUNDING` rows."""
-    missing = -len(rows) % ROUNDING
-    return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
-
-
 def _chunk(
     hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, scaling: HeadScaling
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -167,34 +132,18 @@ def _chunk(
     (N, V), written over its logits.
     """
     logits = scaling(hidden @ weight.t()).float()
-    capped = None if scaling.softcap is None else logits / scaling.softcap
+    slope = scaling.slope(logits)
     target_logits = logits.gather(1, targets[:, None]).squeeze(1)
-    highest, choice = _highest(logits)
+    highest, choice = highest_logits(logits)
     is_right = choice.squeeze(1) == targets
     exps = logits.sub_(highest).exp_()
     sums = exps.sum(dim=-1)
     lse = highest.squeeze(1) + sums.log()
     grad = exps.mul_(((1 + 2 * z_loss * lse) / sums)[:, None])
     grad[torch.arange(len(targets), device=targets.device), targets] -= 1
-    if capped is not None:
-        grad *= 1 - capped.square()
-    if scaling.scale != 1.0:
-        grad *= scaling.scale
+    if scaling != HeadScaling():
+        grad *= slope
     return lse - target_logits, is_right, lse, grad.to(hidden.dtype)
-
-
-def _highest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The highest logits (N, 1) and where each is, the first of equal ones.
-
-    On a CPU torch finds the place several times slower than the value, so that it is looked for in one block alone.
-    """
-    block = math.gcd(logits.shape[1], 1024)
-    if logits.is_cuda or block < 64:
-        return logits.max(dim=-1, keepdim=True)
-    blocks = logits.unflatten(1, (-1, block))
-    highest, number = blocks.amax(dim=-1).max(dim=-1, keepdim=True)
-    within = blocks.take_along_dim(number[..., None], dim=1).argmax(dim=-1)
-    return highest, number * block + within
 
 
 def linear_cross_entropy(
@@ -219,13 +168,6 @@ def linear_cross_entropy(
     return TokenLoss(*_LinearCrossEntropy.apply(hidden_states, weight, targets, z_loss, scaling))
 
 
-def _own_casts(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast without its cache: where chunks share a weight's cast, its gradient is summed in the cast's dtype."""
-    if not torch.is_autocast_enabled(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, torch.get_autocast_dtype(device.type), cache_enabled=False)
-
-
 def head_cross_entropy(
     hidden_states: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, vocab_size: int, *, z_loss: float = 0.0
 ) -> TokenLoss:
@@ -240,11 +182,11 @@ def head_cross_entropy(
     """
 
     def chunk_loss(h: Tensor, y: Tensor) -> TokenLoss:
-        with _own_casts(h.device):
+        with own_casts(h.device):
             logits = head(h).float()
         nll = F.cross_entropy(logits, y, reduction="sum")
         loss = nll + z_loss * logits.logsumexp(dim=-1).square().sum() if z_loss else nll
-        return TokenLoss(loss, nll.detach(), (_highest(logits)[1].squeeze(1) == y).sum())
+        return TokenLoss(loss, nll.detach(), (highest_logits(logits)[1].squeeze(1) == y).sum())
 
     loss = hidden_states.sum() * 0.0
     nll = torch.zeros((), device=hidden_states.device)
@@ -285,13 +227,13 @@ def head_logprobs(
     """
 
     def chunk_logprobs(h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        with _own_casts(h.device):
+        with own_casts(h.device):
             logprobs = head(h).float().log_softmax(-1)
         drawn = logprobs.gather(1, y[:, None]).squeeze(1)
         return drawn, torch.special.entr(logprobs.exp()).sum(-1) if with_entropies else torch.zeros_like(drawn)
 
     count, step = len(targets), chunk_length(vocab_size, hidden_states.device)
-    hidden_states, targets = _padded(hidden_states), _padded(targets)
+    hidden_states, targets = padded(hidden_states), padded(targets)
     parts = [
         checkpoint(chunk_logprobs, hidden_states[i : i + step], targets[i : i + step], use_reentrant=False)
         for i in range(0, len(targets), step)

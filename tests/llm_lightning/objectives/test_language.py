@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llm_lightning.objectives import language
+from llm_lightning.objectives import chunks, language
 from llm_lightning.objectives.language import (
     HeadScaling,
     head_cross_entropy,
@@ -18,9 +18,9 @@ N, H, V = 50, 16, 97
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(language, "CHUNK_BYTES", dict.fromkeys(("cpu", "cuda"), 7 * V * 4))
-    monkeypatch.setattr(language, "MIN_CHUNK_TOKENS", 1)
-    monkeypatch.setattr(language, "ROUNDING", 3)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", dict.fromkeys(("cpu", "cuda"), 7 * V * 4))
+    monkeypatch.setattr(chunks, "MIN_CHUNK_TOKENS", 1)
+    monkeypatch.setattr(chunks, "ROUNDING", 3)
 
 
 def inputs(dtype=torch.float64):
