@@ -39,6 +39,7 @@ from llm_lightning.messages import readable
 from llm_lightning.modules import (
     PPO,
     CausalPretraining,
+    Distillation,
     PreferenceOptimization,
     RewardModeling,
     SupervisedFinetuning,
@@ -71,7 +72,7 @@ from llm_lightning_safety.redaction import remember
 
 # jsonargparse finds a class by its short name once it is imported: --model CausalPretraining.
 SHORT_NAMES = (
-    CausalPretraining, SupervisedFinetuning, RewardModeling, PreferenceOptimization, PPO,
+    CausalPretraining, SupervisedFinetuning, Distillation, RewardModeling, PreferenceOptimization, PPO,
     TextDataModule, InstructionDataModule, PreferenceDataModule, PromptDataModule, SyntheticDataModule,
     OpenAIEngine,
 )  # fmt: skip

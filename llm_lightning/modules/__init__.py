@@ -1,9 +1,17 @@
 """LightningModules, one objective a file."""
 
+from llm_lightning.modules.distillation.distillation import Distillation
 from llm_lightning.modules.ppo.ppo import PPO
 from llm_lightning.modules.preference.optimization import PreferenceOptimization
 from llm_lightning.modules.pretraining import CausalPretraining
 from llm_lightning.modules.reward import RewardModeling
 from llm_lightning.modules.sft import SupervisedFinetuning
 
-__all__ = ["PPO", "CausalPretraining", "PreferenceOptimization", "RewardModeling", "SupervisedFinetuning"]
+__all__ = [
+    "PPO",
+    "CausalPretraining",
+    "Distillation",
+    "PreferenceOptimization",
+    "RewardModeling",
+    "SupervisedFinetuning",
+]

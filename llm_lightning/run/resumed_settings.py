@@ -24,7 +24,8 @@ TABLE: Mapping[On, tuple[str, ...]] = {
         "model.backbone.dropout", "model.backbone.attention",
         "model.optimizer.lr", "model.optimizer.weight_decay", "model.optimizer.betas", "model.optimizer.eps",
         "model.schedule.*", "model.max_skipped_steps", "model.z_loss", "model.generation", "model.generation.*",
-        "model.objective.*", "model.displacement", "model.displacement.*",
+        "model.objective.*", "model.displacement", "model.displacement.*", "model.weights",
+        "model.teacher", "model.teacher.*",
         "model.rewards", "model.rewards.*", "model.rollout.*", "model.engine", "model.engine.*", "model.advantages.*",
         "model.critic.coef", "model.critic.clip_range", "model.critic.head_lr", "model.kl.*", "model.update.*",
         "model.guards.*",
@@ -47,9 +48,9 @@ TABLE: Mapping[On, tuple[str, ...]] = {
         "trainer.callbacks.Pruning", "trainer.callbacks.Pruning.*",
     ),
     On.CONTENT: (
-        "model.backbone.path", "tokenizer", "data.tokenizer", "data.path", "data.sources",
-        "data.sources.*", "data.on_bad_record", "data.data", "data.generators", "data.generators.*", "data.filters",
-        "data.filters.*", "data.engine", "data.engine.*", "data.share", "data.folder",
+        "model.backbone.path", "model.teacher.path", "model.ensemble", "tokenizer", "data.tokenizer", "data.path",
+        "data.sources", "data.sources.*", "data.on_bad_record", "data.data", "data.generators", "data.generators.*",
+        "data.filters", "data.filters.*", "data.engine", "data.engine.*", "data.share", "data.folder",
     ),
     On.FREE: (
         "model.backbone.activation_checkpointing", "model.backbone.compile", "model.backbone.allow_pickle",

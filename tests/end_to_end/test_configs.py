@@ -32,6 +32,7 @@ STAGES = {
     "sft.yaml": PAIRS,
     "reward.yaml": PREFERENCES,
     "dpo.yaml": PREFERENCES,
+    "distill.yaml": [*PAIRS, "--model.backbone.path=chat", "--model.teacher.path=chat"],
     "quickstart/sft.yaml": PAIRS,
     "quickstart/reward.yaml": PREFERENCES,
     "quickstart/dpo.yaml": PREFERENCES,

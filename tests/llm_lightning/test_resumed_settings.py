@@ -13,7 +13,9 @@ from llm_lightning.run.resumed_settings import TABLE, On, changes, flat, kind_of
 from llm_lightning.run.trainer import RunTrainer
 
 ROOT = Path(__file__).parents[2]
-MODULES = ("CausalPretraining", "SupervisedFinetuning", "RewardModeling", "PreferenceOptimization", "PPO")
+MODULES = (
+    "CausalPretraining", "SupervisedFinetuning", "Distillation", "RewardModeling", "PreferenceOptimization", "PPO"
+)  # fmt: skip
 DATA = ("TextDataModule", "InstructionDataModule", "PreferenceDataModule", "PromptDataModule", "SyntheticDataModule")
 
 

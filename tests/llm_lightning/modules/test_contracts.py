@@ -13,6 +13,7 @@ from llm_lightning.models.backbone import Backbone
 from llm_lightning.modules import (
     PPO,
     CausalPretraining,
+    Distillation,
     PreferenceOptimization,
     RewardModeling,
     SupervisedFinetuning,
@@ -91,6 +92,7 @@ def has_bins(bins: Reliability) -> contract.ReliabilityBins:
         (CausalPretraining, ()),
         (SupervisedFinetuning, ()),
         (PreferenceOptimization, ()),
+        (lambda backbone: Distillation(backbone, teacher=backbone), ()),
         (RewardModeling, (contract.MeasuresReliability, contract.ResumesPredictions)),
         (lambda backbone: PPO(backbone, rewards={}), (contract.KeepsSamples,)),
     ],

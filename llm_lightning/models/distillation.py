@@ -1,0 +1,127 @@
+"""From a student and its teachers to a loss: the logits of neither are ever all there."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm_lightning.models.adapters.adalora import orthogonality
+from llm_lightning.models.balance import Routing
+from llm_lightning.models.heads import base_model, head_scaling, hidden_states, output_head, with_head
+from llm_lightning.models.loading.sharding import is_zero3, run_gathered
+from llm_lightning.objectives.chunks import padded
+from llm_lightning.objectives.distillation import (
+    DistillationLoss,
+    DistillationSums,
+    TeacherChunk,
+    head_distillation,
+    linear_distillation,
+)
+
+
+class NetworkTeacher(NamedTuple):
+    """A network that was run up to its head.
+
+    Args:
+        states: (N', H) its last hidden states before the N trained tokens, with rows of zeros behind them.
+        head: from these to logits, as the architecture means them.
+        vocab_size: V of the student. The networks have the same tokens, but may have been given a different number of
+            rows behind them.
+    """
+
+    states: Tensor
+    head: Callable[[Tensor], Tensor]
+    vocab_size: int
+
+    def chunk(self, places: slice, temperature: float) -> TeacherChunk:
+        """See `objectives.distillation.Teacher`."""
+        with torch.no_grad():
+            logits = self.head(self.states[places]).float()[:, : self.vocab_size]
+            logits = F.pad(logits, (0, self.vocab_size - logits.shape[1]), value=-math.inf)
+            return TeacherChunk((logits / temperature).log_softmax(-1))
+
+
+class Ensemble(NamedTuple):
+    """The average of several teachers' distributions.
+
+    Args:
+        teachers: each of which knows all tokens' probabilities.
+        weights: theirs, which sum to 1.
+    """
+
+    teachers: Sequence[NetworkTeacher]
+    weights: Sequence[float]
+
+    def chunk(self, places: slice, temperature: float) -> TeacherChunk:
+        """See `objectives.distillation.Teacher`."""
+        total = None
+        for teacher, weight in zip(self.teachers, self.weights, strict=True):
+            logprobs = teacher.chunk(places, temperature).logprobs.add_(math.log(weight))
+            total = logprobs if total is None else torch.logaddexp(total, logprobs)
+        assert total is not None
+        return TeacherChunk(total)
+
+
+def distillation_loss(
+    student: nn.Module,
+    teachers: Sequence[nn.Module],
+    weights: Sequence[float],
+    batch: Mapping[str, Any],
+    objective: DistillationLoss,
+) -> tuple[DistillationSums, Tensor | None]:
+    """Summed losses of a prepared batch, and without gradient what of them balances a mixture's load.
+
+    Args:
+        student: as in `hidden_states`.
+        teachers: frozen networks with the same tokens.
+        weights: theirs, which sum to 1.
+        batch: from `prepare_batch`.
+        objective: what a token costs.
+    """
+    run: Callable[..., Any] = partial(_loss, student, teachers, weights, batch, objective)
+    for teacher in teachers:
+        run = partial(run_gathered, base_model(teacher), run)
+    result: tuple[DistillationSums, Tensor | None] = run()
+    return result
+
+
+def _loss(
+    student: nn.Module,
+    teachers: Sequence[nn.Module],
+    weights: Sequence[float],
+    batch: Mapping[str, Any],
+    objective: DistillationLoss,
+) -> tuple[DistillationSums, Tensor | None]:
+    vocab_size = base_model(student).config.get_text_config(decoder=True).vocab_size
+    known = Ensemble([_run(teacher, batch, vocab_size) for teacher in teachers], weights)
+    return _student_loss(student, batch, known if len(teachers) > 1 else known.teachers[0], objective)
+
+
+@torch.no_grad()
+def _run(teacher: nn.Module, batch: Mapping[str, Any], vocab_size: int) -> NetworkTeacher:
+    network = base_model(teacher)
+    states = hidden_states(teacher, batch).flatten(0, 1).index_select(0, batch["target_positions"])
+    head, scaling = output_head(network), head_scaling(network)
+    return NetworkTeacher(padded(states), lambda h: scaling(head(h)), vocab_size)
+
+
+@with_head
+def _student_loss(
+    student: nn.Module, batch: Mapping[str, Any], teacher: NetworkTeacher | Ensemble, objective: DistillationLoss
+) -> tuple[DistillationSums, Tensor | None]:
+    network, targets = base_model(student), batch["targets"]
+    routing = Routing.of(network)
+    states = hidden_states(student, batch, routing).flatten(0, 1).index_select(0, batch["target_positions"])
+    head, scaling = output_head(network), head_scaling(network)
+    if type(head) is nn.Linear and head.bias is None and not is_zero3(head.weight):
+        sums = linear_distillation(states, head.weight, targets, teacher, objective, scaling=scaling)
+    else:
+        vocab_size = network.config.get_text_config(decoder=True).vocab_size
+        sums = head_distillation(states, lambda h: scaling(head(h)), targets, vocab_size, teacher, objective)
+    balance = None if routing is None else routing.loss() * len(targets)
+    loss = sums.loss + orthogonality(student) * len(targets) + (0.0 if balance is None else balance)
+    return sums._replace(loss=loss), None if balance is None else balance.detach()

@@ -1,0 +1,125 @@
+"""A user's mistakes in the settings of a distillation: objectives out of range, and teachers that do not go with it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llm_lightning.errors import UserError
+from llm_lightning.models.backbone import Backbone
+from llm_lightning.models.generation import TALK
+from llm_lightning.models.loading.identity import Beginning
+from llm_lightning.modules.checks import check_positions
+from llm_lightning.objectives.distillation import DistillationLoss
+
+AROUND = 40
+"""Characters that are shown of two templates where they begin to differ."""
+
+
+def check_objective(objective: DistillationLoss, z_loss: float) -> None:
+    """Raise `UserError` for settings outside of their range, or without an effect."""
+    if objective.temperature <= 0:
+        raise UserError(f"model.objective.temperature={objective.temperature} must be above 0.")
+    if not 0 <= objective.labels_weight <= 1:
+        raise UserError(f"model.objective.labels_weight={objective.labels_weight} must be at least 0 and at most 1.")
+    if not 0 < objective.beta < 1:
+        raise UserError(
+            f"model.objective.beta={objective.beta} must lie between 0 and 1; at 0 and at 1 the divergence is nothing: "
+            "take kind=forward_kl or reverse_kl."
+        )
+    if objective.beta != DistillationLoss.beta and objective.kind != "jensen_shannon":
+        raise UserError(f"model.objective.beta has no effect on kind={objective.kind}, only on jensen_shannon.")
+    if z_loss:
+        raise UserError(f"model.z_loss={z_loss} is for training without a teacher, whose logits do not drift.")
+
+
+def check_weights(weights: Sequence[float] | None, num_teachers: int) -> None:
+    """Raise `UserError` where they are not those of the teachers."""
+    if weights is None:
+        return
+    if len(weights) != num_teachers:
+        raise UserError(
+            f"model.weights={list(weights)}: there are {num_teachers} teachers, model.teacher and those of "
+            "model.ensemble; give each a weight."
+        )
+    if min(weights) <= 0:
+        raise UserError(f"model.weights={list(weights)}: a weight must be above 0; leave a teacher out instead.")
+
+
+def check_teachers(teachers: Sequence[Backbone], seq_len: int | None) -> None:
+    """Raise `UserError` for a teacher that cannot be read, or whose context is shorter than the data's rows."""
+    for teacher in teachers:
+        if teacher.path is None:
+            raise UserError("model.teacher.path: name the network to learn from (folder, hub id or .gguf).")
+        try:
+            check_positions(teacher.read_config(), None, seq_len)
+        except UserError as error:
+            raise UserError(str(error).replace("model.backbone", "model.teacher")) from error
+
+
+def check_tokens(teacher: Backbone, tokenizer: Any, writes_turns: bool) -> None:
+    """Compare a teacher's tokens with those of the data.
+
+    Args:
+        teacher: whose folder has a tokenizer.
+        tokenizer: of the student and the data; None where there is none.
+        writes_turns: whether its chat template is used.
+
+    Raises:
+        UserError: ids mean other tokens to the teacher, or it knows conversations in another form.
+    """
+    if tokenizer is None:
+        return
+    own, vocabulary = _tokenizer(str(teacher.path)), tokenizer.get_vocab()
+    theirs = own.get_vocab()
+    every = vocabulary.keys() | theirs.keys()
+    if different := sorted(token for token in every if vocabulary.get(token) != theirs.get(token)):
+        token = different[0]
+        raise UserError(
+            f"model.teacher.path={teacher.path!r} has another vocabulary: {len(different):,} tokens differ, such as "
+            f"{token!r} ({vocabulary.get(token, 'none')} in the data, {theirs.get(token, 'none')} to the teacher). Take "
+            "a teacher with the student's tokenizer, or --tokenizer of the teacher."
+        )
+    if not writes_turns:
+        return
+    if not own.chat_template:
+        raise UserError(
+            f"model.teacher.path={teacher.path!r} has no chat template, so that it does not know conversations: take a "
+            "teacher that is tuned on them."
+        )
+    ours, known = (each.apply_chat_template(TALK, tokenize=False) for each in (tokenizer, own))
+    if ours != known:
+        place = len(os.path.commonprefix([ours, known]))
+        first, second = (text[max(0, place - AROUND) : place + AROUND] for text in (ours, known))
+        raise UserError(
+            f"model.teacher.path={teacher.path!r} knows conversations by another chat template: the data's has "
+            f"{first!r} where the teacher's has {second!r}. Set data.template to the teacher's, or take a teacher that "
+            "was tuned with this one."
+        )
+
+
+def check_same_teachers(saved: Sequence[str | None], teachers: Sequence[Beginning]) -> None:
+    """Raise `UserError` where a checkpoint's run learned from others."""
+    for number, teacher in enumerate(teachers):
+        if number >= len(saved) or saved[number] != teacher.identity:
+            raise UserError(
+                f"The checkpoint's run learned from another teacher than {teacher.path}: give its own (see its "
+                "config.yaml), another trainer.default_root_dir, or start over with --resume false."
+            )
+    if len(saved) > len(teachers):
+        raise UserError(
+            f"The checkpoint's run learned from {len(saved)} teachers, and {len(teachers)} are given: give them all, "
+            "or start over with --resume false."
+        )
+
+
+def _tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    place = Path(path).expanduser()
+    try:
+        if place.suffix == ".gguf":
+            return AutoTokenizer.from_pretrained(str(place.parent), gguf_file=place.name, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(str(place) if place.exists() else path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.teacher.path={path!r} has no tokenizer that can be read: {error}") from error

@@ -1,0 +1,122 @@
+"""Distillation: students and teachers on packed rows against transformers on single documents, and under any cut."""
+
+import copy
+
+import pytest
+import torch
+
+from llm_lightning.models.backbone import Backbone
+from llm_lightning.models.distillation import distillation_loss
+from llm_lightning.models.export import save_model_folder
+from llm_lightning.models.heads import prepare_batch
+from llm_lightning.modules import Distillation
+from llm_lightning.modules.schedule import Schedule
+from llm_lightning.objectives.distillation import DistillationLoss
+from tests.llm_lightning.conftest import pack, random_documents, stack, tiny_config
+from tests.llm_lightning.modules.test_pretraining import fit, ragged_row, sgd
+
+OBJECTIVE = DistillationLoss("jensen_shannon", beta=0.4, temperature=1.5, labels_weight=0.2)
+
+
+def build(seed, **config):
+    torch.manual_seed(seed)
+    return Backbone(config=tiny_config(**config)).build()
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """A student, and two teachers of other sizes, one with rows behind the vocabulary."""
+    vocab_size = tiny_config().vocab_size
+    return build(0), build(1, hidden_size=24, num_hidden_layers=1), build(2, vocab_size=vocab_size + 8)
+
+
+def by_hand(student, teachers, weights, documents, objective):
+    """Each document alone through transformers' own forward pass, token by token, in float64."""
+    total, t = 0.0, objective.temperature
+    vocab_size = student.config.vocab_size
+    for ids in map(torch.tensor, documents):
+        logits = student(input_ids=ids[None]).logits[0, :-1].double()
+        with torch.no_grad():
+            known = [teacher(input_ids=ids[None]).logits[0, :-1, :vocab_size].double() for teacher in teachers]
+        p = sum(w * (each / t).softmax(-1) for w, each in zip(weights, known, strict=True))
+        q = (logits / t).softmax(-1)
+        m = objective.beta * p + (1 - objective.beta) * q
+        between = objective.beta * (p * (p / m).log()) + (1 - objective.beta) * (q * (q / m).log())
+        nll = -logits.log_softmax(-1).gather(1, ids[1:, None])
+        total = total + (1 - objective.labels_weight) * t * t * between.sum() + objective.labels_weight * nll.sum()
+    return total
+
+
+@pytest.mark.parametrize("weights", [[1.0], [0.25, 0.75]])
+@pytest.mark.parametrize("form", ["linear", "head"])
+def test_packed_rows_equal_single_documents(networks, form, weights):
+    student, *teachers = (copy.deepcopy(network) for network in networks)
+    if form == "head":
+        student.lm_head.bias = torch.nn.Parameter(torch.zeros(student.config.vocab_size))
+    plain = copy.deepcopy(student)
+    teachers = teachers[: len(weights)]
+    documents = random_documents([9, 12, 5], 3)
+    batch = prepare_batch(pack(documents, 32))
+    sums, balance = distillation_loss(student, teachers, weights, batch, OBJECTIVE)
+    sums.loss.backward()
+    for each in (plain, *teachers):
+        each.set_attn_implementation("eager")
+    expected = by_hand(plain, teachers, weights, documents, OBJECTIVE)
+    expected.backward()
+    assert balance is None and float(sums.loss) == pytest.approx(float(expected), rel=1e-5)
+    for (name, ours), theirs in zip(student.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5, msg=name)
+    assert all(parameter.grad is None for teacher in teachers for parameter in teacher.parameters())
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(networks, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    save_model_folder(networks[1], None, folder)
+    return folder
+
+
+def module(folder, **settings):
+    """With weights that are the same each time."""
+    return Distillation(
+        Backbone(config=tiny_config()), Backbone(path=str(folder)), optimizer=sgd, objective=OBJECTIVE,
+        schedule=Schedule("constant", warmup=0), **settings,
+    )  # fmt: skip
+
+
+def test_one_step_is_the_same_under_any_cut_into_micro_batches(teacher_folder):
+    rows = [ragged_row(seed, trained=seed != 3) for seed in range(8)]
+    weights = []
+    for size in (8, 4, 1):
+        batches = [stack(*rows[i : i + size]) for i in range(0, 8, size)]
+        weights.append(fit(module(teacher_folder), batches, accumulate=8 // size).model.state_dict())
+    for other in weights[1:]:
+        for name, expected in weights[0].items():
+            torch.testing.assert_close(other[name], expected, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_a_student_comes_near_its_teacher(teacher_folder):
+    rows = [ragged_row(seed) for seed in range(4)] * 20
+
+    def adam(params):
+        return torch.optim.Adam(params, lr=1e-2)
+
+    student = Distillation(
+        Backbone(config=tiny_config()), Backbone(path=str(teacher_folder)), optimizer=adam,
+        objective=DistillationLoss(labels_weight=0.0), schedule=Schedule("constant", warmup=0),
+    )  # fmt: skip
+    divergences = []
+    log, student.step_metrics = student.step_metrics, lambda totals: divergences.append(
+        totals["divergence"] / totals["tokens"]
+    ) or log(totals)  # fmt: skip
+    fit(student, rows)
+    assert divergences[-1] < divergences[0] / 5
+
+
+def test_the_teacher_is_in_no_checkpoint(teacher_folder):
+    trained = fit(module(teacher_folder), [ragged_row(0)])
+    assert len(trained._networks) == 1
+    assert not any("teacher" in name or "_networks" in name for name in trained.state_dict())
+    checkpoint = {"state_dict": trained.state_dict()}
+    trained.on_save_checkpoint(checkpoint)
+    assert len(checkpoint["llm_lightning"]["teachers"]) == 1
