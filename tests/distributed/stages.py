@@ -14,10 +14,10 @@ from tests.ppo_runs import REWARDS, TIMES
 
 
 def config(module, data, file, network):
+    backbone, constant = {"path": str(network)}, {"kind": "constant", "warmup": 0}
+    teacher = {"teacher": backbone} if module == "Distillation" else {}
     return config_of(
-        part(
-            module, backbone={"path": str(network)}, optimizer=adamw(5e-3), schedule={"kind": "constant", "warmup": 0}
-        ),
+        part(module, backbone=backbone, optimizer=adamw(5e-3), schedule=constant, **teacher),
         part(data, path=file, seq_len=64, batch_size=4, val_share=0.1),
         max_steps=4, val_check_interval=2, accumulate_grad_batches=2, callbacks=[samples_of(2)],
     )  # fmt: skip
@@ -28,6 +28,7 @@ STAGES = {
     "pretrain": ("--config=pretrain.yaml", "--model.backbone.dropout=0", "--trainer.max_steps=4",
                  "--trainer.val_check_interval=2", "--model.schedule.kind=constant"),
     "sft": ("--config=sft.yaml", *LORA),
+    "distill": ("--config=distill.yaml", "--model.objective.labels_weight=0.5"),
     "reward": ("--config=reward.yaml",),
     "dpo": ("--config=dpo.yaml",),
     "kto": ("--config=dpo.yaml", "--model.objective.kind=kto", "--data.path=[preferences.jsonl,singles.jsonl]", *LORA),
@@ -56,6 +57,7 @@ def prepare(folder, texts, network):
     (folder / "ppo.yaml").write_text(ppo_runs.config(network))
     for name, module, data, file in (
         ("sft", "SupervisedFinetuning", "InstructionDataModule", "prompts.jsonl"),
+        ("distill", "Distillation", "TextDataModule", "texts.jsonl"),
         ("reward", "RewardModeling", "PreferenceDataModule", "preferences.jsonl"),
         ("dpo", "PreferenceOptimization", "PreferenceDataModule", "preferences.jsonl"),
     ):

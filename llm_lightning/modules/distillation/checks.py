@@ -1,6 +1,5 @@
 """A user's mistakes in the settings of a distillation: objectives out of range, and teachers that do not go with it."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,7 +88,8 @@ def check_tokens(teacher: Backbone, tokenizer: Any, writes_turns: bool) -> None:
         )
     ours, known = (each.apply_chat_template(TALK, tokenize=False) for each in (tokenizer, own))
     if ours != known:
-        place = len(os.path.commonprefix([ours, known]))
+        parted = (place for place, (a, b) in enumerate(zip(ours, known, strict=False)) if a != b)
+        place = next(parted, min(len(ours), len(known)))
         first, second = (text[max(0, place - AROUND) : place + AROUND] for text in (ours, known))
         raise UserError(
             f"model.teacher.path={teacher.path!r} knows conversations by another chat template: the data's has "
