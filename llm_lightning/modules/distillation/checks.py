@@ -76,8 +76,8 @@ def check_tokens(teacher: Backbone, tokenizer: Any, writes_turns: bool) -> None:
         token = different[0]
         raise UserError(
             f"model.teacher.path={teacher.path!r} has another vocabulary: {len(different):,} tokens differ, such as "
-            f"{token!r} ({vocabulary.get(token, 'none')} in the data, {theirs.get(token, 'none')} to the teacher). Take "
-            "a teacher with the student's tokenizer, or --tokenizer of the teacher."
+            f"{token!r} ({vocabulary.get(token, 'none')} in the data, {theirs.get(token, 'none')} to the teacher). "
+            "Take a teacher with the student's tokenizer, or --tokenizer of the teacher."
         )
     if not writes_turns:
         return

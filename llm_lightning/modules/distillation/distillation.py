@@ -9,7 +9,6 @@ from torch import Tensor
 from torchmetrics import SumMetric
 
 from llm_lightning.models.backbone import Backbone
-from llm_lightning.models.distillation import distillation_loss
 from llm_lightning.models.loading.identity import Beginning
 from llm_lightning.modules.base import STATE_KEY
 from llm_lightning.modules.distillation.checks import (
@@ -19,6 +18,7 @@ from llm_lightning.modules.distillation.checks import (
     check_tokens,
     check_weights,
 )
+from llm_lightning.modules.distillation.losses import distillation_loss
 from llm_lightning.modules.sft import SupervisedFinetuning
 from llm_lightning.objectives.distillation import DistillationLoss, DistillationSums
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from llm_lightning.models.backbone import Backbone
-from llm_lightning.models.distillation import distillation_loss
 from llm_lightning.models.export import save_model_folder
 from llm_lightning.models.heads import prepare_batch
 from llm_lightning.modules import Distillation
+from llm_lightning.modules.distillation.losses import distillation_loss
 from llm_lightning.modules.schedule import Schedule
 from llm_lightning.objectives.distillation import DistillationLoss
 from tests.llm_lightning.conftest import pack, random_documents, stack, tiny_config
