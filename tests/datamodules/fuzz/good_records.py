@@ -55,6 +55,8 @@ PREFERENCE: dict[str, Shape] = {
     },
     "labelled": lambda q, a: {"instruction": q, "output_1": a, "output_2": "No.", "label": 1},
     "scores": lambda q, a: {"prompt": q, "chosen": a, "rejected": "No.", "chosen_score": 4.5, "rejected_score": 1},
+    "prompt-single": lambda q, a: {"prompt": q, "completion": a, "label": True},
+    "messages-single": lambda q, a: {"messages": _messages(q, a), "feedback": "good"},
 }
 PROMPT: dict[str, Shape] = {
     "prompt": lambda q, a: {"prompt": q, "answer": a},

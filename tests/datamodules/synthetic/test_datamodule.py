@@ -10,7 +10,7 @@ import pytest
 from datamodules import InstructionDataModule, PreferenceDataModule, RecordSource, SyntheticDataModule
 from datamodules.errors import DataError
 from datamodules.synthetic.filters import ExactDuplicates
-from datamodules.synthetic.generators import Answers, PreferencePairs, SelfInstruct
+from datamodules.synthetic.generators import Answers, Paraphrase, PreferencePairs, SelfInstruct
 from datamodules.synthetic.openai_engine import OpenAIEngine
 from llm_lightning.rewards import Length
 from tests.chat_server import ChatServer, status, words
@@ -110,6 +110,23 @@ def test_pairs(settings, server, tmp_path):
     assert module.share_prompts and module.seq_len == 256  # what is asked of the real data
     batch = next(iter(module.train_dataloader()))
     assert {"input_ids", "position_ids"} <= batch.keys()
+
+
+def test_pairs_are_made_of_single_answers_and_train_beside_them(settings, server, tmp_path):
+    server.answer = lambda body: " ".join(["word"] * (1 + body["seed"] % 7))
+    singles = [
+        {"prompt": text, "completion": f"It is {i + 1}.", "label": i % 3 == 0} for i, text in enumerate(QUESTIONS)
+    ]
+    (tmp_path / "singles.jsonl").write_text("".join(json.dumps(record) + "\n" for record in singles))
+    data = PreferenceDataModule(str(tmp_path / "singles.jsonl"), **settings)
+    module = wrapped(data, {"pairs": PreferencePairs(Length(7))}, server, tmp_path)
+    made = len(pq.read_table(module.result))
+    desirable, undesirable = (module.statistics["train"][name] for name in ("num_desirable", "num_undesirable"))
+    assert made > 10 and desirable + undesirable == 96
+    assert module.num_labelled("train") == (desirable + made, undesirable + made)
+    again = PreferenceDataModule(str(tmp_path / "singles.jsonl"), **settings)
+    with pytest.raises(DataError, match=r"nothing came of any record: words: .* cannot be learned from"):
+        wrapped(again, {"words": Paraphrase()}, server, tmp_path)
 
 
 def test_generators_have_to_fit_the_data(settings, server, tmp_path):
