@@ -21,7 +21,7 @@ commands:
   ablate     train with the synthetic data and without it, and compare
   report     one page about a run, or about several side by side, with paired tests
   evaluate   ask a model the items of benchmarks, each score with its interval
-  merge      add an adapter to the weights of its network
+  merge      add an adapter to its network, or make one network of several
   slurm      submit one of these, or a chain of stages, to a cluster
   workspace  make a W&B workspace that shows what matters of a stage
   configs    list the configurations that --config takes by name, or copy them

@@ -1,18 +1,35 @@
-"""`llm-lightning merge ADAPTER OUTPUT`: the network with its adapter in it, as a folder that needs no peft."""
+"""`llm-lightning merge`: an adapter added to its network, or several networks made into one."""
 
 from pathlib import Path
+from typing import Any, get_args
 
 from safetensors import SafetensorError
 
 from llm_lightning.errors import UserError
-from llm_lightning.models.merge import merge_folder
+from llm_lightning.models.merging.adapter import merge_folder
+from llm_lightning.models.merging.folders import merge_models
+from llm_lightning.models.merging.methods import Merging, Method
 from llm_lightning.process.redacted_output import report
+from llm_lightning.settings.flags import FlagParser
 
 USAGE = """\
-usage: llm-lightning merge ADAPTER_FOLDER OUTPUT_FOLDER
+usage: llm-lightning merge ADAPTER OUTPUT
+       llm-lightning merge MODEL MODEL [MODEL ...] OUTPUT [--method METHOD] [--weights W,W,...] [--base BASE]
 
-Adds an adapter to the weights of the network it was trained on, in float32, and writes the whole network in its own
-dtype, with the tokenizer. Adapters that were trained on a quantized network are added to the unquantized one.
+The first adds an adapter to the weights of the network it was trained on, in float32, and writes the whole network in
+its own dtype, with the tokenizer. Adapters that were trained on a quantized network are added to the unquantized one.
+
+The second makes one network of several of the same shape and vocabulary, weight by weight, in float32. MODEL is the
+folder of a network, or of an adapter, which stands for its network with all that it changes.
+
+  --method METHOD   linear (default): the mean, or with --base the sum of the changes from it
+                    slerp: along the arc between two networks
+                    ties: the largest part of each change, and of these what most agree on in sign (needs --base)
+                    dare: a random part of each change, enlarged by as much as is lost (needs --base)
+  --weights W,W     of each network (1 each); a mean divides them by their sum, changes are multiplied by them
+  --base BASE       what the networks were trained from
+  --density SHARE   of ties and dare: how much of a change is kept (0.2)
+  --seed N          of dare (0)
 """
 
 
@@ -20,17 +37,39 @@ def run(args: list[str], *, debug: bool = False) -> int:
     """Run the command; a user's mistake becomes one message and exit code 2.
 
     Args:
-        args: adapter folder and output folder.
+        args: what follows `merge`.
         debug: show the traceback of an error.
     """
-    if "--help" in args or "-h" in args:
+    if not args or "--help" in args or "-h" in args:
         print(USAGE, end="")
         return 0
     try:
-        if len(args) != 2:
-            raise UserError(f"merge takes two folders, the adapter's and the output's; {len(args)} are given.")
-        merge_folder(Path(args[0]), Path(args[1]))
+        _run(args)
     except (UserError, OSError, SafetensorError) as error:
         return report(error, debug)
-    print(f"{args[1]} holds the network with the adapter in it.")
     return 0
+
+
+def _run(args: list[str]) -> None:
+    given = _parse(args)
+    *models, output = given.folders
+    if not models:
+        raise UserError(f"merge takes two folders or more, the last one to write to; {output} alone is given.")
+    if len(args) == 2:
+        merge_folder(models[0], output)
+        print(f"{output} holds the network with the adapter in it.")
+        return
+    weights = tuple(given.weights or [1.0] * len(models))
+    merge_models(models, given.base, output, Merging(given.method, weights, given.density, given.seed), print)
+    print(f"{output} holds the {given.method} merge of {', '.join(map(str, models))}.")
+
+
+def _parse(args: list[str]) -> Any:
+    parser = FlagParser("llm-lightning merge", add_help=False, allow_abbrev=False)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--method", choices=get_args(Method), default="linear")
+    parser.add_argument("--weights", type=lambda text: [float(number) for number in text.split(",")])
+    parser.add_argument("--base", type=Path)
+    parser.add_argument("--density", type=float, default=Merging.density)
+    parser.add_argument("--seed", type=int, default=Merging.seed)
+    return parser.parse_intermixed_args(args)

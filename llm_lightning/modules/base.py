@@ -22,7 +22,7 @@ from llm_lightning.models.generation import generation_settings
 from llm_lightning.models.heads import base_model, prepare_batch
 from llm_lightning.models.loading.identity import Beginning
 from llm_lightning.models.loading.sharding import Sharding
-from llm_lightning.models.merge import merge_folder
+from llm_lightning.models.merging.adapter import merge_folder
 from llm_lightning.models.tasks import LANGUAGE, Task
 from llm_lightning.modules.checks import (
     check_adapter,

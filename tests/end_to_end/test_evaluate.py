@@ -24,7 +24,7 @@ from llm_lightning.evaluation.statistics import wilson_interval
 from llm_lightning.models.adapters.adapter import Adapter
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
-from llm_lightning.models.merge import merge_folder
+from llm_lightning.models.merging.adapter import merge_folder
 from tests.llm_lightning.evaluation.small_model import WRITTEN, questions, save_small_model, write_rows, write_task
 
 

@@ -23,7 +23,7 @@ from llm_lightning.evaluation.statistics import bootstrap_interval, mcnemar_p, w
 from llm_lightning.models.adapters.adapter import Adapter
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
-from llm_lightning.models.merge import merge_folder
+from llm_lightning.models.merging.adapter import merge_folder
 from llm_lightning.models.tasks import REWARD
 from llm_lightning.rollouts.local_engine import LocalEngine
 from tests.datamodules.chat_tokenizers import chat_tokenizer
