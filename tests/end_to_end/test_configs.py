@@ -29,6 +29,10 @@ STAGES = {
         "--data.seq_len=64",
         "--data.batch_size=1",
     ],
+    "prune_distill.yaml": [
+        "--model.backbone.path=network", "--model.teacher.path=network", "--data.path=texts.jsonl",
+        "--data.seq_len=64", "--data.batch_size=1",
+    ],
     "sft.yaml": PAIRS,
     "reward.yaml": PREFERENCES,
     "dpo.yaml": PREFERENCES,

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 
 from tests.config_files import adamw, config_of, part, samples_of, saves_every
 from tests.end_to_end.test_resume import kill_after_steps, losses, weights
@@ -116,3 +117,19 @@ def test_mistakes(run, taught, settings, words):
     code, output = run("fit", "--config", "tiny.yaml", *settings)
     assert code == 2 and words in output and "Traceback" not in output, output
     assert not (taught / "run" / "checkpoints").exists()
+
+
+def test_a_pruned_student_learns_from_the_dense_network(run, taught):
+    """Of what the layers that go cost, distillation wins most back."""
+    dense = "--model.backbone.path=taught/model/last", "--model.teacher.path=taught/model/last"
+    prune = {"structure": part("Structured", layers=0.5), "schedule": part("OneShot", end=2)}
+    (taught / "prune.yaml").write_text(yaml.dump({"trainer": {"callbacks": [part("Pruning", **prune)]}}))
+    code, output = run(
+        "fit", "--config", "tiny.yaml", "--config", "prune.yaml", *dense, "--model.backbone.dropout=0",
+        "--model.optimizer.lr=3e-3", "--trainer.val_check_interval=2", "--trainer.accumulate_grad_batches=1",
+    )  # fmt: skip
+    assert code == 0, output
+    divergences = logged(taught / "run", "val/divergence")
+    assert divergences[0] > 0.01 and divergences[-1] < divergences[0] / 2
+    pruned = json.loads((taught / "run" / "model" / "last" / "config.json").read_text())
+    assert pruned["num_hidden_layers"] == 2
