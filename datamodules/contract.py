@@ -171,6 +171,20 @@ class PackedData(Data, Protocol):
     """One that packs rows: `TextDataModule`, `InstructionDataModule`, `PreferenceDataModule`."""
 
     seq_len: int
+    numbers_rows: bool
+    """Whether batches bring `row_numbers` (B,) int64, -1 for a blank row; set before any loader is asked for."""
+
+    def in_order(self, part: Part) -> Iterable[Any]:
+        """All rows of a part, each once, in their order, in equally many batches on each rank."""
+        ...
+
+    def num_rows(self, part: Part) -> int:
+        """How many there are, without the blank ones that complete batches."""
+        ...
+
+    def rows_name(self, part: Part) -> str:
+        """Names the rows by all that is in them: records, template, tokenizer, and how they are cut."""
+        ...
 
 
 @runtime_checkable
@@ -210,10 +224,6 @@ class PairData(PackedData, Protocol):
 
     def num_pairs(self, part: Part) -> int:
         """In all rows of a part."""
-        ...
-
-    def rows_name(self, part: Part) -> str:
-        """Names the rows of a part by all that is in them: records, template, tokenizer, and how they are cut."""
         ...
 
 

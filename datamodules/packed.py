@@ -18,6 +18,7 @@ from datamodules.records.contamination import TrainingTexts
 from datamodules.serving.collate import PackedCollator, PromptCollator
 from datamodules.serving.dataset import DocumentPrompts, Documents, PackedRows
 from datamodules.serving.loader import EvaluationLoader, ResumableLoader
+from datamodules.serving.numbered import NumberedCollator, NumberedRows
 from datamodules.serving.order import ShuffledOrder
 from datamodules.serving.preview import preview
 from datamodules.sources.discover import Source
@@ -55,6 +56,8 @@ class PackedDataModule(ResumableDataModule):
     """What else is trained on: nothing of it validates, and what asks a question of validation is left out."""
     added_share = 0.5
     """The share of the rows that come from there, at most; the first ones are taken."""
+    numbers_rows = False
+    """Whether batches bring the numbers of their rows (`row_numbers`), for what is kept of each elsewhere."""
 
     def __init__(
         self,
@@ -93,13 +96,28 @@ class PackedDataModule(ResumableDataModule):
         """With what else is trained on."""
         return TrainingTexts([*self.train_sources, *self.added], self.root, look_again=False)
 
-    def make_rows(self, sources: Packed) -> PackedRows:
+    def make_rows(self, sources: Packed) -> Any:
         """The rows to read."""
-        return PackedRows(sources)
+        rows = PackedRows(sources)
+        return NumberedRows(rows) if self.numbers_rows else rows
 
     def make_collator(self) -> Collate:
         """What makes a batch of rows."""
-        return PackedCollator(self.seq_len, self.pad_token_id, self.document_mask)
+        collate = PackedCollator(self.seq_len, self.pad_token_id, self.document_mask)
+        return NumberedCollator(collate) if self.numbers_rows else collate
+
+    def in_order(self, part: Part) -> EvaluationLoader | list:
+        """All rows of a part, each once, in their order."""
+        rows = self.make_rows(self._part(part))
+        return self.evaluation_loader(rows, self.make_collator()) if len(rows) else []
+
+    def num_rows(self, part: Part) -> int:
+        """How many `in_order` has, without the blank ones."""
+        return len(self.make_rows(self._part(part)))
+
+    def rows_name(self, part: Part) -> str:
+        """Names the rows of a part by all that is in them: records, template, tokenizer, and how they are cut."""
+        return key_of(self.seq_len, [index.folder.name for index, _ in self._part(part)])
 
     def in_words(self, counts: dict[str, float]) -> str:
         """One of `statistics` as a line to read."""

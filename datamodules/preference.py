@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from datamodules.cache import key_of
 from datamodules.chat import ChatDataModule
 from datamodules.contract import MismatchBatch, Part
 from datamodules.encoding.cutting import Cut
@@ -250,10 +249,6 @@ class PreferenceDataModule(ChatDataModule):
         sources = zip(self._part(part), self._units[part], strict=False)  # what is added are pairs
         singles = [shards for (_, shards), units in sources if any(is_single(unit.shape) for unit in units)]
         return super().count(part) | count_singles(singles, self.selections[part])
-
-    def rows_name(self, part: Part) -> str:
-        """Names the rows of a part by all that is in them: records, template, tokenizer, and how they are cut."""
-        return key_of(self.seq_len, [index.folder.name for index, _ in self._part(part)])
 
     def example_prompts(self, count: int) -> list[list[int]]:
         """Token ids of the first validation prompts (training's where there are none), for samples in passing."""

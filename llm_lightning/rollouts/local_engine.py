@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
@@ -17,15 +15,13 @@ from llm_lightning.errors import UserError
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.completions import bounded_groups, pack_completions, states_and_logprobs
 from llm_lightning.models.generation import end_tokens, generation_settings
+from llm_lightning.models.loading.content import files_key
 from llm_lightning.models.untrusted_text import UntrustedText
 from llm_lightning.rollouts.sampler import Sampler
 from llm_lightning.rollouts.sampling import Sampling
 
 PACKED_TOKENS = 8192
 """Of one forward pass over finished texts, but for a single longer one."""
-
-READ = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model"}
-"""Suffixes of the files that decide what a model folder writes."""
 
 
 class WrittenText(NamedTuple):
@@ -102,16 +98,7 @@ class LocalEngine:
     @cached_property
     def model(self) -> str:
         """A hash of the files that are read, and the dtype; of a hub id its commit."""
-        path = Path(self.path).expanduser()
-        if not path.exists():
-            from transformers.utils import cached_file
-
-            config = cached_file(self.path, "config.json")  # .../snapshots/COMMIT/config.json
-            return f"{self.path}@{Path(str(config)).parent.name[:12]}-{self.dtype}"
-        files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in READ)
-        with ThreadPoolExecutor() as pool:  # hashing leaves the other threads alone
-            digest = hashlib.blake2b(b"".join(pool.map(_digest, files)), digest_size=12)
-        return f"{digest.hexdigest()}-{self.dtype}"
+        return f"{files_key(self.path)}-{self.dtype}"
 
     def check(self) -> None:
         """Read config and tokenizer; raises `UserError` where that fails, or where there is no chat template."""
@@ -217,11 +204,6 @@ class LocalEngine:
         # A template that writes a finished completion otherwise than it prompts for one.
         text = self._untrusted.text(messages[-1]["content"])
         return prompt, torch.tensor([*text, self.eos_token_ids[0]])
-
-
-def _digest(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "blake2b").digest()
 
 
 def own_device() -> str:

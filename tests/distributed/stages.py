@@ -29,6 +29,7 @@ STAGES = {
                  "--trainer.val_check_interval=2", "--model.schedule.kind=constant"),
     "sft": ("--config=sft.yaml", *LORA),
     "distill": ("--config=distill.yaml", "--model.objective.labels_weight=0.5"),
+    "cached": ("--config=distill.yaml", "--model.objective.labels_weight=0.5", "--model.teacher_logprobs=cached"),
     "reward": ("--config=reward.yaml",),
     "dpo": ("--config=dpo.yaml",),
     "kto": ("--config=dpo.yaml", "--model.objective.kind=kto", "--data.path=[preferences.jsonl,singles.jsonl]", *LORA),

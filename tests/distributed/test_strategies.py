@@ -29,7 +29,7 @@ def runs(tmp_path_factory, texts, network, cache):
     ]
     run_all(folder, cache, one)
     two = [fit(stage, f"{stage}-fsdp2", FSDP2, *TWO) for stage in STAGES]
-    two += [fit(stage, f"{stage}-ddp", DDP, *TWO) for stage in ("sft", "distill", "reward", "dpo", "kto")]
+    two += [fit(stage, f"{stage}-ddp", DDP, *TWO) for stage in ("sft", "distill", "cached", "reward", "dpo", "kto")]
     two += [fit("pretrain", root, FSDP2, *TWO, *SIX) for root in ("parts-of-one", "pretrain-one")]
     two += [fit("sft", "sft-fsdp2", FSDP2, *TWO, *SIX)]
     two += [fit("pretrain", "pretrain-shared", *SHARED)]
@@ -46,6 +46,8 @@ def runs(tmp_path_factory, texts, network, cache):
         "sft-fsdp2",
         "distill-fsdp2",
         "distill-ddp",
+        "cached-fsdp2",
+        "cached-ddp",
         "reward-fsdp2",
         "ppo-fsdp2",
         "sft-ddp",

@@ -1,8 +1,10 @@
-"""A name for all the numbers of a network's weights, the same however many ranks share them."""
+"""Names of networks by their content: by all numbers of their weights, however many ranks share them, or by files."""
 
 import hashlib
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,27 @@ AT_ONCE = 2**20
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 FACTORS = (-7046029254386353131, -4658895280553007687)
 """Odd numbers of 64 bits, those of splitmix64 (Steele et al., 2014)."""
+
+READ = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model"}
+"""Suffixes of the files that decide what a model folder writes."""
+
+
+def files_key(model: str) -> str:
+    """A hash of the files of a model folder, or of one file, that are read; of a hub id its commit."""
+    path = Path(model).expanduser()
+    if not path.exists():
+        from transformers.utils import cached_file
+
+        config = cached_file(model, "config.json")  # .../snapshots/COMMIT/config.json
+        return f"{model}@{Path(str(config)).parent.name[:12]}"
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in READ)
+    with ThreadPoolExecutor() as pool:  # hashing leaves the other threads alone
+        return hashlib.blake2b(b"".join(pool.map(_digest, files)), digest_size=12).hexdigest()
+
+
+def _digest(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "blake2b").digest()
 
 
 def content_key(weights: Mapping[str, Any]) -> str:

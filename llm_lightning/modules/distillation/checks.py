@@ -56,6 +56,20 @@ def check_teachers(teachers: Sequence[Backbone], seq_len: int | None) -> None:
             raise UserError(str(error).replace("model.backbone", "model.teacher")) from error
 
 
+def check_cache(top_k: int, datamodule: Any) -> None:
+    """Raise `UserError` for a cache without anything in it, or of data without rows to keep it for."""
+    if top_k < 1:
+        raise UserError(f"model.top_k={top_k} must be at least 1.")
+    if datamodule is not None and not hasattr(datamodule, "in_order"):
+        raise UserError("model.teacher_logprobs=cached keeps what belongs to the rows of this project's DataModules.")
+
+
+def check_top_k(top_k: int, vocab_size: int) -> None:
+    """Raise `UserError` where there are not so many tokens."""
+    if top_k > vocab_size:
+        raise UserError(f"model.top_k={top_k} is above the {vocab_size:,} tokens that there are.")
+
+
 def check_tokens(teacher: Backbone, tokenizer: Any, writes_turns: bool) -> None:
     """Compare a teacher's tokens with those of the data.
 

@@ -1,26 +1,37 @@
 """Distillation: a student learns what a teacher finds likely, token by token, and not the text's own tokens alone."""
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torchmetrics import SumMetric
 
 from llm_lightning.models.backbone import Backbone
+from llm_lightning.models.heads import base_model, prepare_batch
+from llm_lightning.models.loading.content import files_key
 from llm_lightning.models.loading.identity import Beginning
 from llm_lightning.modules.base import STATE_KEY
 from llm_lightning.modules.distillation.checks import (
+    check_cache,
     check_objective,
     check_same_teachers,
     check_teachers,
     check_tokens,
+    check_top_k,
     check_weights,
 )
-from llm_lightning.modules.distillation.losses import distillation_loss
+from llm_lightning.modules.distillation.losses import likeliest, run_teachers, student_loss
+from llm_lightning.modules.distillation.teacher_cache import CachedTeacher, Part, Shape, TeacherCache, cache_key
 from llm_lightning.modules.sft import SupervisedFinetuning
-from llm_lightning.objectives.distillation import DistillationLoss, DistillationSums
+from llm_lightning.objectives.distillation import DistillationLoss, DistillationSums, Teacher, TeacherChunk
+
+R = TypeVar("R")
+TRAIN, VAL = "train", "val"
 
 
 class Distillation(SupervisedFinetuning):
@@ -36,6 +47,10 @@ class Distillation(SupervisedFinetuning):
             be the student's, and on conversations its chat template.
         ensemble: more teachers, whose distributions are averaged with the teacher's.
         weights: of `teacher` and of those in `ensemble`, in this order; by default all are equal.
+        teacher_logprobs: `live` runs the teachers beside the student. `cached` computes once what they find likely,
+            into the data's cache, before training, which then needs no teacher.
+        top_k: of the cache, next tokens that are named of each trained one; the others are one more outcome. 32 hold
+            nearly all of the probability, and take 192 or 256 bytes a trained token.
         optimizer: see `SupervisedFinetuning`.
         objective: what a token costs.
         kwargs: see `SupervisedFinetuning`.
@@ -47,6 +62,8 @@ class Distillation(SupervisedFinetuning):
         teacher: Backbone,
         ensemble: list[Backbone] | None = None,
         weights: list[float] | None = None,
+        teacher_logprobs: Literal["live", "cached"] = "live",
+        top_k: int = 32,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-5, weight_decay=0.0, fused=True),
         objective: DistillationLoss = DistillationLoss(),  # noqa: B008 (read only)
         **kwargs: Any,
@@ -55,8 +72,10 @@ class Distillation(SupervisedFinetuning):
         self.objective = objective
         self.teachers = [teacher, *(ensemble or [])]
         self.teacher_weights = weights
+        self.teacher_logprobs, self.top_k = teacher_logprobs, top_k
         self.evaluation["divergence"] = SumMetric().set_dtype(torch.float64)
         self._networks: list[Any] = []  # a list: no submodules, which would be in the checkpoint
+        self._cache: TeacherCache | None = None
         self._identities = [Beginning(each.path) for each in self.teachers]
 
     def check(self, datamodule: LightningDataModule | None = None) -> None:
@@ -65,11 +84,15 @@ class Distillation(SupervisedFinetuning):
         check_objective(self.objective, self.z_loss)
         check_weights(self.teacher_weights, len(self.teachers))
         check_teachers(self.teachers, getattr(datamodule, "seq_len", None))
+        if self.teacher_logprobs == "cached":
+            check_cache(self.top_k, datamodule)
 
     def setup(self, stage: str) -> None:
         """Take the tokenizer from the DataModule, and compare the teachers' with it."""
         super().setup(stage)
-        kind = getattr(getattr(self.trainer, "datamodule", None), "batch_kind", None)
+        kind = getattr(self._data, "batch_kind", None)
+        if self.teacher_logprobs == "cached" and stage != "predict":
+            self._data.numbers_rows = True
         for backbone in self.teachers if stage != "predict" else ():
             check_tokens(backbone, self.tokenizer, writes_turns=kind == self.batch_kind)
 
@@ -80,11 +103,18 @@ class Distillation(SupervisedFinetuning):
         super().configure_model()
         if self._trainer is not None and self.trainer.predicting:
             return
-        for backbone in self.teachers:
-            network = self.build_network(backbone).requires_grad_(False).eval()
-            if self.sharding is not None:
-                self.shard_and_load(backbone, network)
-            self._networks.append(network)
+        if self.teacher_logprobs == "cached":
+            self._cache = self._open_cache()
+        else:
+            self._build_teachers()
+
+    def on_before_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> Mapping[str, Any]:
+        """See `prepare_batch`; with what the teachers find likely, where that is known."""
+        prepared = super().on_before_batch_transfer(batch, dataloader_idx)
+        if self._cache is None or "labels" not in batch:
+            return prepared
+        known = self._cache.look_up(TRAIN if self.trainer.training else VAL, batch)
+        return {**prepared, "teacher_logprobs": known.logprobs, "teacher_ids": known.ids}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Summed loss over the micro-batch's trained tokens; see `LanguageModule` for its divisor."""
@@ -131,9 +161,65 @@ class Distillation(SupervisedFinetuning):
         check_same_teachers(checkpoint[STATE_KEY]["teachers"], self._identities)
 
     def _losses(self, batch: dict[str, Any]) -> tuple[DistillationSums, Tensor | None]:
+        if "teacher_ids" in batch:
+            known = CachedTeacher(batch["teacher_logprobs"], batch["teacher_ids"])
+            return student_loss(self.model, batch, known, self.objective)
+        return self._run_teachers(batch, lambda known: student_loss(self.model, batch, known, self.objective))
+
+    def _run_teachers(self, batch: Mapping[str, Any], use: Callable[[Teacher], R]) -> R:
         device = next(self.model.parameters()).device
         for network in self._networks:
             network.to(device)
+        return run_teachers(self._networks, self._shares, batch, self._vocab_size, use)
+
+    @property
+    def _shares(self) -> list[float]:
         weights = self.teacher_weights or [1.0] * len(self.teachers)
-        shares = [weight / sum(weights) for weight in weights]
-        return distillation_loss(self.model, self._networks, shares, batch, self.objective)
+        return [weight / sum(weights) for weight in weights]
+
+    @property
+    def _vocab_size(self) -> int:
+        return int(base_model(self.model).config.get_text_config(decoder=True).vocab_size)
+
+    @property
+    def _data(self) -> Any:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        return getattr(datamodule, "data", datamodule)  # a DataModule around another one
+
+    def _build_teachers(self) -> None:
+        for backbone in self.teachers:
+            network = self.build_network(backbone).requires_grad_(False).eval()
+            if self.sharding is not None:
+                self.shard_and_load(backbone, network)
+            self._networks.append(network)
+
+    def _open_cache(self) -> TeacherCache:
+        """What the teachers find likely, computed where it is missing, before anything trains."""
+        data, trainer = self._data, self.trainer
+        shape = Shape(data.seq_len, self.top_k, self._vocab_size)
+        check_top_k(self.top_k, shape.vocab_size)
+        parts = [Part(name, data.num_rows(name), partial(data.in_order, name)) for name in (TRAIN, VAL)]
+        files = [[files_key(str(each.path)), each.dtype, each.quantization] for each in self.teachers]
+        rows = [data.rows_name(part.name) for part in parts]
+        key = cache_key(files, self._shares, rows, shape, self.objective.temperature, str(trainer.precision))
+        barrier = partial(trainer.strategy.barrier, "teacher cache")
+        cache = TeacherCache(data.root / "teacher" / key, parts, shape, self.ranks, barrier, trainer.is_global_zero)
+        if missing := cache.missing():
+            size = f"{shape.bytes_a_token} bytes a trained token"
+            self.print(f"Teacher: computing what it finds likely of {missing:,} rows into {cache.folder}, {size}")
+            self._build_teachers()
+            cache.fill(self._likeliest)
+            self._networks.clear()
+        else:
+            self.print(f"Teacher: what it finds likely, from {cache.folder}")
+        return cache
+
+    def _likeliest(self, batch: Mapping[str, Any]) -> TeacherChunk:
+        prepared = move_data_to_device(prepare_batch(batch), next(self.model.parameters()).device)
+        temperature, count = self.objective.temperature, len(prepared["targets"])
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            found = self._run_teachers(
+                prepared, lambda known: likeliest(known, count, self.top_k, temperature, self._vocab_size)
+            )
+        torch.clear_autocast_cache()
+        return found

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +13,17 @@ from llm_lightning.models.adapters.adalora import orthogonality
 from llm_lightning.models.balance import Routing
 from llm_lightning.models.heads import base_model, head_scaling, hidden_states, output_head, with_head
 from llm_lightning.models.loading.sharding import is_zero3, run_gathered
-from llm_lightning.objectives.chunks import padded
+from llm_lightning.objectives.chunks import chunk_length, padded
 from llm_lightning.objectives.distillation import (
     DistillationLoss,
     DistillationSums,
+    Teacher,
     TeacherChunk,
     head_distillation,
     linear_distillation,
 )
+
+R = TypeVar("R")
 
 
 class NetworkTeacher(NamedTuple):
@@ -66,39 +69,44 @@ class Ensemble(NamedTuple):
         return TeacherChunk(total)
 
 
-def distillation_loss(
-    student: nn.Module,
+def run_teachers(
     teachers: Sequence[nn.Module],
     weights: Sequence[float],
     batch: Mapping[str, Any],
-    objective: DistillationLoss,
-) -> tuple[DistillationSums, Tensor | None]:
-    """Summed losses of a prepared batch, and without gradient what of them balances a mixture's load.
+    vocab_size: int,
+    use: Callable[[Teacher], R],
+) -> R:
+    """What `use` makes of what the teachers know of a batch; where their heads are sharded, they are gathered for it.
 
     Args:
-        student: as in `hidden_states`.
         teachers: frozen networks with the same tokens.
         weights: theirs, which sum to 1.
         batch: from `prepare_batch`.
-        objective: what a token costs.
+        vocab_size: V of the student.
+        use: is given the teacher of the batch's trained tokens.
     """
-    run: Callable[..., Any] = partial(_loss, student, teachers, weights, batch, objective)
+
+    def run() -> R:
+        known = Ensemble([_run(teacher, batch, vocab_size) for teacher in teachers], weights)
+        return use(known if len(teachers) > 1 else known.teachers[0])
+
+    gathered: Callable[[], R] = run
     for teacher in teachers:
-        run = partial(run_gathered, base_model(teacher), run)
-    result: tuple[DistillationSums, Tensor | None] = run()
-    return result
+        gathered = partial(run_gathered, base_model(teacher), gathered)
+    return gathered()
 
 
-def _loss(
-    student: nn.Module,
-    teachers: Sequence[nn.Module],
-    weights: Sequence[float],
-    batch: Mapping[str, Any],
-    objective: DistillationLoss,
-) -> tuple[DistillationSums, Tensor | None]:
-    vocab_size = base_model(student).config.get_text_config(decoder=True).vocab_size
-    known = Ensemble([_run(teacher, batch, vocab_size) for teacher in teachers], weights)
-    return _student_loss(student, batch, known if len(teachers) > 1 else known.teachers[0], objective)
+@torch.no_grad()
+def likeliest(teacher: Teacher, count: int, top_k: int, temperature: float, vocab_size: int) -> TeacherChunk:
+    """The K likeliest of `count` tokens' next ones, (N, K), from one chunk of V after the other."""
+    parts = []
+    step = chunk_length(vocab_size, torch.device("cpu"))
+    for start in range(0, count, step):
+        logprobs = teacher.chunk(slice(start, min(start + step, count)), temperature).logprobs
+        parts.append(logprobs.topk(top_k, dim=-1))
+    if not parts:
+        return TeacherChunk(torch.zeros(0, top_k), torch.zeros(0, top_k, dtype=torch.int64))
+    return TeacherChunk(torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts]))
 
 
 @torch.no_grad()
@@ -110,9 +118,17 @@ def _run(teacher: nn.Module, batch: Mapping[str, Any], vocab_size: int) -> Netwo
 
 
 @with_head
-def _student_loss(
-    student: nn.Module, batch: Mapping[str, Any], teacher: NetworkTeacher | Ensemble, objective: DistillationLoss
+def student_loss(
+    student: nn.Module, batch: Mapping[str, Any], teacher: Teacher, objective: DistillationLoss
 ) -> tuple[DistillationSums, Tensor | None]:
+    """Summed losses of a prepared batch, and without gradient what of them balances a mixture's load.
+
+    Args:
+        student: as in `hidden_states`.
+        batch: from `prepare_batch`.
+        teacher: of its trained tokens.
+        objective: what a token costs.
+    """
     network, targets = base_model(student), batch["targets"]
     routing = Routing.of(network)
     states = hidden_states(student, batch, routing).flatten(0, 1).index_select(0, batch["target_positions"])

@@ -9,7 +9,8 @@ from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
 from llm_lightning.models.heads import prepare_batch
 from llm_lightning.modules import Distillation
-from llm_lightning.modules.distillation.losses import distillation_loss
+from llm_lightning.modules.distillation.losses import likeliest, run_teachers, student_loss
+from llm_lightning.modules.distillation.teacher_cache import CachedTeacher
 from llm_lightning.modules.schedule import Schedule
 from llm_lightning.objectives.distillation import DistillationLoss
 from tests.llm_lightning.conftest import pack, random_documents, stack, tiny_config
@@ -57,7 +58,10 @@ def test_packed_rows_equal_single_documents(networks, form, weights):
     teachers = teachers[: len(weights)]
     documents = random_documents([9, 12, 5], 3)
     batch = prepare_batch(pack(documents, 32))
-    sums, balance = distillation_loss(student, teachers, weights, batch, OBJECTIVE)
+    vocab_size = student.config.vocab_size
+    sums, balance = run_teachers(
+        teachers, weights, batch, vocab_size, lambda known: student_loss(student, batch, known, OBJECTIVE)
+    )
     sums.loss.backward()
     for each in (plain, *teachers):
         each.set_attn_implementation("eager")
@@ -67,6 +71,30 @@ def test_packed_rows_equal_single_documents(networks, form, weights):
     for (name, ours), theirs in zip(student.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5, msg=name)
     assert all(parameter.grad is None for teacher in teachers for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("weights", [[1.0], [0.25, 0.75]])
+def test_the_likeliest_of_all_tokens_are_the_teacher(networks, weights):
+    """As a cache holds them; of fewer the loss is a lower bound, since the tail is one outcome."""
+    student, *teachers = (copy.deepcopy(network) for network in networks)
+    batch, vocab_size = prepare_batch(pack(random_documents([9, 12, 5], 3), 32)), student.config.vocab_size
+    objective = DistillationLoss("reverse_kl", temperature=0.7, labels_weight=0.0)
+
+    def loss(use):
+        return run_teachers(teachers[: len(weights)], weights, batch, vocab_size, use)
+
+    def cached(top_k):
+        count = len(batch["targets"])
+        chunk = loss(lambda known: likeliest(known, count, top_k, objective.temperature, vocab_size))
+        assert chunk.logprobs.shape == chunk.ids.shape == (count, top_k)
+        return student_loss(student, batch, CachedTeacher(*chunk), objective)[0].loss
+
+    live = loss(lambda known: student_loss(student, batch, known, objective))[0].loss
+    gradients = [torch.autograd.grad(each, student.lm_head.weight)[0] for each in (live, cached(vocab_size))]
+    torch.testing.assert_close(cached(vocab_size), live, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-7)
+    losses = [float(cached(top_k)) for top_k in (1, 4, 16, vocab_size)]
+    assert losses == sorted(losses)
 
 
 @pytest.fixture(scope="module")
