@@ -15,10 +15,9 @@ from datamodules.contract import Part
 from datamodules.encoding.tokenization import tokenize
 from datamodules.errors import DataError
 from datamodules.records.contamination import TrainingTexts
-from datamodules.serving.collate import PackedCollator, PromptCollator
-from datamodules.serving.dataset import DocumentPrompts, Documents, PackedRows
+from datamodules.serving.collate import NumberedCollator, PackedCollator, PromptCollator
+from datamodules.serving.dataset import DocumentPrompts, Documents, NumberedRows, PackedRows
 from datamodules.serving.loader import EvaluationLoader, ResumableLoader
-from datamodules.serving.numbered import NumberedCollator, NumberedRows
 from datamodules.serving.order import ShuffledOrder
 from datamodules.serving.preview import preview
 from datamodules.sources.discover import Source

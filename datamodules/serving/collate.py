@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -68,6 +68,18 @@ class PackedCollator:
             "labels": torch.from_numpy(labels),
             "position_ids": torch.from_numpy(layout.position_ids),
         }
+
+
+class NumberedCollator:
+    """A batch of rows with their numbers, as `row_numbers` (B,) int64."""
+
+    def __init__(self, collate: Callable[[Sequence[Row]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, rows: Sequence[tuple[int, Row]]) -> Any:
+        """See `collate`."""
+        numbers, plain = zip(*rows, strict=True)
+        return self.collate(plain) | {"row_numbers": torch.tensor(numbers)}
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,20 @@ class PackedRows(Dataset[Row]):
         return [(self.tokens[source], start, length) for start, length in self.spans[source][first:end].tolist()]
 
 
+class NumberedRows(Dataset[tuple[int, Row]]):
+    """Each row behind its number, -1 for a blank one, for what is kept of rows elsewhere."""
+
+    def __init__(self, rows: PackedRows) -> None:
+        self.rows = rows
+        self.num_rows = rows.num_rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> tuple[int, Row]:
+        return row, self.rows[row]
+
+
 class Documents(Dataset[Piece]):
     """Whole documents of several sources, one after the other, however long they are."""
 
