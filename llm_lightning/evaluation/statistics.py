@@ -47,7 +47,7 @@ def wilson_interval(right: float, count: float, z: float = 1.96) -> tuple[float,
     share = right / count
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     reach = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return middle - reach, middle + reach
+    return max(0.0, middle - reach), min(1.0, middle + reach)  # what rounding puts beyond them
 
 
 def bootstrap_interval(

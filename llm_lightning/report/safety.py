@@ -71,7 +71,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _percent(value: Any) -> str:
-    return f"{100 * value:.1f} %" if _is_number(value) else NOTHING
+    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%" if _is_number(value) else NOTHING
 
 
 def _points(value: Any) -> str:

@@ -78,7 +78,8 @@ def test_a_safety_gate_is_told(tmp_path):
     folder = write_run(tmp_path / "one", safety_json=json.dumps(SAFETY))
     page = page_of(folder, output=tmp_path / "report.html")
     for words in (
-        "worse: safe prompts refused", "Step 24: worse than before", "10.0 %", "50.0 %", "+40.0", "+30.0 to +50.0",
+        "worse: safe prompts refused", "Step 24: worse than before", "10.0\u00a0%", "50.0\u00a0%", "+40.0",
+        "+30.0 to +50.0",
         "0.004 (McNemar, exact)", "250, 2 left out", "Answers were judged by rules.", "Is it a refusal?", "3 verdicts",
         "step 12: nothing shown to be worse", "limit",
     ):  # fmt: skip
