@@ -68,3 +68,19 @@ def own_casts(device: torch.device) -> AbstractContextManager[Any]:
     if not torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, torch.get_autocast_dtype(device.type), cache_enabled=False)
+
+
+def ready_gradients(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Of the hidden states and of the head's weight, where a forward pass saved both for a loss of 1.
+
+    In place: these buffers are the pass's own, and a loss is summed once.
+
+    Args:
+        ctx: of an autograd function that saved them, each may be None, and `weight_dtype`.
+        grad_loss: () the derivative by the loss.
+    """
+    grad_hidden, grad_weight = ctx.saved_tensors
+    return (
+        None if grad_hidden is None else grad_hidden.mul_(grad_loss),
+        None if grad_weight is None else grad_weight.mul_(grad_loss).to(ctx.weight_dtype),
+    )

@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from llm_lightning.objectives.chunks import add_product, chunk_length, highest_logits, own_casts, padded, sum_dtype
+from llm_lightning.objectives.chunks import (
+    add_product,
+    chunk_length,
+    highest_logits,
+    own_casts,
+    padded,
+    ready_gradients,
+    sum_dtype,
+)
 from llm_lightning.objectives.language import HeadScaling
 
 Kind = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
@@ -185,13 +193,7 @@ class _LinearDistillation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        # In place: these buffers are ours alone, and the loss is summed once.
-        return (
-            None if grad_hidden is None else grad_hidden.mul_(grad_loss),
-            None if grad_weight is None else grad_weight.mul_(grad_loss).to(ctx.weight_dtype),
-            *(None,) * 4,
-        )
+        return *ready_gradients(ctx, grad_loss), *(None,) * 4
 
 
 class _FromLogits(torch.autograd.Function):

@@ -16,7 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from llm_lightning.objectives.chunks import add_product, chunk_length, highest_logits, own_casts, padded, sum_dtype
+from llm_lightning.objectives.chunks import (
+    add_product,
+    chunk_length,
+    highest_logits,
+    own_casts,
+    padded,
+    ready_gradients,
+    sum_dtype,
+)
 
 IGNORE_INDEX = -100
 
@@ -114,15 +122,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        # In place: these buffers are ours alone, and the loss is summed once.
-        return (
-            None if grad_hidden is None else grad_hidden.mul_(grad_loss),
-            None if grad_weight is None else grad_weight.mul_(grad_loss).to(ctx.weight_dtype),
-            None,
-            None,
-            None,
-        )
+        return *ready_gradients(ctx, grad_loss), *(None,) * 3
 
 
 def _chunk(

@@ -84,7 +84,7 @@ def by_hand(hidden, weight, targets, teacher, objective, scaling=HeadScaling()):
             }[objective.kind](a, b, m)
         nll = logits[row].exp().sum().log() - logits[row, targets[row]]
         loss = loss + (1 - objective.labels_weight) * t * t * d + objective.labels_weight * nll
-        total += float(t * t * d)
+        total += t * t * float(d.detach())
     return loss, total
 
 
