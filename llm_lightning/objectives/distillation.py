@@ -129,7 +129,7 @@ def token_losses(
     q = logprobs.exp() if t == 1 else (logits / t).softmax(-1)
     if teacher.ids is None or teacher.ids.shape[1] == logits.shape[1]:
         p = teacher.logprobs.exp()
-        p = p if teacher.ids is None else torch.empty_like(p).scatter_(1, teacher.ids, p)
+        p = p if teacher.ids is None else torch.zeros_like(p).scatter_(1, teacher.ids, p)
         found, pulled = divergence(p, q, objective)
         grad = pulled.sub_(q * pulled.sum(-1, keepdim=True))
     else:

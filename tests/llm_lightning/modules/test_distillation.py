@@ -12,7 +12,7 @@ from llm_lightning.modules import Distillation
 from llm_lightning.modules.distillation.losses import likeliest, run_teachers, student_loss
 from llm_lightning.modules.distillation.teacher_cache import CachedTeacher
 from llm_lightning.modules.schedule import Schedule
-from llm_lightning.objectives.distillation import DistillationLoss
+from llm_lightning.objectives.distillation import DistillationLoss, head_distillation, linear_distillation
 from tests.llm_lightning.conftest import pack, random_documents, stack, tiny_config
 from tests.llm_lightning.modules.test_pretraining import fit, ragged_row, sgd
 
@@ -95,6 +95,32 @@ def test_the_likeliest_of_all_tokens_are_the_teacher(networks, weights):
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-7)
     losses = [float(cached(top_k)) for top_k in (1, 4, 16, vocab_size)]
     assert losses == sorted(losses)
+
+
+@pytest.fixture
+def nan_in_fresh_memory():
+    """What torch allocates without filling it is full of NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jensen_shannon"])
+@pytest.mark.parametrize("top_k", [3, 11])
+def test_rows_behind_the_last_token_move_nothing(nan_in_fresh_memory, kind, top_k):
+    """A chunk is longer than what is left; a cache says nothing of the rest."""
+    g = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(5, 8, generator=g), torch.randn(11, 8, generator=g, requires_grad=True)
+    logprobs, ids = torch.randn(5, 11, generator=g).log_softmax(-1).topk(top_k)
+    targets, known = torch.arange(5), CachedTeacher(logprobs, ids)
+    fused, plain = (
+        torch.autograd.grad(sums.loss, weight)[0]
+        for sums in (
+            linear_distillation(hidden, weight, targets, known, DistillationLoss(kind)),
+            head_distillation(hidden, lambda h: h @ weight.t(), targets, 11, known, DistillationLoss(kind)),
+        )
+    )
+    torch.testing.assert_close(fused, plain)
 
 
 @pytest.fixture(scope="module")
