@@ -124,7 +124,10 @@ class Judge:
             batch = prepare_texts(packed([texts[number] for number in group]))
             found = rewards(self.model, {name: value.to(self.model.device) for name, value in batch.items()})
             columns = (found["chosen_ends"].tolist(), found["rejected_ends"].tolist())
-            yield from zip(group, zip(*columns, strict=True), strict=True)
+            for number, (chosen, rejected) in zip(group, zip(*columns, strict=True), strict=True):
+                # The same text at two places of a row may differ in its last bit.
+                is_same = texts[number][0] == texts[number][1]
+                yield number, (chosen, chosen if is_same else rejected)
 
 
 def packed(texts: Sequence[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
