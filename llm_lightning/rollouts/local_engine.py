@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -16,6 +15,7 @@ from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.completions import bounded_groups, pack_completions, states_and_logprobs
 from llm_lightning.models.generation import end_tokens, generation_settings
 from llm_lightning.models.loading.content import files_key
+from llm_lightning.models.loading.new_tokens import read_tokenizer
 from llm_lightning.models.untrusted_text import UntrustedText
 from llm_lightning.rollouts.sampler import Sampler
 from llm_lightning.rollouts.sampling import Sampling
@@ -110,13 +110,8 @@ class LocalEngine:
     @cached_property
     def tokenizer(self) -> Any:
         """The model's own."""
-        from transformers import AutoTokenizer
-
-        path = Path(self.path).expanduser()
         try:
-            if path.suffix == ".gguf":
-                return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
-            return AutoTokenizer.from_pretrained(str(path) if path.exists() else self.path, trust_remote_code=False)
+            return read_tokenizer(self.path)
         except (OSError, ValueError) as error:
             raise UserError(f"{self.field}={self.path!r} has no tokenizer that can be read: {error}") from error
 

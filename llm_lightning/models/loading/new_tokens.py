@@ -44,14 +44,23 @@ def new_ids(tokens: Sequence[str], tokenizer: PreTrainedTokenizerBase | None, pa
 
 
 def own_tokenizer(path: str) -> Any:
-    """The tokenizer in a model's folder, hub repository or .gguf file; None where there is none."""
+    """As `read_tokenizer`; None where there is none."""
+    try:
+        return read_tokenizer(path)
+    except (OSError, ValueError):
+        return None
+
+
+def read_tokenizer(path: str) -> Any:
+    """The tokenizer in a model's folder, hub repository or .gguf file.
+
+    Raises:
+        OSError, ValueError: transformers', where there is none, or none that can be read.
+    """
     place, options = Path(path).expanduser(), {}
     if place.suffix == ".gguf":
         place, options = place.parent, {"gguf_file": place.name}
-    try:
-        return AutoTokenizer.from_pretrained(str(place) if place.exists() else path, trust_remote_code=False, **options)
-    except (OSError, ValueError):
-        return None
+    return AutoTokenizer.from_pretrained(str(place) if place.exists() else path, trust_remote_code=False, **options)
 
 
 @torch.no_grad()

@@ -11,11 +11,12 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.adapters.merging import is_adapter
+from llm_lightning.models.loading.new_tokens import own_tokenizer
 from llm_lightning.models.merging.adapter import merge_folder
 from llm_lightning.models.merging.methods import Merging, merged
 
@@ -112,11 +113,8 @@ def _said(folder: Path) -> dict[str, Any]:
 
 
 def _vocabulary(folder: Path) -> dict[str, int] | None:
-    try:
-        found: dict[str, int] = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab()
-    except (OSError, ValueError):
-        return None
-    return found
+    tokenizer = own_tokenizer(str(folder))
+    return None if tokenizer is None else dict(tokenizer.get_vocab())
 
 
 def _write(

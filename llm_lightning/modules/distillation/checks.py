@@ -1,13 +1,13 @@
 """A user's mistakes in the settings of a distillation: objectives out of range, and teachers that do not go with it."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.generation import TALK
 from llm_lightning.models.loading.identity import Beginning
+from llm_lightning.models.loading.new_tokens import read_tokenizer
 from llm_lightning.modules.checks import check_positions
 from llm_lightning.objectives.distillation import DistillationLoss
 
@@ -128,12 +128,7 @@ def check_same_teachers(saved: Sequence[str | None], teachers: Sequence[Beginnin
 
 
 def _tokenizer(path: str) -> Any:
-    from transformers import AutoTokenizer
-
-    place = Path(path).expanduser()
     try:
-        if place.suffix == ".gguf":
-            return AutoTokenizer.from_pretrained(str(place.parent), gguf_file=place.name, trust_remote_code=False)
-        return AutoTokenizer.from_pretrained(str(place) if place.exists() else path, trust_remote_code=False)
+        return read_tokenizer(path)
     except (OSError, ValueError) as error:
         raise UserError(f"model.teacher.path={path!r} has no tokenizer that can be read: {error}") from error
