@@ -14,8 +14,8 @@ from llm_lightning.commands.evaluate import run as evaluate
 from llm_lightning.evaluation.results import find_evaluations, read_evaluation
 from tests.command_line import CONFIG
 from tests.config_files import part
-from tests.end_to_end.test_wandb import history, read
 from tests.llm_lightning.evaluation.small_model import WRITTEN, questions, write_rows, write_task
+from tests.wandb_logs import history, read
 
 NAMES = ("train/loss", "train/grad_norm", "val/loss", "tokens")
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from llm_lightning.commands.workspace import STAGES, build
+from tests.wandb_logs import history, read
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SECRET = "hf_" + "s3cr3tS3cr3t" * 3
@@ -82,16 +83,6 @@ def runs(tmp_path_factory, cache, network) -> Runs:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (folder / "network").symlink_to(network)
     return Runs(folder, cache)
-
-
-def read(run: Path) -> list[dict]:
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", run]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-
-
-def history(records: list[dict]) -> list[dict]:
-    return [record["history"]["item"] for record in records if record["type"] == "history"]
 
 
 def run_id(records: list[dict]) -> str:

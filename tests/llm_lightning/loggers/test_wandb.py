@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from callbacks import RunCheckpoint, WandbRunId
 from llm_lightning.loggers import WandbRun
+from tests.wandb_logs import history, read
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 
@@ -77,23 +78,17 @@ def run_id(run: Path) -> str:
     return log.stem.removeprefix("run-")
 
 
-def records(run: Path) -> list[dict]:
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", run]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-
-
 def test_without_a_key_it_logs_offline_in_the_run_folder_with_tokens_as_the_x_axis(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["llm-lightning", "fit", "--data.api_key", "topsecret"])
     with pytest.warns(UserWarning, match="No W&B API key") as caught:
         fit(tmp_path, WandbRun(project="p", name="n"))
     assert sum("No W&B API key" in str(warning.message) for warning in caught) == 1
     (run,) = runs(tmp_path)
-    log = records(run)
+    log = read(run)
 
-    history = [record["history"]["item"] for record in log if record["type"] == "history"]
-    assert [item["tokens"] for item in history] == [100, 200, 200, 300, 400, 400]
-    assert sum("val/loss" in item for item in history) == 2
+    items = history(log)
+    assert [item["tokens"] for item in items] == [100, 200, 200, 300, 400, 400]
+    assert sum("val/loss" in item for item in items) == 2
     (axis,) = [record["metric"] for record in log if record.get("metric", {}).get("glob_name") == "*"]
     assert axis["step_metric"] == "tokens" and axis["options"]["step_sync"]
 
@@ -130,7 +125,7 @@ def test_a_server_that_does_not_answer_costs_a_warning_and_the_run_is_kept_on_di
         trainer = fit(tmp_path, WandbRun(init_timeout_s=2, finish_timeout_s=1))
     assert trainer.global_step == 4
     offline = [run for run in runs(tmp_path) if run.name.startswith("offline")]
-    assert len([record for record in records(offline[0]) if record["type"] == "history"]) == 6
+    assert len(history(read(offline[0]))) == 6
 
 
 WITH_A_DYING_SERVICE = """
