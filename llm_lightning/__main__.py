@@ -12,19 +12,20 @@ usage: llm-lightning COMMAND [--config FILE ...] [--KEY VALUE ...]
 One application for the whole training life of a language model, on PyTorch Lightning.
 
 commands:
-  fit        train, or go on with a run that was stopped
-  validate   loss of a model on the validation documents
-  test       loss of a model on the test documents
-  predict    let a model write, or a reward model score
-  preview    show the training data as the model will see it
-  augment    let a model write more training data, and filter it
-  ablate     train with the synthetic data and without it, and compare
-  report     one page about a run, or about several side by side, with paired tests
-  evaluate   ask a model the items of benchmarks, each score with its interval
-  merge      add an adapter to its network, or make one network of several
-  slurm      submit one of these, or a chain of stages, to a cluster
-  workspace  make a W&B workspace that shows what matters of a stage
-  configs    list the configurations that --config takes by name, or copy them
+  fit            train, or go on with a run that was stopped
+  validate       loss of a model on the validation documents
+  test           loss of a model on the test documents
+  predict        let a model write, or a reward model score
+  preview        show the training data as the model will see it
+  augment        let a model write more training data, and filter it
+  distill-cache  compute what a teacher finds likely, for fits that learn from it
+  ablate         train with the synthetic data and without it, and compare
+  report         one page about a run, or about several side by side, with paired tests
+  evaluate       ask a model the items of benchmarks, each score with its interval
+  merge          add an adapter to its network, or make one network of several
+  slurm          submit one of these, or a chain of stages, to a cluster
+  workspace      make a W&B workspace that shows what matters of a stage
+  configs        list the configurations that --config takes by name, or copy them
 
 The first things to try:
   llm-lightning fit --config quickstart/pretrain
@@ -46,6 +47,7 @@ options:
 OTHERS = {
     "ablate": "llm_lightning.commands.ablate",
     "configs": "llm_lightning.commands.configs",
+    "distill-cache": "llm_lightning.commands.distill_cache",
     "evaluate": "llm_lightning.commands.evaluate",
     "merge": "llm_lightning.commands.merge",
     "report": "llm_lightning.commands.report",

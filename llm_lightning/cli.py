@@ -345,15 +345,16 @@ def _help(command: str) -> dict[str, str]:
     }
 
 
-def run(args: list[str], *, debug: bool = False) -> int:
+def run(args: list[str], *, debug: bool = False, kind: type[TrainingCLI] = TrainingCLI) -> int:
     """Run one command; a user's mistake becomes one message and exit code 2.
 
     Args:
         args: command and arguments.
         debug: raise instead.
+        kind: what runs it.
     """
     try:
-        cli = TrainingCLI(with_environment(args, os.environ))
+        cli = kind(with_environment(args, os.environ))
     except USER_ERRORS as error:
         return _report(error, debug)
     except dist.DistNetworkError as error:

@@ -3,6 +3,7 @@
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,9 +65,10 @@ def test_few_tokens_are_enough_and_a_damaged_row_is_noticed(here, tmp_path, capf
     assert "is damaged: delete that folder" in error and "Traceback" not in error, error
 
 
-def test_a_killed_build_goes_on(command, run, here, tmp_path):
+@pytest.mark.parametrize("name", ["fit", "distill-cache"])
+def test_a_killed_build_goes_on(command, run, here, tmp_path, name):
     env = {"LLM_LIGHTNING_CACHE": str(tmp_path / "own-cache")}
-    args = ("fit", "--config", "tiny.yaml", *CACHED, "--data.batch_size=1", "--trainer.default_root_dir")
+    args = (name, "--config", "tiny.yaml", *CACHED, "--data.batch_size=1", "--trainer.default_root_dir")
     process = command(*args, "run", env=env)
     found = []
     while process.poll() is None and not found:
@@ -82,6 +84,38 @@ def test_a_killed_build_goes_on(command, run, here, tmp_path):
         assert f"of {(before == 0).sum() + 1:,} rows" in output or "computing what it finds likely" in output, output
     after = np.fromfile(found[0], np.uint32)
     assert after.all() and (after[before > 0] == before[before > 0]).all()
+
+
+def test_the_command_fills_the_cache_that_a_fit_finds(here, capfd):
+    args = ["--config", "tiny.yaml", *CACHED, "--model.top_k=8"]
+    assert main(["distill-cache", *args]) == 0
+    said = capfd.readouterr()
+    place = said.out.split("Teacher: what it finds likely, from ")[1].split(" (")[0]
+    files = list(Path(place).iterdir())
+    room = sum(file.stat().st_blocks for file in files) * 512
+    assert f"({room / 1e6:,.1f} MB, 48 bytes a trained token)" in said.out and len(files) == 6
+    assert "Teacher: 100%" in said.err and not (here / "run").exists()
+
+    assert main(["distill-cache", *args]) == 0
+    assert "computing" not in capfd.readouterr().out
+    assert fit("cached", *CACHED, "--model.top_k=8", "--trainer.max_steps=2") == 0
+    said = capfd.readouterr().out
+    assert "computing" not in said and f"Teacher: what it finds likely, from {place}" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["--model.teacher_logprobs=live"], "model.teacher_logprobs=live keeps nothing of the teacher"),
+        (["--model.top_k=0"], "model.top_k=0 must be at least 1"),
+        (["--model=SupervisedFinetuning"], "SupervisedFinetuning has no teacher; use --model Distillation"),
+    ],
+)
+def test_mistakes_of_the_command(here, capfd, settings, words):
+    config = "teacher.yaml" if "--model=SupervisedFinetuning" in settings else "tiny.yaml"
+    assert main(["distill-cache", "--config", config, *(CACHED if config == "tiny.yaml" else ()), *settings]) == 2
+    error = capfd.readouterr().err
+    assert words in error and "Traceback" not in error, error
 
 
 @pytest.mark.parametrize(

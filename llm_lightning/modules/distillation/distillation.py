@@ -205,13 +205,11 @@ class Distillation(SupervisedFinetuning):
         barrier = partial(trainer.strategy.barrier, "teacher cache")
         cache = TeacherCache(data.root / "teacher" / key, parts, shape, self.ranks, barrier, trainer.is_global_zero)
         if missing := cache.missing():
-            size = f"{shape.bytes_a_token} bytes a trained token"
-            self.print(f"Teacher: computing what it finds likely of {missing:,} rows into {cache.folder}, {size}")
+            self.print(f"Teacher: computing what it finds likely of {missing:,} rows into {cache.folder}")
             self._build_teachers()
-            cache.fill(self._likeliest)
+            cache.fill(self._likeliest, shown=trainer.is_global_zero)
             self._networks.clear()
-        else:
-            self.print(f"Teacher: what it finds likely, from {cache.folder}")
+        self.print(f"Teacher: what it finds likely, from {cache.in_words()}")
         return cache
 
     def _likeliest(self, batch: Mapping[str, Any]) -> TeacherChunk:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from llm_lightning.errors import UserError
 from llm_lightning.modules.ranks import Ranks
@@ -28,6 +29,8 @@ from llm_lightning_safety.files import make_folder
 VERSION = 1  # of the numbers and of how they are written
 SMALL = 2**16
 """Up to so many tokens, an id takes two bytes."""
+BLOCK = 512
+"""Bytes of what `st_blocks` counts (POSIX)."""
 
 
 class Part(NamedTuple):
@@ -140,22 +143,31 @@ class TeacherCache:
         """Rows that are still to come."""
         return sum(int((checksums == 0).sum()) for *_, checksums in self.arrays.values())
 
-    def fill(self, teacher: Callable[[Mapping[str, Any]], TeacherChunk]) -> None:
+    def in_words(self) -> str:
+        """Where it is, and the room that it takes on the disk, without the holes."""
+        blocks = sum(path.stat().st_blocks for name in self.parts for path, *_ in self._files(name))
+        return f"{self.folder} ({blocks * BLOCK / 1e6:,.1f} MB, {self.shape.bytes_a_token} bytes a trained token)"
+
+    def fill(self, teacher: Callable[[Mapping[str, Any]], TeacherChunk], shown: bool) -> None:
         """Compute what is missing; every rank calls it.
 
         Args:
             teacher: the K likeliest tokens of a batch's trained ones, with `ids`.
+            shown: whether this rank draws the bar, in which its own rows stand for those of all.
         """
-        for name, part in self.parts.items():
-            *_, checksums = self.arrays[name]
-            for batch in part.batches():
-                numbers = batch["row_numbers"].numpy()
-                is_missing = bool((checksums[numbers[numbers >= 0]] == 0).any())
-                # Ranks that gather each other's weights run the teacher together.
-                if float(self.ranks.sum(torch.tensor(float(is_missing)))):
-                    self._put(name, numbers, _counts(batch), teacher(batch))
-            for array in self.arrays[name]:
-                array.flush()
+        missing = self.missing()
+        with tqdm(total=missing, desc="Teacher", unit="row", disable=not shown) as bar:
+            for name, part in self.parts.items():
+                *_, checksums = self.arrays[name]
+                for batch in part.batches():
+                    numbers = batch["row_numbers"].numpy()
+                    num_missing = int((checksums[numbers[numbers >= 0]] == 0).sum())
+                    # Ranks that gather each other's weights run the teacher together.
+                    if float(self.ranks.sum(torch.tensor(float(num_missing)))):
+                        self._put(name, numbers, _counts(batch), teacher(batch))
+                    bar.update(min(num_missing * self.ranks.count, missing - bar.n))
+                for array in self.arrays[name]:
+                    array.flush()
         self.barrier()
 
     def look_up(self, name: str, batch: Mapping[str, Any]) -> CachedTeacher:
