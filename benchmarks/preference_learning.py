@@ -180,6 +180,10 @@ def rounds(args: argparse.Namespace) -> None:
 
 def human(args: argparse.Namespace) -> None:
     """Accuracy on held-out pairs that people judged."""
+    limit = []
+    if args.steps > 0:
+        limit = [f"--trainer.max_steps={args.steps}", f"--trainer.val_check_interval={args.steps}"]
+        limit += ["--trainer.check_val_every_n_epoch=null"]
     for kind in args.kinds:
         for seed in args.seeds:
             run = args.folder / f"human-{kind}-{seed}"
@@ -187,7 +191,6 @@ def human(args: argparse.Namespace) -> None:
             def train(run: Path = run, kind: str = kind, seed: int = seed) -> dict[str, Any]:
                 data = [f"--data.path={args.data}", "--data.batch_size=4", "--data.seq_len=512"]
                 split = ["--data.val_share=0.25", f"--data.seed={seed}"]
-                limit = [f"--trainer.max_steps={args.steps}"]
                 llm_lightning("fit", *training(args, run, kind, seed), *data, *split, *limit)
                 with (run / "metrics.csv").open() as file:
                     rows = [row for row in csv.DictReader(file) if row.get("val/accuracy")]

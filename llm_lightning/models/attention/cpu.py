@@ -11,7 +11,9 @@ from torch import Tensor
 from llm_lightning.models.attention.documents import merge_rows
 
 LONG_DOCUMENT = 512
-"""Tokens; see `_products_of`."""
+"""Tokens; see `_is_for_onednn`."""
+
+HALF = (torch.bfloat16, torch.float16)
 
 
 # One operator for torch.compile: the number of documents differs from batch to batch and must not recompile the graph.
@@ -36,8 +38,8 @@ def cpu_attention_backward(
     """Gradients of query, key and value, from what `cpu_attention` put out."""
     grads = [_like_tokens_first(x) for x in (query, key, value)]
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    dtype = _fast_dtype(query.dtype)
     for span in merge_rows(spans, *query.shape[::2]):
+        dtype = _fast_backward_dtype(query.dtype, span.length)
         part = [span.of(x).to(dtype) for x in (grad, query, key, value, out)]
         # What a shared prompt itself puts out is the first document's affair.
         part[0][:, :, : span.shared] = 0
@@ -51,7 +53,12 @@ def cpu_attention_backward(
 
 def _fast_dtype(dtype: torch.dtype) -> torch.dtype:
     """What the flash kernel is fast in: in half precision only where the CPU has tiles for it (AMX)."""
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) and not _has_tiles() else dtype
+    return torch.float32 if dtype in HALF and not _has_tiles() else dtype
+
+
+def _fast_backward_dtype(dtype: torch.dtype, num_tokens: int) -> torch.dtype:
+    """The same of the backward kernel, which makes many small products: see `_is_for_onednn`."""
+    return torch.float32 if dtype in HALF and not _is_for_onednn(num_tokens) else _fast_dtype(dtype)
 
 
 @cache
@@ -59,16 +66,21 @@ def _has_tiles() -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
-@contextmanager
-def _products_of(num_tokens: int) -> Iterator[None]:
-    """Take the float32 products of a short document, or one of an odd length, from MKL where oneDNN is set for them.
+def _is_for_onednn(num_tokens: int) -> bool:
+    """Whether oneDNN's products are faster for a document.
 
     oneDNN compiles and keeps a kernel for every shape, and documents come in every length, which costs several times
     the products themselves, and memory without end (benchmarks/attention.py). From 512 tokens on it is faster, though;
     such are the rows that one long document fills, all of one length.
     """
+    return num_tokens >= LONG_DOCUMENT and num_tokens % LONG_DOCUMENT == 0
+
+
+@contextmanager
+def _products_of(num_tokens: int) -> Iterator[None]:
+    """Take a document's float32 products from MKL where oneDNN is set for them and not faster."""
     precision = torch.get_float32_matmul_precision()
-    if precision != "medium" or (num_tokens >= LONG_DOCUMENT and num_tokens % LONG_DOCUMENT == 0):
+    if precision != "medium" or _is_for_onednn(num_tokens):
         yield
         return
     torch.set_float32_matmul_precision("highest")
