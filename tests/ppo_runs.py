@@ -9,13 +9,14 @@ from tests.config_files import adamw, config_of, part, saves_every
 
 
 def config(network):
-    length = part("llm_lightning.rewards.Length", target=8, unit="characters")
+    length, longer = (part("llm_lightning.rewards.Length", target=t, unit="characters") for t in (8, 12))
+    lengths = part("llm_lightning.rewards.RewardEnsemble", members=[length, longer], k=0.5)
     model = part(
         "PPO",
         backbone={"path": str(network)},
         rewards={
             "vowels": {"function": {"class_path": "my_rewards.Vowels"}},
-            "length": {"function": length, "weight": 0.5},
+            "length": {"function": lengths, "weight": 0.5},
             "held_out": {"function": "my_rewards.digits", "weight": 0},
         },
         optimizer=adamw(3e-3, eps=1e-5),

@@ -97,7 +97,7 @@ class RunSummary(Callback):
 
     def _each_reward(self) -> str:
         """Those that the best validation's reward is made of, and those that only look on."""
-        names = [name for name in self._best if name.startswith("val/reward/")]
+        names = [name for name in self._best if name.startswith("val/reward/") and name.count("/") == 2]
         return ", ".join(f"{name.removeprefix('val/reward/')} {_number(self._best, name)}" for name in names)
 
 

@@ -1,11 +1,12 @@
 """Rewards: what makes a completion good. Any callable over texts; none of them knows Lightning."""
 
+from llm_lightning.rewards.ensemble import RewardEnsemble
 from llm_lightning.rewards.instructions import InstructionsFollowed
 from llm_lightning.rewards.math_answer import MathAnswer
 from llm_lightning.rewards.reward_model import RewardModel
 from llm_lightning.rewards.right_option import RightOption
 from llm_lightning.rewards.rules import FinalAnswer, Length, Pattern
-from llm_lightning.rewards.scoring import RecordCheck, Reward, RewardError, RewardFunction, score
+from llm_lightning.rewards.scoring import RecordCheck, Reward, RewardError, RewardFunction, Scores, score, with_members
 
 __all__ = [
     "FinalAnswer",
@@ -15,9 +16,12 @@ __all__ = [
     "Pattern",
     "RecordCheck",
     "Reward",
+    "RewardEnsemble",
     "RewardError",
     "RewardFunction",
     "RewardModel",
     "RightOption",
+    "Scores",
     "score",
+    "with_members",
 ]

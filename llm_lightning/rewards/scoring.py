@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any, TypeAlias
@@ -20,6 +20,22 @@ RewardFunction: TypeAlias = Callable[[list[Prompt], list[str], Columns], Sequenc
 
 class RewardError(UserError):
     """A reward failed, or returned what is no reward."""
+
+
+class Scores(list[float]):
+    """One number for each completion, with others to be logged beside it.
+
+    What a `RewardFunction` returns that names these others in an attribute `parts`: all ranks have to know them, also
+    one without completions.
+
+    Args:
+        values: the rewards.
+        parts: by name one number for each completion.
+    """
+
+    def __init__(self, values: Sequence[float], parts: Mapping[str, Sequence[float]]) -> None:
+        super().__init__(values)
+        self.parts = parts
 
 
 @dataclass
@@ -66,7 +82,15 @@ class RecordCheck:
         return " ".join(map(_settings, self._taking_part()))
 
     def _taking_part(self) -> list[Any]:
-        return [r.function for r in self.rewards.values() if callable(getattr(r.function, "check_record", None))]
+        every = [function for reward in self.rewards.values() for function in with_members(reward.function)]
+        return [function for function in every if callable(getattr(function, "check_record", None))]
+
+
+def with_members(function: RewardFunction) -> Iterator[Any]:
+    """A reward, and those that it asks itself."""
+    yield function
+    for member in getattr(function, "members", ()):
+        yield from with_members(member)
 
 
 def _settings(function: Any) -> str:
@@ -82,7 +106,7 @@ def score(
     columns: Columns,
     as_written: list[str] | None = None,
 ) -> dict[str, list[float]]:
-    """What each reward gives to each completion, unweighted.
+    """What each reward gives to each completion, unweighted, and the parts of `Scores` as `NAME/PART`.
 
     Args:
         rewards: by name.
@@ -93,18 +117,31 @@ def score(
         RewardError: one raised an exception, or returned another count, or something that is no finite number.
     """
     scores: dict[str, list[float]] = {}
-    if not completions:
-        return {name: [] for name in rewards}
     for name, reward in rewards.items():
+        names = getattr(reward.function, "parts", ())
         texts = as_written if reward.keep_special_tokens and as_written is not None else completions
-        try:
-            values = reward.function(prompts, texts, columns)
-        except UserError:
-            raise
-        except Exception as error:
-            raise _blame(name, reward.function, prompts, texts, columns, error) from error
-        scores[name] = _checked(name, values, prompts, texts)
+        values = Scores([], dict.fromkeys(names, ()))
+        if completions:
+            values = score_alone(name, reward.function, prompts, texts, columns)
+        if set(names) != set(values.parts):
+            raise RewardError(f"Reward {name!r} has the parts {list(names)}, and returned {list(values.parts)}.")
+        scores |= {name: list(values)} | {f"{name}/{part}": list(values.parts[part]) for part in names}
     return scores
+
+
+def score_alone(
+    name: str, function: RewardFunction, prompts: list[Prompt], completions: list[str], columns: Columns
+) -> Scores:
+    """What one reward gives; raises as `score` does."""
+    try:
+        values = function(prompts, completions, columns)
+    except UserError:
+        raise
+    except Exception as error:
+        raise _blame(name, function, prompts, completions, columns, error) from error
+    parts = values.parts if isinstance(values, Scores) else {}
+    checked = {part: _checked(f"{name}/{part}", numbers, prompts, completions) for part, numbers in parts.items()}
+    return Scores(_checked(name, values, prompts, completions), checked)
 
 
 def _checked(name: str, values: Any, prompts: list[Prompt], completions: list[str]) -> list[float]:

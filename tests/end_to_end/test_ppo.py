@@ -59,6 +59,7 @@ def test_a_run_its_files_and_kills_in_both_phases(run, straight, ppo_folder):
     assert {
         "reward/vowels",
         "reward/length",
+        "reward/length/std",
         "reward/held_out",
         "train/kl",
         "train/entropy",

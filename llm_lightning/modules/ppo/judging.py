@@ -16,7 +16,7 @@ class Judged(NamedTuple):
 
     Args:
         prompts, texts: as the rewards see them.
-        rewards: for each reward by name B numbers.
+        rewards: for each reward by name B numbers, and for what it is made of, as `NAME/PART`.
         total: (B,) float32, their weighted sum.
     """
 
@@ -55,6 +55,6 @@ def judge(
     columns = {name: [v for v in values for _ in range(num_samples)] for name, values in batch["columns"].items()}
     given = score(rewards, prompts, texts, columns, as_written)
     total = torch.zeros(len(texts), dtype=torch.float32)
-    for name, values in given.items():
-        total += rewards[name].weight * torch.tensor(values, dtype=torch.float32)
+    for name, reward in rewards.items():
+        total += reward.weight * torch.tensor(given[name], dtype=torch.float32)
     return Judged(prompts, texts, given, total)
