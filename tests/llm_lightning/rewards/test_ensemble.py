@@ -87,7 +87,7 @@ def test_mistakes_are_found_before_anything_is_written(ensemble, message):
 
 def test_what_holds_for_a_reward_model_holds_in_an_ensemble():
     rewards = {"liked": Reward(RewardEnsemble([RewardModel("a"), RewardModel("b")]), keep_special_tokens=True)}
-    with pytest.raises(UserError, match="model.rewards.liked.keep_special_tokens"):
+    with pytest.raises(UserError, match=r"model\.rewards\.liked\.keep_special_tokens"):
         check_rewards(rewards)
 
 
