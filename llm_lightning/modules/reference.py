@@ -6,9 +6,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftConfig
 
 from llm_lightning.errors import UserError
+from llm_lightning.models.adapters import residual
 from llm_lightning.models.adapters.adapter import fingerprint
+from llm_lightning.models.adapters.bottleneck import BottleneckConfig
 from llm_lightning.models.adapters.virtual_tokens import prompt_config
 from llm_lightning.models.heads import base_model
 
@@ -47,6 +50,13 @@ class Reference:
                 "The checkpoint's run had another reference policy: give the model.backbone that it began from (see "
                 "its config.yaml), or start over by --resume false."
             )
+
+
+def can_take_adapter_off(peft: PeftConfig | None) -> bool:
+    """Whether the network without its adapter is the one that training began from."""
+    if peft is None or isinstance(peft, BottleneckConfig):
+        return False
+    return not str(getattr(peft, "init_lora_weights", "")).startswith(residual.FROM_WEIGHTS)
 
 
 def frozen_copy(network: Any) -> Any:

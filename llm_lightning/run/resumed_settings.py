@@ -25,7 +25,7 @@ TABLE: Mapping[On, tuple[str, ...]] = {
         "model.optimizer.lr", "model.optimizer.weight_decay", "model.optimizer.betas", "model.optimizer.eps",
         "model.schedule.*", "model.max_skipped_steps", "model.z_loss", "model.generation", "model.generation.*",
         "model.objective.*", "model.displacement", "model.displacement.*", "model.weights",
-        "model.teacher", "model.teacher.*", "model.teacher_logprobs", "model.top_k",
+        "model.teacher", "model.teacher.*", "model.teacher_logprobs", "model.top_k", "model.context",
         "model.rewards", "model.rewards.*", "model.rollout.*", "model.engine", "model.engine.*", "model.advantages.*",
         "model.critic.coef", "model.critic.clip_range", "model.critic.head_lr", "model.kl.*", "model.update.*",
         "model.guards.*",

@@ -1,6 +1,6 @@
 """A user's mistakes in the settings of a distillation: objectives out of range, and teachers that do not go with it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llm_lightning.errors import UserError
@@ -9,6 +9,7 @@ from llm_lightning.models.generation import TALK
 from llm_lightning.models.loading.identity import Beginning
 from llm_lightning.models.loading.new_tokens import read_tokenizer
 from llm_lightning.modules.checks import check_positions
+from llm_lightning.modules.distillation.context import Context
 from llm_lightning.objectives.distillation import DistillationLoss
 
 AROUND = 40
@@ -43,6 +44,40 @@ def check_weights(weights: Sequence[float] | None, num_teachers: int) -> None:
         )
     if min(weights) <= 0:
         raise UserError(f"model.weights={list(weights)}: a weight must be above 0; leave a teacher out instead.")
+
+
+def check_itself(learns_from_itself: bool, context: Any, backbone: Backbone) -> None:
+    """Raise `UserError` where there is no teacher: a student that knows as much has nothing to learn from itself."""
+    if not learns_from_itself:
+        return
+    if context is None:
+        raise UserError(
+            "model.teacher.path: name the network to learn from (folder, hub id or .gguf), or give model.context, "
+            "which the student then reads as its own teacher."
+        )
+    if backbone.path is None:
+        raise UserError(
+            "model.context without model.teacher learns from the student before training: give model.backbone.path, "
+            "since a network from scratch knows nothing."
+        )
+
+
+def check_turns(context: str | Sequence[Mapping[str, str]] | None) -> None:
+    """Raise `UserError` for turns that a chat template would leave out or write as nothing."""
+    for turn in () if context is None or isinstance(context, str) else context:
+        if turn.keys() != {"role", "content"}:
+            raise UserError(f"model.context: a turn has a role and a content, and {dict(turn)} has not.")
+
+
+def check_context(context: Context, teachers: Sequence[Backbone], seq_len: int | None) -> None:
+    """Raise `UserError` where a row behind the context is longer than what a teacher can tell apart."""
+    for teacher in teachers:
+        longest = getattr(teacher.read_config().get_text_config(decoder=True), "max_position_embeddings", None)
+        if longest and seq_len and len(context.tokens) + seq_len > longest:
+            raise UserError(
+                f"model.context takes {len(context.tokens):,} tokens, with which a row of data.seq_len={seq_len:,} is "
+                f"longer than the {longest:,} positions of {teacher.path}: shorten it, or lower data.seq_len."
+            )
 
 
 def check_teachers(teachers: Sequence[Backbone], seq_len: int | None) -> None:

@@ -18,15 +18,20 @@ from llm_lightning.models.loading.identity import Beginning
 from llm_lightning.modules.base import STATE_KEY
 from llm_lightning.modules.distillation.checks import (
     check_cache,
+    check_context,
+    check_itself,
     check_objective,
     check_same_teachers,
     check_teachers,
     check_tokens,
     check_top_k,
+    check_turns,
     check_weights,
 )
+from llm_lightning.modules.distillation.context import Context, read_context
 from llm_lightning.modules.distillation.losses import likeliest, run_teachers, student_loss
 from llm_lightning.modules.distillation.teacher_cache import CachedTeacher, Part, Shape, TeacherCache, cache_key
+from llm_lightning.modules.reference import Reference, can_take_adapter_off
 from llm_lightning.modules.sft import SupervisedFinetuning
 from llm_lightning.objectives.distillation import DistillationLoss, DistillationSums, Teacher, TeacherChunk
 
@@ -44,9 +49,13 @@ class Distillation(SupervisedFinetuning):
     Args:
         backbone: the student.
         teacher: the network to learn from: a folder, hub id or .gguf, in any `dtype`, quantized too. Its tokens have to
-            be the student's, and on conversations its chat template.
+            be the student's, and on conversations its chat template. None, with a `context`: the student itself as it
+            is before training; with an adapter that is the network without it, so that there is no second one.
         ensemble: more teachers, whose distributions are averaged with the teacher's.
         weights: of `teacher` and of those in `ensemble`, in this order; by default all are equal.
+        context: what teachers read before every document and the student does not (see `Context`): of conversations
+            turns, `[{role: user, content: ...}, {role: assistant, content: ...}]`, or a text, which is a system prompt;
+            of texts a text. It takes room in the teachers' contexts, beside a row.
         teacher_logprobs: `live` runs the teachers beside the student. `cached` computes once what they find likely,
             into the data's cache, before training, which then needs no teacher.
         top_k: of the cache, next tokens that are named of each trained one; the others are one more outcome. 32 hold
@@ -59,9 +68,10 @@ class Distillation(SupervisedFinetuning):
     def __init__(
         self,
         backbone: Backbone,
-        teacher: Backbone,
+        teacher: Backbone | None = None,
         ensemble: list[Backbone] | None = None,
         weights: list[float] | None = None,
+        context: list[dict[str, str]] | str | None = None,
         teacher_logprobs: Literal["live", "cached"] = "live",
         top_k: int = 32,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-5, weight_decay=0.0, fused=True),
@@ -70,10 +80,13 @@ class Distillation(SupervisedFinetuning):
     ) -> None:
         super().__init__(backbone=backbone, optimizer=optimizer, **kwargs)
         self.objective = objective
-        self.teachers = [teacher, *(ensemble or [])]
+        self.learns_from_itself = teacher is None
+        self.teachers = [teacher or backbone, *(ensemble or [])]
         self.teacher_weights = weights
         self.teacher_logprobs, self.top_k = teacher_logprobs, top_k
         self.evaluation["divergence"] = SumMetric().set_dtype(torch.float64)
+        self.context = context
+        self._context: Context | None = None
         self._networks: list[Any] = []  # a list: no submodules, which would be in the checkpoint
         self._cache: TeacherCache | None = None
         self._identities = [Beginning(each.path) for each in self.teachers]
@@ -83,6 +96,8 @@ class Distillation(SupervisedFinetuning):
         super().check(datamodule)
         check_objective(self.objective, self.z_loss)
         check_weights(self.teacher_weights, len(self.teachers))
+        check_turns(self.context)
+        check_itself(self.learns_from_itself, self.context, self.backbone)
         check_teachers(self.teachers, getattr(datamodule, "seq_len", None))
         if self.teacher_logprobs == "cached":
             check_cache(self.top_k, datamodule)
@@ -93,8 +108,13 @@ class Distillation(SupervisedFinetuning):
         kind = getattr(self._data, "batch_kind", None)
         if self.teacher_logprobs == "cached" and stage != "predict":
             self._data.numbers_rows = True
-        for backbone in self.teachers if stage != "predict" else ():
+        if stage == "predict":
+            return
+        for backbone in self.teachers[self.learns_from_itself :]:
             check_tokens(backbone, self.tokenizer, writes_turns=kind == self.batch_kind)
+        if self.context:
+            self._context = read_context(self.context, self.tokenizer, is_conversation=kind == self.batch_kind)
+            check_context(self._context, self.teachers, getattr(self._data, "seq_len", None))
 
     def configure_model(self) -> None:
         """Build the student, and beside it the teachers, which nothing that writes needs."""
@@ -109,10 +129,12 @@ class Distillation(SupervisedFinetuning):
             self._build_teachers()
 
     def on_before_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> Mapping[str, Any]:
-        """See `prepare_batch`; with what the teachers find likely, where that is known."""
+        """See `prepare_batch`; with what the teachers find likely, where that is known, or else what they read."""
         prepared = super().on_before_batch_transfer(batch, dataloader_idx)
-        if self._cache is None or "labels" not in batch:
+        if "labels" not in batch or (self._cache is None and self._context is None):
             return prepared
+        if self._cache is None:
+            return {**prepared, "teacher": self._as_teachers_read(batch)}
         known = self._cache.look_up(TRAIN if self.trainer.training else VAL, batch)
         return {**prepared, "teacher_logprobs": known.logprobs, "teacher_ids": known.ids}
 
@@ -164,12 +186,17 @@ class Distillation(SupervisedFinetuning):
         if "teacher_ids" in batch:
             known = CachedTeacher(batch["teacher_logprobs"], batch["teacher_ids"])
             return student_loss(self.model, batch, known, self.objective)
-        return self._run_teachers(batch, lambda known: student_loss(self.model, batch, known, self.objective))
+        read = batch.get("teacher", batch)
+        return self._run_teachers(read, lambda known: student_loss(self.model, batch, known, self.objective))
+
+    def _as_teachers_read(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        return prepare_batch(batch) if self._context is None else self._context.before(batch)
 
     def _run_teachers(self, batch: Mapping[str, Any], use: Callable[[Teacher], R]) -> R:
         device = next(self.model.parameters()).device
         for network in self._networks:
-            network.to(device)
+            if not isinstance(network, Reference):
+                network.to(device)
         return run_teachers(self._networks, self._shares, batch, self._vocab_size, use)
 
     @property
@@ -187,7 +214,10 @@ class Distillation(SupervisedFinetuning):
         return getattr(datamodule, "data", datamodule)  # a DataModule around another one
 
     def _build_teachers(self) -> None:
-        for backbone in self.teachers:
+        takes_adapter_off = self.learns_from_itself and can_take_adapter_off(self.peft)
+        if takes_adapter_off:
+            self._networks.append(Reference(self.model))
+        for backbone in self.teachers[takes_adapter_off:]:
             network = self.build_network(backbone).requires_grad_(False).eval()
             if self.sharding is not None:
                 self.shard_and_load(backbone, network)
@@ -201,7 +231,8 @@ class Distillation(SupervisedFinetuning):
         parts = [Part(name, data.num_rows(name), partial(data.in_order, name)) for name in (TRAIN, VAL)]
         files = [[files_key(str(each.path)), each.dtype, each.quantization] for each in self.teachers]
         rows = [data.rows_name(part.name) for part in parts]
-        key = cache_key(files, self._shares, rows, shape, self.objective.temperature, str(trainer.precision))
+        context = [] if self._context is None else [[part.tolist() for part in self._context]]
+        key = cache_key(files, self._shares, rows, shape, self.objective.temperature, str(trainer.precision), *context)
         barrier = partial(trainer.strategy.barrier, "teacher cache")
         cache = TeacherCache(data.root / "teacher" / key, parts, shape, self.ranks, barrier, trainer.is_global_zero)
         if missing := cache.missing():
@@ -213,8 +244,8 @@ class Distillation(SupervisedFinetuning):
         return cache
 
     def _likeliest(self, batch: Mapping[str, Any]) -> TeacherChunk:
-        prepared = move_data_to_device(prepare_batch(batch), next(self.model.parameters()).device)
-        temperature, count = self.objective.temperature, len(prepared["targets"])
+        prepared = move_data_to_device(self._as_teachers_read(batch), next(self.model.parameters()).device)
+        temperature, count = self.objective.temperature, len(prepared["target_positions"])
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             found = self._run_teachers(
                 prepared, lambda known: likeliest(known, count, self.top_k, temperature, self._vocab_size)

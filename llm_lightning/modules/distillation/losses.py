@@ -13,6 +13,8 @@ from llm_lightning.models.adapters.adalora import orthogonality
 from llm_lightning.models.balance import Routing
 from llm_lightning.models.heads import base_model, head_scaling, hidden_states, output_head, with_head
 from llm_lightning.models.loading.sharding import is_zero3, run_gathered
+from llm_lightning.models.running.evaluating import evaluating
+from llm_lightning.modules.reference import Reference
 from llm_lightning.objectives.chunks import chunk_length, padded
 from llm_lightning.objectives.distillation import (
     DistillationLoss,
@@ -70,7 +72,7 @@ class Ensemble(NamedTuple):
 
 
 def run_teachers(
-    teachers: Sequence[nn.Module],
+    teachers: Sequence[nn.Module | Reference],
     weights: Sequence[float],
     batch: Mapping[str, Any],
     vocab_size: int,
@@ -79,20 +81,25 @@ def run_teachers(
     """What `use` makes of what the teachers know of a batch; where their heads are sharded, they are gathered for it.
 
     Args:
-        teachers: frozen networks with the same tokens.
+        teachers: frozen networks with the same tokens, or the student as it was before training.
         weights: theirs, which sum to 1.
-        batch: from `prepare_batch`.
+        batch: from `prepare_batch`, or what the teachers read in its place.
         vocab_size: V of the student.
         use: is given the teacher of the batch's trained tokens.
     """
 
+    # The student is read before any other network is gathered: what `use` does with it gathers it by itself.
+    read = [_run_before(each, batch, vocab_size) if isinstance(each, Reference) else None for each in teachers]
+
     def run() -> R:
-        known = Ensemble([_run(teacher, batch, vocab_size) for teacher in teachers], weights)
+        pairs = zip(teachers, read, strict=True)
+        known = Ensemble([one or _run(teacher, batch, vocab_size) for teacher, one in pairs], weights)
         return use(known if len(teachers) > 1 else known.teachers[0])
 
     gathered: Callable[[], R] = run
     for teacher in teachers:
-        gathered = partial(run_gathered, base_model(teacher), gathered)
+        if not isinstance(teacher, Reference):
+            gathered = partial(run_gathered, base_model(teacher), gathered)
     return gathered()
 
 
@@ -110,11 +117,27 @@ def likeliest(teacher: Teacher, count: int, top_k: int, temperature: float, voca
 
 
 @torch.no_grad()
-def _run(teacher: nn.Module, batch: Mapping[str, Any], vocab_size: int) -> NetworkTeacher:
+def _run(teacher: Any, batch: Mapping[str, Any], vocab_size: int) -> NetworkTeacher:
     network = base_model(teacher)
     states = hidden_states(teacher, batch).flatten(0, 1).index_select(0, batch["target_positions"])
     head, scaling = output_head(network), head_scaling(network)
     return NetworkTeacher(padded(states), lambda h: scaling(head(h)), vocab_size)
+
+
+def _run_before(reference: Reference, batch: Mapping[str, Any], vocab_size: int) -> NetworkTeacher:
+    """What the student knew before training."""
+    with reference.policy() as network, evaluating(base_model(network)):
+        known: NetworkTeacher = run_gathered(base_model(network), _run, network, batch, vocab_size)
+    own_head = output_head(base_model(reference.model))
+    if not (isinstance(own_head, nn.Module) and any(p.requires_grad for p in own_head.parameters())):
+        return known
+
+    # It is used while the student runs, with an adapter on its head.
+    def head(states: Tensor) -> Tensor:
+        with reference.policy():
+            return known.head(states)
+
+    return known._replace(head=head)
 
 
 @with_head

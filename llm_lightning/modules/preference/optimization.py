@@ -14,9 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from llm_lightning.errors import UserError
-from llm_lightning.models.adapters import residual
 from llm_lightning.models.adapters.adalora import orthogonality
-from llm_lightning.models.adapters.bottleneck import BottleneckConfig
 from llm_lightning.models.answers import answer_logprobs
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.generation import end_of_turn
@@ -29,7 +27,7 @@ from llm_lightning.modules.preference import checks
 from llm_lightning.modules.preference.displacement import Displacement, Watch
 from llm_lightning.modules.preference.metrics import PreferenceSums, Scored, metrics_of
 from llm_lightning.modules.preference.reference_cache import Part, ReferenceCache, cache_key
-from llm_lightning.modules.reference import Reference, frozen_copy, switch_off_dropout
+from llm_lightning.modules.reference import Reference, can_take_adapter_off, frozen_copy, switch_off_dropout
 from llm_lightning.modules.step import Totals
 from llm_lightning.objectives.preference_optimization import Answers, PreferenceLoss
 
@@ -121,7 +119,7 @@ class PreferenceOptimization(LanguageModule):
             return
         self.model = self.build_network(self.backbone)
         is_live = self.objective.known.needs_reference and self.reference == "live"
-        wants_copy = is_live and not self._takes_adapter_off
+        wants_copy = is_live and not can_take_adapter_off(self.peft)
         frozen = frozen_copy(self.model) if wants_copy else None
         super().configure_model()
         if is_live:
@@ -131,13 +129,6 @@ class PreferenceOptimization(LanguageModule):
         switch_off_dropout(self)
         if self.reference == "cached":
             self._cache = self._open_cache()
-
-    @property
-    def _takes_adapter_off(self) -> bool:
-        """Whether the network without its adapter is the one that training began from."""
-        if self.peft is None or isinstance(self.peft, BottleneckConfig):
-            return False
-        return not str(getattr(self.peft, "init_lora_weights", "")).startswith(residual.FROM_WEIGHTS)
 
     def configure_optimizers(self) -> Any:
         """As every module; a learning rate far from the known good ones is said."""
@@ -323,7 +314,7 @@ class PreferenceOptimization(LanguageModule):
         rows = [f"{part.name} {data.rows_name(part.name.partition('.')[0])}" for part in parts]
         key = cache_key(content_key(weights), network.config, rows, str(self.trainer.precision))
         cache = ReferenceCache(data.root / "reference" / key, parts, self.trainer)
-        began = Reference(self.model) if self._takes_adapter_off else None
+        began = Reference(self.model) if can_take_adapter_off(self.peft) else None
 
         @torch.no_grad()
         def logprobs(batch: Mapping[str, Any]) -> Tensor:

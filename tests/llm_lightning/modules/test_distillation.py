@@ -1,16 +1,20 @@
 """Distillation: students and teachers on packed rows against transformers on single documents, and under any cut."""
 
 import copy
+import itertools
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
 from llm_lightning.models.heads import prepare_batch
 from llm_lightning.modules import Distillation
+from llm_lightning.modules.distillation.context import Context
 from llm_lightning.modules.distillation.losses import likeliest, run_teachers, student_loss
 from llm_lightning.modules.distillation.teacher_cache import CachedTeacher
+from llm_lightning.modules.reference import Reference
 from llm_lightning.modules.schedule import Schedule
 from llm_lightning.objectives.distillation import DistillationLoss, head_distillation, linear_distillation
 from tests.llm_lightning.conftest import pack, random_documents, stack, tiny_config
@@ -71,6 +75,101 @@ def test_packed_rows_equal_single_documents(networks, form, weights):
     for (name, ours), theirs in zip(student.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5, msg=name)
     assert all(parameter.grad is None for teacher in teachers for parameter in teacher.parameters())
+
+
+HEADER = [1, 2, 3]
+
+
+def with_headers(seed):
+    """Three rows: some documents begin with what a context replaces, one has it in the loss, one is not trained."""
+    rows = [pack([[*HEADER, *one] if i % 2 else one for i, one in enumerate(random_documents([5, 7, 4], seed + r))], 32)
+            for r in range(3)]  # fmt: skip
+    for row in rows:
+        row["labels"][0, 5:9] = -100  # of the second document the header and one more
+    rows[1]["labels"][0, :5] = -100
+    rows[2]["labels"][0, 6:8] = rows[2]["input_ids"][0, 6:8]
+    return stack(*rows)
+
+
+def documents_of(batch):
+    for ids, labels, positions in zip(batch["input_ids"], batch["labels"], batch["position_ids"], strict=True):
+        starts = [*(positions == 0).nonzero().squeeze(1).tolist(), len(ids)]
+        yield from ((ids[a:b], labels[a:b]) for a, b in itertools.pairwise(starts))
+
+
+@pytest.mark.parametrize("prefix", [1, 9])
+def test_a_teacher_behind_a_context_equals_one_that_reads_each_document_alone(networks, prefix):
+    student, teacher, _ = (copy.deepcopy(network) for network in networks)
+    raw = with_headers(7)
+    known_before = torch.arange(20, 20 + prefix)
+    context = Context(known_before, torch.tensor(HEADER))
+    read = context.before(raw)
+    vocab_size = student.config.vocab_size
+    plain = copy.deepcopy(student)
+    batch = prepare_batch(raw)
+    sums, _ = run_teachers([teacher], [1.0], read, vocab_size, lambda k: student_loss(student, batch, k, OBJECTIVE))
+    sums.loss.backward()
+
+    for each in (plain, teacher):
+        each.set_attn_implementation("eager")
+    total, t, w = 0.0, OBJECTIVE.temperature, OBJECTIVE.labels_weight
+    for ids, labels in documents_of(raw):
+        trained = (labels[1:] != -100).nonzero().squeeze(1) + 1
+        if not len(trained):
+            continue
+        replaces = ids[:3].tolist() == HEADER and int(trained[0]) >= 3
+        behind = torch.cat([known_before, ids[3:] if replaces else ids])
+        shift = prefix - (3 if replaces else 0)
+        logits = plain(input_ids=ids[None]).logits[0, trained - 1].double()
+        with torch.no_grad():
+            p = (teacher(input_ids=behind[None]).logits[0, trained - 1 + shift].double() / t).softmax(-1)
+        q = (logits / t).softmax(-1)
+        m = OBJECTIVE.beta * p + (1 - OBJECTIVE.beta) * q
+        between = OBJECTIVE.beta * (p * (p / m).log()) + (1 - OBJECTIVE.beta) * (q * (q / m).log())
+        nll = -logits.log_softmax(-1).gather(1, ids[trained, None])
+        total = total + (1 - w) * t * t * between.sum() + w * nll.sum()
+    total.backward()
+    assert float(sums.loss) == pytest.approx(float(total), rel=1e-5)
+    for (name, ours), theirs in zip(student.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_rows_of_other_data_and_batches_without_a_loss_get_a_context_too():
+    context = Context(torch.tensor([9, 8]), torch.zeros(0, dtype=torch.int64))
+    padded = {
+        "input_ids": torch.tensor([[0, 5, 6, 7], [4, 3, 2, 0]]),
+        "labels": torch.tensor([[-100, -100, 6, 7], [-100, 3, -100, -100]]),
+        "attention_mask": torch.tensor([[0, 1, 1, 1], [1, 1, 1, 0]]),
+    }
+    read = context.before(padded)
+    assert read["input_ids"][0, :8].tolist() == [9, 8, 5, 6, 7, 4, 3, 2]
+    assert read["position_ids"][0, :8].tolist() == [0, 1, 2, 3, 4, 2, 3, 4]
+    assert read["target_positions"].tolist() == [2, 3, 5]
+    padded["labels"][:] = -100
+    empty = context.before(padded)
+    assert len(empty["target_positions"]) == 0 and empty["input_ids"].tolist() == [[9, 8]]
+
+
+@pytest.mark.parametrize("target", ["q_proj", "lm_head"])
+def test_a_student_behind_its_adapter_is_its_own_teacher(target):
+    """While the adapter moves, on the head too, the teacher stays what the network was."""
+    student = build(3, tie_word_embeddings=False)
+    before = copy.deepcopy(student)
+    adapted = get_peft_model(student, LoraConfig(r=2, target_modules=[target], init_lora_weights=False))
+    reference, raw = Reference(adapted), with_headers(3)
+    read = Context(torch.arange(20, 25), torch.tensor(HEADER)).before(raw)
+    batch, vocab_size = prepare_batch(raw), student.config.vocab_size
+
+    def loss(teacher):
+        adapted.zero_grad()
+        sums, _ = run_teachers([teacher], [1.0], read, vocab_size, lambda k: student_loss(adapted, batch, k, OBJECTIVE))
+        sums.loss.backward()
+        return float(sums.loss), [p.grad for p in adapted.parameters() if p.requires_grad]
+
+    (own, own_grads), (frozen, grads) = loss(reference), loss(before.eval())
+    assert own == pytest.approx(frozen, rel=1e-6) and own_grads
+    for ours, theirs in zip(own_grads, grads, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("weights", [[1.0], [0.25, 0.75]])

@@ -1,0 +1,156 @@
+"""Teachers that read more than their student: a system prompt, worked examples, or a text, before every document.
+
+A student that learns from itself behind a context carries in its weights what the context told it (context
+distillation: Askell et al., arXiv:2112.00861; Snell et al., arXiv:2209.15189). What teacher and student say is compared
+token by token, so the teacher's row is made from the student's: the tokens that are trained are the same.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+
+from llm_lightning.errors import UserError
+from llm_lightning.models.attention import Documents
+from llm_lightning.models.untrusted_text import UntrustedText
+from llm_lightning.objectives.chunks import ROUNDING
+from llm_lightning.objectives.language import IGNORE_INDEX
+
+Messages: TypeAlias = Sequence[Mapping[str, str]]
+
+PROBES: Sequence[Messages] = [
+    [{"role": "user", "content": "A question"}, {"role": "assistant", "content": "An answer."}],
+    [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Good day."}],
+]
+"""By the first it is found out where a context goes, by the second whether that is so for any conversation."""
+
+
+class Context(NamedTuple):
+    """What a teacher reads before every document.
+
+    Args:
+        tokens: (P,) int64, P >= 1.
+        replaced: (H,) int64, what they replace where a document begins with it: a system prompt that the template
+            writes by itself, or a BOS token.
+    """
+
+    tokens: Tensor
+    replaced: Tensor
+
+    @classmethod
+    def of_conversations(cls, context: str | Messages, tokenizer: Any) -> "Context":
+        """As a chat template writes it.
+
+        Args:
+            context: whole turns; a text is a system prompt.
+            tokenizer: of the data.
+
+        Raises:
+            UserError: the template cannot write it, or not so that any conversation can follow.
+        """
+        turns = [{"role": "system", "content": context}] if isinstance(context, str) else context
+        untrusted = UntrustedText(tokenizer)
+        try:
+            alone, behind = (
+                [untrusted.conversation([dict(m) for m in (*before, *probe)], reply=False) for probe in PROBES]
+                for before in ((), turns)
+            )
+        except (TemplateError, TypeError, KeyError) as error:
+            raise UserError(f"model.context: the chat template cannot write these turns: {error}") from error
+        common = _common_end(alone[0], behind[0])
+        replaced, tokens = (written[: len(written) - common] for written in (alone[0], behind[0]))
+        if not tokens or alone[1][: len(replaced)] != replaced or tokens + alone[1][len(replaced) :] != behind[1]:
+            raise UserError(
+                "model.context: the chat template writes a conversation behind it otherwise than alone, so that the "
+                "teacher's tokens are not the student's. End it with a whole turn of the assistant, or leave out its "
+                "system prompt."
+            )
+        return cls(torch.tensor(tokens), torch.tensor(replaced, dtype=torch.int64))
+
+    @classmethod
+    def of_texts(cls, context: str, tokenizer: Any) -> "Context":
+        """A text, behind what the tokenizer puts before every document."""
+        bare, framed = (tokenizer("a", add_special_tokens=framed).input_ids for framed in (False, True))
+        begin = framed[: next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)]
+        text = UntrustedText(tokenizer).text(context)
+        return cls(torch.tensor([*begin, *text]), torch.tensor(begin, dtype=torch.int64))
+
+    def before(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch as the teacher reads it: one row in which the context stands once, before the first document, and all
+        others begin with it too.
+
+        Args:
+            batch: as the DataModules yield it, on the CPU.
+
+        Returns:
+            `input_ids`, `position_ids` (1, L), `documents`, and `target_positions` (N,), where in the row the same N
+            tokens are predicted as in the student's batch, in the same order.
+        """
+        row, spans, places = list[Tensor](), list[list[int]](), list[Tensor]()
+        context, end = len(self.tokens), 0
+        for ids, predicted in _documents(batch):
+            # A trained token is kept, also in what would be replaced.
+            header = len(self.replaced)
+            is_replaced = torch.equal(ids[:header], self.replaced) and int(predicted[0]) >= header
+            own = ids[header:] if is_replaced else ids
+            begin, first = end, context if not spans else 0
+            row += [self.tokens, own] if first else [own]
+            end = begin + first + len(own)
+            spans.append([0, begin, end, 0, 0 if first else context])
+            before = predicted - 1 - (header if is_replaced else 0)
+            # What the context itself predicts stands behind its last token.
+            places.append(torch.where(before < 0, context - 1, begin + first + before))
+        if padding := (-end % ROUNDING if spans else context):
+            row.append(torch.zeros(padding, dtype=torch.int64) if spans else self.tokens)
+            spans.append([0, end, end + padding, 0, 0])
+            end += padding
+        positions = [torch.arange(last - first, last + stop - start) for _, start, stop, first, last in spans]
+        return {
+            "input_ids": torch.cat(row)[None],
+            "position_ids": torch.cat(positions)[None],
+            "documents": Documents.of_spans(torch.tensor(spans), end),
+            "target_positions": torch.cat(places or [torch.zeros(0, dtype=torch.int64)]),
+        }
+
+
+def read_context(context: str | Messages, tokenizer: Any, is_conversation: bool) -> Context:
+    """What `model.context` is in tokens.
+
+    Args:
+        context: not empty.
+        tokenizer: of the data.
+        is_conversation: whether the data are conversations, else texts.
+
+    Raises:
+        UserError: there is no tokenizer that can write it, or texts are given turns.
+    """
+    if tokenizer is None or not tokenizer.is_fast:
+        raise UserError("model.context: the data have no fast tokenizer (tokenizer.json) to write it with.")
+    if is_conversation:
+        return Context.of_conversations(context, tokenizer)
+    if not isinstance(context, str):
+        raise UserError("model.context: before texts stands a text; turns are for --data InstructionDataModule.")
+    return Context.of_texts(context, tokenizer)
+
+
+def _documents(batch: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Those in which something is trained, in the order of the batch: their tokens (n,), and which of them, (m,)."""
+    ids, trained = batch["input_ids"], batch["labels"] != IGNORE_INDEX
+    trained[:, 0] = False  # nothing precedes it
+    starts = batch["position_ids"] == 0 if "position_ids" in batch else torch.zeros_like(trained)
+    for row in range(len(ids)):
+        first, stop = 0, ids.shape[1]
+        if "attention_mask" in batch and len(real := batch["attention_mask"][row].nonzero()):
+            first, stop = int(real[0]), int(real[-1]) + 1
+        inner = (starts[row, first + 1 : stop].nonzero().squeeze(1) + first + 1).tolist()
+        for start, end in zip([first, *inner], [*inner, stop], strict=True):
+            if len(predicted := trained[row, start:end].nonzero().squeeze(1)):
+                yield ids[row, start:end], predicted
+
+
+def _common_end(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both end with."""
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
