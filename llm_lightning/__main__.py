@@ -16,6 +16,7 @@ commands:
   validate       loss of a model on the validation documents
   test           loss of a model on the test documents
   predict        let a model write, or a reward model score
+  generate       let a model answer prompts several times each, and choose
   preview        show the training data as the model will see it
   augment        let a model write more training data, and filter it
   distill-cache  compute what a teacher finds likely, for fits that learn from it
@@ -49,6 +50,7 @@ OTHERS = {
     "configs": "llm_lightning.commands.configs",
     "distill-cache": "llm_lightning.commands.distill_cache",
     "evaluate": "llm_lightning.commands.evaluate",
+    "generate": "llm_lightning.commands.generate",
     "merge": "llm_lightning.commands.merge",
     "report": "llm_lightning.commands.report",
     "slurm": "llm_lightning.commands.slurm",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from datamodules.synthetic.filters.decontamination import Decontamination
 from datamodules.synthetic.filters.filter import Context, Filter
 from datamodules.synthetic.filters.seed_similarity import SeedSimilarity
 from datamodules.synthetic.funnel import Funnel, run_filters
-from datamodules.synthetic.generation import Generation
+from datamodules.synthetic.generation import Generation, process_number
 from datamodules.synthetic.generators import RecordGenerator
 from datamodules.synthetic.identity import settings_of
 from datamodules.synthetic.report import write_report
@@ -184,7 +183,7 @@ class SyntheticDataModule(LightningDataModule):
             self.data.prepare_data()
         generation = Generation(self.generators, self._seeds(), self.engine, self.data.encoder, self.folder)
         try:
-            generation.run(*_rank())
+            generation.run(*process_number())
             with build_lock(self.folder / "filters", "the filtered records"):
                 key = self._key(generation)
                 if key_of_result(self.result) != key:
@@ -264,15 +263,6 @@ class SyntheticDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from there."""
         self.data.load_state_dict(state_dict)
-
-
-def _rank() -> tuple[int, int]:
-    """This process's number among those that were started together, as SLURM or torchrun say."""
-    rank, count = (
-        next((int(os.environ[name]) for name in names if name in os.environ), default)
-        for names, default in ((("RANK", "SLURM_PROCID"), 0), (("WORLD_SIZE", "SLURM_NTASKS"), 1))
-    )
-    return min(rank, count - 1), count
 
 
 def _lost(statistics: dict[str, dict[str, Any]]) -> str:

@@ -9,6 +9,7 @@ number, and whatever is killed goes on where it was.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -188,6 +189,15 @@ class Generation:
         return key_of(
             [[block.path.parent.name, block.path.name, block.statistics()["num_failed"]] for block in self.blocks]
         )
+
+
+def process_number() -> tuple[int, int]:
+    """This process's number among those that were started together, as SLURM or torchrun say."""
+    rank, count = (
+        next((int(os.environ[name]) for name in names if name in os.environ), default)
+        for names, default in ((("RANK", "SLURM_PROCID"), 0), (("WORLD_SIZE", "SLURM_NTASKS"), 1))
+    )
+    return min(rank, count - 1), count
 
 
 def _write(block: Block, made: Made) -> None:

@@ -1,0 +1,162 @@
+"""`llm-lightning generate`: let a model answer prompts, several times each, and choose."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+
+from datamodules import DataError
+from datamodules.cache import cache_root
+from datamodules.synthetic.engine import Engine
+from datamodules.synthetic.generation import process_number
+from datamodules.synthetic.openai_engine import OpenAIEngine
+from datamodules.synthetic.seeds import prompt_seeds
+from llm_lightning.errors import UserError
+from llm_lightning.inference.choices import Choice, FirstSample
+from llm_lightning.inference.pool import Asking, Judging, Pool
+from llm_lightning.messages import readable
+from llm_lightning.process.redacted_output import report
+from llm_lightning.rewards import Reward, with_members
+from llm_lightning.rollouts import LocalEngine
+from llm_lightning.settings.environment import with_environment
+from llm_lightning.settings.shipped import with_found_configs
+from llm_lightning_safety.files import write_text
+from llm_lightning_safety.redaction import remember
+
+USAGE = """\
+usage: llm-lightning generate --model MODEL --prompts FILE [--config FILE ...] [--KEY VALUE ...]
+
+Lets a model answer prompts, several times each, and takes one of the answers. answers.jsonl has a conversation for each
+prompt, which can be learned from, with all samples and their rewards. Stopped, even by kill -9, the same command goes
+on and pays for no answer twice; so it is with other rewards, other choices and more samples. Started by srun or
+torchrun, or several times on one --output, processes share the prompts.
+
+Where a reward says what is right (--truth), the share of right answers is shown over the number of samples, for each
+choice, with its interval: in curve.json, in curve.png and on the screen.
+"""
+
+
+def run(args: list[str], *, debug: bool = False) -> int:
+    """Run the command; a user's mistake becomes one message and exit code 2.
+
+    Args:
+        args: what follows `generate`.
+        debug: show the traceback of an error.
+    """
+    if not args:
+        print(USAGE, end="")
+        return 0
+    try:
+        words = with_found_configs(with_environment(["generate", *args], os.environ))[1:]
+        config = _parser().parse_args(words)
+        remember(config.as_dict())
+        return generate(_parser().instantiate_classes(config))
+    except SystemExit as stop:  # --help and --print_config
+        return int(stop.code or 0)
+    except (UserError, DataError, ArgumentError, OSError) as error:
+        return report(error, debug)
+    except ValueError as error:
+        return report(UserError(readable(error)), debug)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> ArgumentParser:
+    usage, _, description = USAGE.partition("\n\n")
+    parser = ArgumentParser(
+        "llm-lightning generate",
+        usage=usage.removeprefix("usage: "),
+        description=description,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML, by path or by name.")
+    parser.add_argument("--model", type=str | None, help="Folder, .gguf file or hub id of the model that answers.")
+    parser.add_argument("--engine", type=Engine | None, help="What answers instead: OpenAIEngine, for an endpoint.")
+    parser.add_argument("--prompts", type=str, required=True, help="As data.path of a PromptDataModule.")
+    parser.add_class_arguments(Asking)
+    parser.add_argument("--rewards", type=dict[str, Reward], default={}, help="By name, as model.rewards of PPO.")
+    parser.add_argument(
+        "--choices", type=dict[str, Choice], default={"first": FirstSample()}, help="By name; the first one counts."
+    )
+    parser.add_argument("--truth", type=str | None, help="The reward that is above 0.5 for a right answer.")
+    parser.add_argument("--output", type=Path, default=Path("runs/generate"), help="Folder of answers and calls.")
+    return parser
+
+
+def generate(given: Any) -> int:
+    """Write the answers; exit code 1 where calls were given up.
+
+    Args:
+        given: the settings, as objects.
+
+    Raises:
+        UserError: they cannot work.
+        DataError: the prompts cannot be read, or the engine cannot go on.
+    """
+    rewards, engine = _checked_rewards(given), _engine(given)
+    asking = Asking(**{name: getattr(given, name) for name in Asking.__dataclass_fields__})
+    asking.check()
+    engine.check()
+    try:
+        prompts = prompt_seeds(given.prompts, given.output / "prompts", cache_root(None))
+    except DataError as error:
+        raise UserError(f"--prompts {given.prompts}: {error}") from error
+    pool = Pool(prompts, engine, asking, Judging(rewards, given.choices), given.output)
+    pool.check()
+    rank, num_ranks = process_number()
+    try:
+        pool.run(rank, num_ranks)
+    finally:
+        engine.release()
+    return _finish(pool, given, rewards) if rank == 0 else 0
+
+
+def _engine(given: Any) -> Engine[Any]:
+    if (given.model is None) == (given.engine is None):
+        raise UserError("generate needs one that answers: give --model MODEL, or --engine.")
+    return given.engine if given.engine is not None else LocalEngine(given.model, field="--model")
+
+
+def _checked_rewards(given: Any) -> dict[str, Reward]:
+    """The rewards; the one that is the truth only looks on."""
+    rewards = dict(given.rewards)
+    if given.truth is not None:
+        if given.truth not in rewards:
+            raise UserError(f"--truth {given.truth}: --rewards has {', '.join(rewards) or 'none'}; name one of them.")
+        rewards[given.truth].weight = 0.0
+    if not given.choices:
+        raise UserError("--choices: there is none; leave it out to take the first sample.")
+    for name, choice in given.choices.items():
+        if choice.needs_rewards and not any(reward.weight for reward in rewards.values()):
+            raise UserError(
+                f"--choices.{name} ({type(choice).__name__}) chooses by rewards, and there is none to choose by: name "
+                "one in --rewards, which is not the --truth and has a weight."
+            )
+    for reward in rewards.values():
+        for function in with_members(reward.function):
+            if callable(check := getattr(function, "check", None)):
+                check()
+    return rewards
+
+
+def _finish(pool: Pool, given: Any, rewards: dict[str, Reward]) -> int:
+    answers = given.output / "answers.jsonl"
+    pool.write(answers)
+    print(f"Answers: {answers}")
+    if given.truth is not None:
+        from llm_lightning.inference.curve import curve_of
+
+        weights = {name: reward.weight for name, reward in rewards.items()}
+        if (curve := curve_of(pool.rows(), given.truth, given.choices, weights)) is not None:
+            write_text(given.output / "curve.json", json.dumps(curve.as_json(), indent=1) + "\n")
+            curve.draw(given.output / "curve.png")
+            print(f"Right of {curve.num_prompts:,} prompts, with 95 % intervals:\n{curve.table()}")
+    if count := pool.num_given_up():
+        print(f"Calls were given up in {count} blocks of prompts: the same command makes these calls again.")
+    return 1 if count else 0
+
+
+SHORT_NAMES = (OpenAIEngine,)  # jsonargparse finds a class by its short name once it is imported
