@@ -26,7 +26,7 @@ from llm_lightning.objectives.chunks import (
     ready_gradients,
     sum_dtype,
 )
-from llm_lightning.objectives.language import HeadScaling
+from llm_lightning.objectives.language import IGNORE_INDEX, HeadScaling
 
 Kind = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 
@@ -120,7 +120,7 @@ def token_losses(
 
     Args:
         logits: (n, V) float32, the student's.
-        targets: (n,) the text's tokens.
+        targets: (n,) the text's tokens; `IGNORE_INDEX` where it is no example, and only the teacher has a say.
         teacher: of the same tokens.
         objective: what they cost.
     """
@@ -134,11 +134,13 @@ def token_losses(
         grad = pulled.sub_(q * pulled.sum(-1, keepdim=True))
     else:
         found, grad = _of_likeliest(teacher.ids, teacher.logprobs.exp(), q, objective)
-    nll = -logprobs.gather(1, targets[:, None]).squeeze(1)
+    is_example, targets = (targets != IGNORE_INDEX).to(logits.dtype), targets.clamp(min=0)
+    nll = -logprobs.gather(1, targets[:, None]).squeeze(1) * is_example
     grad *= (1 - weight) * t
     if weight:
-        grad += weight * (q if t == 1 else logprobs.exp())
-        grad[torch.arange(len(targets), device=targets.device), targets] -= weight
+        share = weight * is_example
+        grad += share[:, None] * (q if t == 1 else logprobs.exp())
+        grad[torch.arange(len(targets), device=targets.device), targets] -= share
     return (1 - weight) * t * t * found + weight * nll, t * t * found, nll, grad
 
 
@@ -229,7 +231,7 @@ def linear_distillation(
     Args:
         hidden_states: (N, H), the student's that predict `targets`.
         weight: (V, H), the head's weight.
-        targets: (N,) token ids; every one counts.
+        targets: (N,) token ids; every one counts. Where one is `IGNORE_INDEX` there is no next-token loss.
         teacher: of the same tokens.
         objective: what they cost.
         scaling: what the architecture does to its logits.

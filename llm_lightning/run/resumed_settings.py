@@ -26,6 +26,7 @@ TABLE: Mapping[On, tuple[str, ...]] = {
         "model.schedule.*", "model.max_skipped_steps", "model.z_loss", "model.generation", "model.generation.*",
         "model.objective.*", "model.displacement", "model.displacement.*", "model.weights",
         "model.teacher", "model.teacher.*", "model.teacher_logprobs", "model.top_k", "model.context",
+        "model.on_policy_share", "model.sampling.*",
         "model.rewards", "model.rewards.*", "model.rollout.*", "model.engine", "model.engine.*", "model.advantages.*",
         "model.critic.coef", "model.critic.clip_range", "model.critic.head_lr", "model.kl.*", "model.update.*",
         "model.guards.*",

@@ -30,6 +30,8 @@ STAGES = {
     "sft": ("--config=sft.yaml", *LORA),
     "distill": ("--config=distill.yaml", "--model.objective.labels_weight=0.5"),
     "cached": ("--config=distill.yaml", "--model.objective.labels_weight=0.5", "--model.teacher_logprobs=cached"),
+    "written": ("--config=sft.yaml", "--model=Distillation", "--model.context=Be brief.", "--model.on_policy_share=0.5",
+                "--model.sampling.max_new_tokens=8", *LORA),
     "reward": ("--config=reward.yaml",),
     "dpo": ("--config=dpo.yaml",),
     "kto": ("--config=dpo.yaml", "--model.objective.kind=kto", "--data.path=[preferences.jsonl,singles.jsonl]", *LORA),

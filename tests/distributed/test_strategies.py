@@ -29,7 +29,10 @@ def runs(tmp_path_factory, texts, network, cache):
     ]
     run_all(folder, cache, one)
     two = [fit(stage, f"{stage}-fsdp2", FSDP2, *TWO) for stage in STAGES]
-    two += [fit(stage, f"{stage}-ddp", DDP, *TWO) for stage in ("sft", "distill", "cached", "reward", "dpo", "kto")]
+    two += [
+        fit(stage, f"{stage}-ddp", DDP, *TWO)
+        for stage in ("sft", "distill", "cached", "written", "reward", "dpo", "kto")
+    ]
     two += [fit("pretrain", root, FSDP2, *TWO, *SIX) for root in ("parts-of-one", "pretrain-one")]
     two += [fit("sft", "sft-fsdp2", FSDP2, *TWO, *SIX)]
     two += [fit("pretrain", "pretrain-shared", *SHARED)]
@@ -48,6 +51,8 @@ def runs(tmp_path_factory, texts, network, cache):
         "distill-ddp",
         "cached-fsdp2",
         "cached-ddp",
+        "written-fsdp2",
+        "written-ddp",
         "reward-fsdp2",
         "ppo-fsdp2",
         "sft-ddp",

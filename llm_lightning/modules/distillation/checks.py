@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning.pytorch import Trainer
+
 from llm_lightning.errors import UserError
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.generation import TALK
@@ -10,7 +12,9 @@ from llm_lightning.models.loading.identity import Beginning
 from llm_lightning.models.loading.new_tokens import read_tokenizer
 from llm_lightning.modules.checks import check_positions
 from llm_lightning.modules.distillation.context import Context
+from llm_lightning.modules.ranks import Ranks
 from llm_lightning.objectives.distillation import DistillationLoss
+from llm_lightning.rollouts import Sampling
 
 AROUND = 40
 """Characters that are shown of two templates where they begin to differ."""
@@ -69,15 +73,76 @@ def check_turns(context: str | Sequence[Mapping[str, str]] | None) -> None:
             raise UserError(f"model.context: a turn has a role and a content, and {dict(turn)} has not.")
 
 
-def check_context(context: Context, teachers: Sequence[Backbone], seq_len: int | None) -> None:
-    """Raise `UserError` where a row behind the context is longer than what a teacher can tell apart."""
+def check_context(context: Context, teachers: Sequence[Backbone], seq_len: int | None, room: int) -> None:
+    """Raise `UserError` where a row behind the context, and `room` for what is written, is longer than what a teacher
+    can tell apart.
+    """
     for teacher in teachers:
-        longest = getattr(teacher.read_config().get_text_config(decoder=True), "max_position_embeddings", None)
-        if longest and seq_len and len(context.tokens) + seq_len > longest:
+        longest = _positions(teacher)
+        if longest and seq_len and len(context.tokens) + seq_len + room > longest:
             raise UserError(
                 f"model.context takes {len(context.tokens):,} tokens, with which a row of data.seq_len={seq_len:,} is "
-                f"longer than the {longest:,} positions of {teacher.path}: shorten it, or lower data.seq_len."
+                f"longer than the {longest:,} positions of {teacher.path}: shorten it, or lower data.seq_len"
+                f"{' or model.sampling.max_new_tokens' if room else ''}."
             )
+
+
+def check_on_policy(
+    share: float, sampling: Sampling, teacher_logprobs: str, networks: Sequence[Backbone], datamodule: Any
+) -> None:
+    """Raise `UserError` where the student cannot write, or nobody can judge it.
+
+    Args:
+        share: `model.on_policy_share`.
+        sampling: how it would write.
+        teacher_logprobs: `live` or `cached`.
+        networks: student and teachers.
+        datamodule: None for none.
+    """
+    if not 0 <= share <= 1:
+        raise UserError(f"model.on_policy_share={share} must be at least 0 and at most 1.")
+    if not share:
+        if sampling != Sampling():
+            raise UserError("model.sampling has no effect while model.on_policy_share is 0.")
+        return
+    sampling.check("model.sampling")
+    if teacher_logprobs == "cached":
+        raise UserError(
+            f"model.on_policy_share={share}: a cached teacher does not know what the student is going to write; take "
+            "--model.teacher_logprobs live."
+        )
+    if datamodule is None:
+        return
+    if getattr(datamodule, "batch_kind", None) != "conversations" or not hasattr(datamodule, "in_order"):
+        raise UserError(
+            f"model.on_policy_share={share}: the student writes the last reply of a conversation, and "
+            f"{type(datamodule).__name__} gives none: take --data InstructionDataModule."
+        )
+    for network in networks:
+        longest = _positions(network)
+        if longest and datamodule.seq_len + sampling.max_new_tokens > longest:
+            raise UserError(
+                f"model.sampling.max_new_tokens={sampling.max_new_tokens} behind a row of "
+                f"data.seq_len={datamodule.seq_len} is longer than the {longest:,} positions of {network.path}: lower "
+                "one of them."
+            )
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Raise `UserError` where ranks hold the student's weights in a way that it cannot write with."""
+    strategy = type(trainer.strategy).__name__
+    if strategy not in ("SingleDeviceStrategy", "DDPStrategy", "FSDP2Strategy"):
+        raise UserError(
+            "model.on_policy_share: the student writes on one device or with trainer.strategy ddp or fsdp2, not with "
+            f"{strategy}."
+        )
+    if Ranks.of(trainer).count < trainer.world_size:
+        raise UserError("model.on_policy_share: the student cannot write with trainer.strategy.tensor_parallel_size.")
+
+
+def _positions(network: Backbone) -> int | None:
+    longest: int | None = getattr(network.read_config().get_text_config(decoder=True), "max_position_embeddings", None)
+    return longest
 
 
 def check_teachers(teachers: Sequence[Backbone], seq_len: int | None) -> None:

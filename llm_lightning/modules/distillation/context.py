@@ -5,7 +5,7 @@ distillation: Askell et al., arXiv:2112.00861; Snell et al., arXiv:2209.15189). 
 token by token, so the teacher's row is made from the student's: the tokens that are trained are the same.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor
 from llm_lightning.errors import UserError
 from llm_lightning.models.attention import Documents
 from llm_lightning.models.untrusted_text import UntrustedText
+from llm_lightning.modules.distillation.documents import trained_documents
 from llm_lightning.objectives.chunks import ROUNDING
-from llm_lightning.objectives.language import IGNORE_INDEX
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]
 
@@ -90,7 +90,7 @@ class Context(NamedTuple):
         """
         row, spans, places = list[Tensor](), list[list[int]](), list[Tensor]()
         context, end = len(self.tokens), 0
-        for ids, predicted in _documents(batch):
+        for _, _, ids, predicted in trained_documents(batch):
             # A trained token is kept, also in what would be replaced.
             header = len(self.replaced)
             is_replaced = torch.equal(ids[:header], self.replaced) and int(predicted[0]) >= header
@@ -133,21 +133,6 @@ def read_context(context: str | Messages, tokenizer: Any, is_conversation: bool)
     if not isinstance(context, str):
         raise UserError("model.context: before texts stands a text; turns are for --data InstructionDataModule.")
     return Context.of_texts(context, tokenizer)
-
-
-def _documents(batch: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Those in which something is trained, in the order of the batch: their tokens (n,), and which of them, (m,)."""
-    ids, trained = batch["input_ids"], batch["labels"] != IGNORE_INDEX
-    trained[:, 0] = False  # nothing precedes it
-    starts = batch["position_ids"] == 0 if "position_ids" in batch else torch.zeros_like(trained)
-    for row in range(len(ids)):
-        first, stop = 0, ids.shape[1]
-        if "attention_mask" in batch and len(real := batch["attention_mask"][row].nonzero()):
-            first, stop = int(real[0]), int(real[-1]) + 1
-        inner = (starts[row, first + 1 : stop].nonzero().squeeze(1) + first + 1).tolist()
-        for start, end in zip([first, *inner], [*inner, stop], strict=True):
-            if len(predicted := trained[row, start:end].nonzero().squeeze(1)):
-                yield ids[row, start:end], predicted
 
 
 def _common_end(one: Sequence[int], other: Sequence[int]) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics import SumMetric
 
 from llm_lightning.models.backbone import Backbone
+from llm_lightning.models.generation import end_tokens
 from llm_lightning.models.heads import base_model, prepare_batch
 from llm_lightning.models.loading.content import files_key
 from llm_lightning.models.loading.identity import Beginning
@@ -21,7 +22,9 @@ from llm_lightning.modules.distillation.checks import (
     check_context,
     check_itself,
     check_objective,
+    check_on_policy,
     check_same_teachers,
+    check_strategy,
     check_teachers,
     check_tokens,
     check_top_k,
@@ -30,10 +33,18 @@ from llm_lightning.modules.distillation.checks import (
 )
 from llm_lightning.modules.distillation.context import Context, read_context
 from llm_lightning.modules.distillation.losses import likeliest, run_teachers, student_loss
+from llm_lightning.modules.distillation.on_policy import (
+    OwnReplies,
+    without_labels_loss,
+    written_metrics,
+    written_sums,
+)
 from llm_lightning.modules.distillation.teacher_cache import CachedTeacher, Part, Shape, TeacherCache, cache_key
 from llm_lightning.modules.reference import Reference, can_take_adapter_off
 from llm_lightning.modules.sft import SupervisedFinetuning
 from llm_lightning.objectives.distillation import DistillationLoss, DistillationSums, Teacher, TeacherChunk
+from llm_lightning.objectives.language import IGNORE_INDEX
+from llm_lightning.rollouts import Sampling
 
 R = TypeVar("R")
 TRAIN, VAL = "train", "val"
@@ -60,6 +71,9 @@ class Distillation(SupervisedFinetuning):
             into the data's cache, before training, which then needs no teacher.
         top_k: of the cache, next tokens that are named of each trained one; the others are one more outcome. 32 hold
             nearly all of the probability, and take 192 or 256 bytes a trained token.
+        on_policy_share: with this probability a conversation gets its last reply in each step anew, written by the
+            student as it is then, and learns there from the teacher alone (GKD, arXiv:2306.13649).
+        sampling: how the student writes; replies are cut at `max_new_tokens`.
         optimizer: see `SupervisedFinetuning`.
         objective: what a token costs.
         kwargs: see `SupervisedFinetuning`.
@@ -74,6 +88,8 @@ class Distillation(SupervisedFinetuning):
         context: list[dict[str, str]] | str | None = None,
         teacher_logprobs: Literal["live", "cached"] = "live",
         top_k: int = 32,
+        on_policy_share: float = 0.0,
+        sampling: Sampling = Sampling(),  # noqa: B008 (read only)
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-5, weight_decay=0.0, fused=True),
         objective: DistillationLoss = DistillationLoss(),  # noqa: B008 (read only)
         **kwargs: Any,
@@ -84,6 +100,7 @@ class Distillation(SupervisedFinetuning):
         self.teachers = [teacher or backbone, *(ensemble or [])]
         self.teacher_weights = weights
         self.teacher_logprobs, self.top_k = teacher_logprobs, top_k
+        self.on_policy_share, self.sampling = on_policy_share, sampling
         self.evaluation["divergence"] = SumMetric().set_dtype(torch.float64)
         self.context = context
         self._context: Context | None = None
@@ -99,6 +116,8 @@ class Distillation(SupervisedFinetuning):
         check_turns(self.context)
         check_itself(self.learns_from_itself, self.context, self.backbone)
         check_teachers(self.teachers, getattr(datamodule, "seq_len", None))
+        networks = [self.backbone, *self.teachers]
+        check_on_policy(self.on_policy_share, self.sampling, self.teacher_logprobs, networks, datamodule)
         if self.teacher_logprobs == "cached":
             check_cache(self.top_k, datamodule)
 
@@ -106,15 +125,17 @@ class Distillation(SupervisedFinetuning):
         """Take the tokenizer from the DataModule, and compare the teachers' with it."""
         super().setup(stage)
         kind = getattr(self._data, "batch_kind", None)
-        if self.teacher_logprobs == "cached" and stage != "predict":
-            self._data.numbers_rows = True
         if stage == "predict":
             return
+        if self.on_policy_share and stage == "fit":
+            check_strategy(self.trainer)
+        if self._data is not None and (self.teacher_logprobs == "cached" or self.on_policy_share):
+            self._data.numbers_rows = True
         for backbone in self.teachers[self.learns_from_itself :]:
             check_tokens(backbone, self.tokenizer, writes_turns=kind == self.batch_kind)
         if self.context:
             self._context = read_context(self.context, self.tokenizer, is_conversation=kind == self.batch_kind)
-            check_context(self._context, self.teachers, getattr(self._data, "seq_len", None))
+            check_context(self._context, self.teachers, getattr(self._data, "seq_len", None), self._room_to_write)
 
     def configure_model(self) -> None:
         """Build the student, and beside it the teachers, which nothing that writes needs."""
@@ -130,7 +151,9 @@ class Distillation(SupervisedFinetuning):
 
     def on_before_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> Mapping[str, Any]:
         """See `prepare_batch`; with what the teachers find likely, where that is known, or else what they read."""
-        prepared = super().on_before_batch_transfer(batch, dataloader_idx)
+        if self.on_policy_share and self.trainer.training:
+            batch = self._with_own_replies(batch)
+        prepared = without_labels_loss(dict(super().on_before_batch_transfer(batch, dataloader_idx)))
         if "labels" not in batch or (self._cache is None and self._context is None):
             return prepared
         if self._cache is None:
@@ -149,6 +172,7 @@ class Distillation(SupervisedFinetuning):
             tokens=self._num_tokens(batch),
             bytes=self._num_bytes(batch["targets"]),
             **({} if balance is None else {"balance": balance}),
+            **(written_sums(batch) if self.on_policy_share else {}),
         )
         return sums.loss
 
@@ -162,9 +186,14 @@ class Distillation(SupervisedFinetuning):
         self.evaluation["bytes"].update(self._num_bytes(batch["targets"]))
 
     def step_metrics(self, totals: dict[str, float]) -> dict[str, float]:
-        """As in fine-tuning, and the divergence."""
-        metrics = super().step_metrics(totals)
-        return metrics | {"train/divergence": totals["divergence"] / max(totals["tokens"], 1)}
+        """As in fine-tuning, of the data's own texts, and the divergence, of all."""
+        divergence = {"train/divergence": totals["divergence"] / max(totals["tokens"], 1)}
+        if not self.on_policy_share:
+            return super().step_metrics(totals) | divergence
+        divergence |= written_metrics(totals)
+        if not totals["labelled"]:
+            return {"train/loss": divergence["train/divergence"], "train/grad_norm": totals["grad_norm"], **divergence}
+        return super().step_metrics(totals | {"tokens": totals["labelled"]}) | divergence
 
     def evaluation_metrics(self, name: str) -> dict[str, float]:
         """As in fine-tuning, and the divergence."""
@@ -189,6 +218,17 @@ class Distillation(SupervisedFinetuning):
         read = batch.get("teacher", batch)
         return self._run_teachers(read, lambda known: student_loss(self.model, batch, known, self.objective))
 
+    def _num_bytes(self, targets: Tensor) -> Tensor:
+        return super()._num_bytes(targets[targets != IGNORE_INDEX] if self.on_policy_share else targets)
+
+    def _with_own_replies(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        own = OwnReplies(self.on_policy_share, self.sampling, getattr(self._data, "seed", 0))
+        ends = end_tokens(base_model(self.model).generation_config)
+        with self.trainer.precision_plugin.forward_context():
+            batch = own.put_in(batch, self.trainer.global_step, self.model, ends)
+        torch.clear_autocast_cache()
+        return batch
+
     def _as_teachers_read(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return prepare_batch(batch) if self._context is None else self._context.before(batch)
 
@@ -198,6 +238,10 @@ class Distillation(SupervisedFinetuning):
             if not isinstance(network, Reference):
                 network.to(device)
         return run_teachers(self._networks, self._shares, batch, self._vocab_size, use)
+
+    @property
+    def _room_to_write(self) -> int:
+        return self.sampling.max_new_tokens if self.on_policy_share else 0
 
     @property
     def _shares(self) -> list[float]:

@@ -12,7 +12,7 @@ from llm_lightning.objectives.distillation import (
     head_distillation,
     linear_distillation,
 )
-from llm_lightning.objectives.language import HeadScaling, linear_cross_entropy
+from llm_lightning.objectives.language import IGNORE_INDEX, HeadScaling, linear_cross_entropy
 
 N, H, V = 23, 8, 31
 KINDS = [
@@ -82,7 +82,7 @@ def by_hand(hidden, weight, targets, teacher, objective, scaling=HeadScaling()):
                     objective.beta * a * (a / m).log() + (1 - objective.beta) * b * (b / m).log()
                 ),
             }[objective.kind](a, b, m)
-        nll = logits[row].exp().sum().log() - logits[row, targets[row]]
+        nll = logits[row].exp().sum().log() - logits[row, targets[row]] if targets[row] >= 0 else 0.0
         loss = loss + (1 - objective.labels_weight) * t * t * d + objective.labels_weight * nll
         total += t * t * float(d.detach())
     return loss, total
@@ -173,3 +173,20 @@ def test_nothing_to_learn_from_is_no_loss():
     for form in FORMS:
         ours = sums(form, hidden[:0], weight, targets[:0], Known(logits[:0]), KINDS[0])
         assert float(ours.loss.detach()) == 0 and not torch.autograd.grad(ours.loss, hidden)[0].any()
+
+
+@pytest.mark.parametrize("k", [None, 5])
+@pytest.mark.parametrize("form", FORMS)
+def test_where_a_text_is_no_example_only_the_teacher_has_a_say(form, k):
+    hidden, weight, targets, logits = inputs(5)
+    is_example, teacher = torch.arange(N) % 3 > 0, Known(logits, k)
+    some = targets.where(is_example, IGNORE_INDEX)
+    ours = sums(form, hidden, weight, some, teacher, KINDS[4])
+    expected, _ = by_hand(hidden, weight, some, teacher, KINDS[4])
+    torch.testing.assert_close(ours.loss.double(), expected, rtol=1e-5, atol=1e-5)
+    found = torch.autograd.grad(ours.loss, (hidden, weight))
+    for a, b in zip(found, torch.autograd.grad(expected, (hidden, weight)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    every = (hidden @ weight.t()).log_softmax(-1)
+    assert float(ours.nll) == pytest.approx(-float(every[is_example, targets[is_example]].sum()), rel=1e-5)
+    assert ours.correct == (every.argmax(-1) == targets)[is_example].sum()
