@@ -8,13 +8,13 @@ import os
 import shutil
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from datamodules.errors import DataError
+from llm_lightning_safety.files import atomic_folder
 from llm_lightning_safety.seals import is_whole, read_json, seal_folder, write_json
 
 SECONDS_BEFORE_WAITING_IS_ANNOUNCED = 2
@@ -73,18 +73,6 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(leftover)
         else:
             leftover.unlink()
-
-
-@contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields a new temporary folder beside `path`, which takes its place only if the block ends well."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -17,14 +17,17 @@ from datamodules.errors import DataError
 from datamodules.records.contamination import TrainingTexts
 from datamodules.serving.collate import NumberedCollator, PackedCollator, PromptCollator
 from datamodules.serving.dataset import DocumentPrompts, Documents, NumberedRows, PackedRows
+from datamodules.serving.judging import held_out
 from datamodules.serving.loader import EvaluationLoader, ResumableLoader
 from datamodules.serving.order import ShuffledOrder
 from datamodules.serving.preview import preview
+from datamodules.sources.bad_records import BadRecords
 from datamodules.sources.discover import Source
+from datamodules.sources.splits import TEST, VALIDATION
 from datamodules.sources.units import Unit
 from datamodules.storage.held_out import unlike_share
 from datamodules.storage.rows import RowIndex, Selection, TooLong, hashes_of, pack_rows, split_documents
-from datamodules.storage.shards import Encoder, Shard
+from datamodules.storage.shards import Document, Encoder, Shard
 from datamodules.storage.statistics import check_any, notes_in_words, skipped_in_words, statistics_of
 
 if TYPE_CHECKING:
@@ -254,6 +257,18 @@ class PackedDataModule(ResumableDataModule):
         if not self._val:
             return []
         return self.evaluation_loader(self.make_prompts(self._val), PromptCollator(self.pad_token_id))
+
+    def held_out_documents(self) -> Iterator[Document]:
+        """What to measure a loss on, streaming: the documents of each path that are for validation or testing where
+        names of files tell of some, else all of it. Nothing of it is cut or kept.
+
+        Raises:
+            DataError: there are none, or a record cannot be read.
+        """
+        encoder = self.make_encoder(self.make_tokenizer([], self.root))
+        for source in self.train_sources:
+            for unit in self.find_units(held_out(source, (VALIDATION, TEST)), self.root, look_again=True):
+                yield from encoder.documents(unit, BadRecords(unit, self.on_bad_record))
 
     def preview(self, num_records: int) -> Iterator[str]:
         """Lines to print: the first training documents as the model will see them, and the statistics of all."""

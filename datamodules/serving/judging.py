@@ -1,4 +1,4 @@
-"""Preference pairs to judge a reward model by: each as it is, none cut, packed or held out."""
+"""What to judge networks by: of preference pairs each as it is, none cut or packed, and which part of a source."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from datamodules.encoding.batches import bounded_batches
 from datamodules.encoding.pairs import PairEncoder, WrittenPair
 from datamodules.records.preferences import IDENTICAL
-from datamodules.records.record_source import RecordSource
 from datamodules.sources.bad_records import BadRecords
+from datamodules.sources.discover import S
 from datamodules.sources.splits import TEST, VALIDATION
 from datamodules.sources.units import Unit
 
@@ -38,11 +38,11 @@ class JudgedPair(NamedTuple):
     texts: list[str]
 
 
-def held_out(source: RecordSource) -> RecordSource:
-    """The source's part for testing; of files whose names tell of none, that for validation, else what it names."""
+def held_out(source: S, splits: Sequence[str] = (TEST, VALIDATION)) -> S:
+    """The source's part for one of these, the first that names of files tell of; without such names what it names."""
     if source.found is None:  # of the hub
-        return source.of_split(TEST)
-    return source.of_split(next((split for split in (TEST, VALIDATION) if split in source.found.splits), source.split))
+        return source.of_split(splits[0])
+    return source.of_split(next((split for split in splits if split in source.found.splits), source.split))
 
 
 def judged_pairs(units: Sequence[Unit], encoder: PairEncoder, left_out: Counter[str]) -> Iterator[JudgedPair]:

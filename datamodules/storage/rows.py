@@ -10,11 +10,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from datamodules.cache import atomic_folder, build_lock, key_of, remove_leftovers, room_on_disk, say_damaged
+from datamodules.cache import build_lock, key_of, remove_leftovers, room_on_disk, say_damaged
 from datamodules.storage.file_array import FileArray, SummedFile
 from datamodules.storage.held_out import held_out
 from datamodules.storage.packing import WINDOW, best_fit
 from datamodules.storage.shards import Shard
+from llm_lightning_safety.files import atomic_folder
 from llm_lightning_safety.seals import read_json, write_json
 
 VERSION = 4

@@ -117,13 +117,21 @@ def paired_shares(first: Any, second: Any) -> Difference:
 
 
 def paired_bootstrap(
-    first: Any, second: Any, clusters: Sequence[Any] | None = None, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+    first: Any,
+    second: Any,
+    clusters: Sequence[Any] | None = None,
+    weights: Any = None,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
 ) -> Difference:
     """Compare two models' scores of the same items (N,): items, or clusters, are drawn with both of their scores.
 
-    The interval is BCa's, and p the level at which it would just touch 0: the two never contradict each other.
+    The interval is BCa's, and p the level at which it would just touch 0: the two never contradict each other. Clusters
+    and weights are as for `bootstrap_interval`.
     """
-    bootstrap = _Bootstrap(*_sums(np.asarray(second, float) - np.asarray(first, float), clusters), num_resamples, seed)
+    differences = np.asarray(second, float) - np.asarray(first, float)
+    bootstrap = _Bootstrap(*_sums(differences, clusters, weights), num_resamples, seed)
     low, high = bootstrap.interval(0.95)
     return Difference(bootstrap.mean, low, high, bootstrap.p_of_zero(), smallest_mean(bootstrap.standard_error))
 

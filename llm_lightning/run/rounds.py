@@ -20,7 +20,6 @@ from typing import Any
 
 from filelock import FileLock
 
-from datamodules.cache import atomic_folder
 from llm_lightning.errors import UserError
 from llm_lightning.models.adapters.merging import is_adapter, why_unmergeable
 from llm_lightning.process.rank import is_first_rank
@@ -157,10 +156,8 @@ def _trained(folder: Path) -> Path:
 def _merged(adapter: Path, output: Path) -> Path:
     """The network with the adapter in it; one rank writes it."""
     with FileLock(output.with_name(f".{output.name}.lock")):
-        if not output.exists():
-            with atomic_folder(output) as temporary:
-                if code := _run(["merge", str(adapter), str(temporary)], dict(os.environ)):
-                    raise SystemExit(code)
+        if not output.exists() and (code := _run(["merge", str(adapter), str(output)], dict(os.environ))):
+            raise SystemExit(code)
     return output
 
 

@@ -10,10 +10,11 @@ from llm_lightning.errors import UserError
 from llm_lightning.models.adapters.merging import base_of, check_mergeable, is_adapter, task_of
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
+from llm_lightning_safety.files import atomic_folder
 
 
 def merge_folder(adapter: Path, output: Path) -> None:
-    """Write the network with the adapter in it to `output`, which must not exist or be empty.
+    """Write the network with the adapter in it to `output`, which must not exist or be empty; all of it or nothing.
 
     Raises:
         UserError: `adapter` is no adapter folder or cannot be merged, or `output` holds something.
@@ -26,7 +27,8 @@ def merge_folder(adapter: Path, output: Path) -> None:
     config = AutoConfig.from_pretrained(base_of(adapter), trust_remote_code=False)
     dtype = str(config.dtype or torch.float32).removeprefix("torch.")
     network = Backbone(path=str(adapter), dtype=dtype).build(task=task_of(adapter))  # type: ignore[arg-type]
-    save_model_folder(network, _tokenizer(adapter), output)
+    with atomic_folder(output) as folder:
+        save_model_folder(network, _tokenizer(adapter), folder)
 
 
 def _tokenizer(adapter: Path) -> Any:

@@ -44,15 +44,12 @@ def merge_models(
     check(models, base, output, merging)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
-        whole = [_whole(path, Path(scratch) / f"model-{number}", tell) for number, path in enumerate(models)]
-        own_base = None if base is None else _whole(base, Path(scratch) / "base", tell)
-        _check_configs(models, whole, base, own_base)
+        whole = [whole_folder(path, Path(scratch) / f"model-{number}", tell) for number, path in enumerate(models)]
+        own_base = None if base is None else whole_folder(base, Path(scratch) / "base", tell)
+        check_configs([*models, *filter(None, [base])], [*whole, *filter(None, [own_base])])
         result = Path(scratch) / "merged"
-        shutil.copytree(whole[0], result, ignore=shutil.ignore_patterns("*.safetensors"))
-        _write(whole, own_base, result, merging, tell)
-        if output.exists():
-            output.rmdir()
-        result.rename(output)
+        write_merged(whole, own_base, result, merging, tell)
+        result.replace(output)
 
 
 def check(models: Sequence[Path], base: Path | None, output: Path, merging: Merging) -> None:
@@ -81,19 +78,23 @@ def check(models: Sequence[Path], base: Path | None, output: Path, merging: Merg
         raise UserError(f"{output} is not empty: name a new folder.")
 
 
-def _whole(path: Path, place: Path, tell: Callable[[str], None]) -> Path:
-    """A folder with all weights: that of an adapter is written to `place`."""
+def whole_folder(path: Path, place: Path, tell: Callable[[str], None]) -> Path:
+    """A folder with all weights: that of an adapter is written to `place`, where it may be already."""
     if not is_adapter(path):
         return path
-    tell(f"{path} is an adapter: its network is written with it, for a while")
-    merge_folder(path, place)
+    if not place.exists():
+        tell(f"{path} is an adapter: its network is written with it, for a while")
+        merge_folder(path, place)
     return place
 
 
-def _check_configs(models: Sequence[Path], whole: Sequence[Path], base: Path | None, own_base: Path | None) -> None:
-    """Raise `UserError` where networks or tokenizers differ from the first one's."""
-    names = [*models, *(() if base is None else (base,))]
-    folders = [*whole, *(() if own_base is None else (own_base,))]
+def check_configs(names: Sequence[Path], folders: Sequence[Path]) -> None:
+    """Raise `UserError` where networks or tokenizers differ from the first one's.
+
+    Args:
+        names: the folders as they were given, for the message.
+        folders: with all weights.
+    """
     configs = [_said(folder) for folder in folders]
     vocabularies = [_vocabulary(folder) for folder in folders]
     for name, config, vocabulary in zip(names[1:], configs[1:], vocabularies[1:], strict=True):
@@ -117,10 +118,11 @@ def _vocabulary(folder: Path) -> dict[str, int] | None:
     return None if tokenizer is None else dict(tokenizer.get_vocab())
 
 
-def _write(
+def write_merged(
     models: Sequence[Path], base: Path | None, result: Path, merging: Merging, tell: Callable[[str], None]
 ) -> None:
-    """The merged weights, in the first folder's files."""
+    """The merged network in a new folder, with the first one's files; all are whole ones."""
+    shutil.copytree(models[0], result, ignore=shutil.ignore_patterns("*.safetensors"))
     with ExitStack() as stack:
         read = [stack.enter_context(_weights(folder)) for folder in models]
         read_base = None if base is None else stack.enter_context(_weights(base))
