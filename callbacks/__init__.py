@@ -5,6 +5,7 @@ from callbacks.artifacts.predictions import Predictions
 from callbacks.artifacts.random_state import RandomState
 from callbacks.artifacts.run_checkpoint import RunCheckpoint
 from callbacks.artifacts.wandb_run_id import WandbRunId
+from callbacks.averaging import EMA, SWA
 from callbacks.errors import CallbackError
 from callbacks.monitoring.curves import Curves
 from callbacks.monitoring.energy import Energy
@@ -24,6 +25,8 @@ from callbacks.stopping.graceful_stop import GracefulStop
 from callbacks.stopping.stop_when import StopWhen
 
 __all__ = [
+    "EMA",
+    "SWA",
     "Asked",
     "Budget",
     "CallbackError",

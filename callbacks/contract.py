@@ -103,6 +103,13 @@ class ComparesEvaluations(Protocol):
         """
 
 
+class KeepsShards(Protocol):
+    """Of a strategy; needed by `EMA` and `SWA` where ranks hold parts of the weights."""
+
+    keeps_shards: bool
+    """True: what a checkpoint holds by names of parameters, sharded as these are, is saved and loaded in parts."""
+
+
 # A type variable and `Any` where classes of the two packages that have engines differ: to jsonargparse these fit all.
 Text = TypeVar("Text", covariant=True)
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 
@@ -27,6 +27,11 @@ def base_layer(layer: Any) -> Any:
 def is_sharded(network: nn.Module) -> bool:
     """Whether ranks hold different parts of the weights (FSDP2 and tensor parallelism, or DeepSpeed's ZeRO 3)."""
     return any(isinstance(weight, DTensor) or is_zero_3(weight) for weight in network.parameters())
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor, as a view."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def is_zero_3(weight: nn.Parameter) -> bool:

@@ -5,8 +5,9 @@ import math
 import os
 import shutil
 import warnings
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors import SafetensorError
@@ -16,6 +17,13 @@ from callbacks.contract import SavesModel, required
 from callbacks.errors import CallbackError
 from callbacks.phase import is_rehearsal, is_validating_fit
 from llm_lightning_safety.files import make_folder, remove
+
+
+class OtherWeights(Protocol):
+    """Weights that are saved beside the last ones."""
+
+    def in_place(self) -> AbstractContextManager[bool]:
+        """Inside, the network has them, on all ranks; False where there are none yet."""
 
 
 class ModelFolder(Callback):
@@ -52,6 +60,7 @@ class ModelFolder(Callback):
         self.best_value: float | None = None
         self.last = self.best = Path()
         self.unwritten: list[Path] = []
+        self._others: dict[str, OtherWeights] = {}
         self._missed: tuple[int, float] | None = None  # step and value of a best network that a full disk cost
         self._wrote_last = False
 
@@ -59,12 +68,21 @@ class ModelFolder(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = Path(self.dirpath or Path(trainer.default_root_dir) / "model")
         self.last, self.best = folder / "last", folder / "best"
-        self._wrote_last = False
+        self._wrote_last, self._others = False, {}
         if stage == "fit":
             required(pl_module, SavesModel, self)
         if stage == "fit" and trainer.is_global_zero:
             for place in (self.last, self.best):
                 _recover(place)
+
+    def add(self, trainer: Trainer, name: str, weights: OtherWeights) -> None:
+        """Let other weights have a folder beside `last`, from `setup` to the end of fit.
+
+        It is written first: by `model/last` a run is known to be finished.
+        """
+        self._others[name] = weights
+        if trainer.is_global_zero:
+            _recover(self.last.with_name(name))
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -80,14 +98,14 @@ class ModelFolder(Callback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not is_rehearsal(trainer):
-            self._wrote_last = self._write(trainer, pl_module, self.last)
+            self._wrote_last = self._write_last(trainer, pl_module)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A run killed between its last checkpoint and here resumes with nothing left to train: no `on_train_end`. And
         # where the disk was full there, it may have room now.
         if not self._wrote_last and not is_rehearsal(trainer):
-            self._write(trainer, pl_module, self.last)
+            self._write_last(trainer, pl_module)
         if self._missed is not None and self._missed[0] == trainer.global_step:
             self._write_best(trainer, pl_module, self._missed[1])
 
@@ -125,6 +143,13 @@ class ModelFolder(Callback):
             self.best_value, self._missed = value, None
         else:
             self._missed = (trainer.global_step, value)
+
+    def _write_last(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        written = []
+        for name, weights in self._others.items():
+            with weights.in_place() as there:
+                written += [self._write(trainer, pl_module, self.last.with_name(name))] if there else []
+        return all([*written, self._write(trainer, pl_module, self.last)])
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, place: Path) -> bool:
         """Saves on all ranks and swaps on the first; False if the disk was full."""

@@ -128,5 +128,6 @@ def _folders(trainer: Trainer) -> list[tuple[str, str]]:
     rows = []
     for each in callbacks_of(trainer, ModelFolder):
         rows += [("model", str(each.last)), ("best model", str(each.best))]
+        rows += [("average", str(each.last.with_name("average")))]
     rows.append(("curves", str(Path(trainer.default_root_dir) / "curves.png")))
     return [(label, path) for label, path in rows if Path(path).exists()]

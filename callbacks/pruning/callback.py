@@ -10,10 +10,11 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from callbacks.artifacts.model_folder import ModelFolder
+from callbacks.averaging import WeightAverage
 from callbacks.contract import CountsTokens, HoldsNetwork, required
 from callbacks.errors import CallbackError
 from callbacks.monitoring.summary import RunSummary
-from callbacks.network import base_network, has_adapter
+from callbacks.network import base_network, has_adapter, local
 from callbacks.phase import is_rehearsal, is_validating_fit
 from callbacks.pruning import report
 from callbacks.pruning.criteria import Criterion, Wanda
@@ -22,7 +23,7 @@ from callbacks.pruning.masks import KEEPS_ZEROS, Masks
 from callbacks.pruning.schedules import Cubic, PruningSchedule
 from callbacks.pruning.structured import Structured
 from callbacks.pruning.structures import Structure, layer_of
-from callbacks.pruning.weights import Weight, find_weights, local
+from callbacks.pruning.weights import Weight, find_weights
 from callbacks.stopping.graceful_stop import was_stopped
 from callbacks.stopping.stop_when import StopWhen
 from callbacks.trainer_parts import callbacks_of, follows, wandb_loggers
@@ -105,6 +106,11 @@ class Pruning(Callback):
             required(pl_module, CountsTokens, self)
         if len(callbacks_of(trainer, Pruning)) > 1:
             raise CallbackError("Pruning: one in a run; Structured takes channels, kv_groups and layers together.")
+        if isinstance(self.structure, Structured) and callbacks_of(trainer, WeightAverage):
+            raise CallbackError(
+                "Pruning.structure=Structured cuts the network at its end, and no average of the weights before would "
+                "fit it: take Unstructured or NM, or leave EMA and SWA out."
+            )
         if follows(trainer, self, ModelFolder):
             raise CallbackError(
                 "Pruning must stand before ModelFolder in trainer.callbacks, which writes what it left."
@@ -242,6 +248,8 @@ class Pruning(Callback):
         for each in callbacks_of(trainer, Callback):
             if isinstance(each, StopWhen | ModelFolder | RunSummary):
                 each.forget_best()
+            if isinstance(each, WeightAverage):
+                self.masks.apply_to_copies(each.copies)
 
     def _stretch(self, begin: float, end: float) -> list[Weight]:
         """The weights of the blocks between two shares of the network."""

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from callbacks.errors import CallbackError
-from callbacks.pruning.weights import Weight, local, reduce_sum
+from callbacks.network import local
+from callbacks.pruning.weights import Weight, reduce_sum
 
 Scope = Literal["rows", "matrix", "network"]
 

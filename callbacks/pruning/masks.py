@@ -10,7 +10,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from callbacks.errors import CallbackError
-from callbacks.pruning.weights import local, reduce_sum, sharded_axis
+from callbacks.network import local
+from callbacks.pruning.weights import reduce_sum, sharded_axis
 
 # A weight that is zero, with moments that are zero, stays zero in these as long as its gradient is. Others may mix
 # weights (Muon) or add something of their own, and are corrected after each step.
@@ -68,6 +69,10 @@ class Masks:
                     for value in state.values()
                     if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point()
                 )
+
+    def apply_to_copies(self, copies: Mapping[nn.Parameter, Tensor]) -> None:
+        """Zero what stands for these parameters elsewhere, such as their averages."""
+        self._multiply((copies[p], n) for n, p in self.parameters.items() if p in copies)
 
     def _multiply(self, tensors: Iterable[tuple[Tensor, str]]) -> None:
         pairs = [(local(tensor), self.kept[name]) for tensor, name in tensors if name in self.kept]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from callbacks.errors import CallbackError
-from callbacks.network import base_layer, base_network, is_zero_3
+from callbacks.network import base_layer, base_network, is_zero_3, local
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,6 @@ def sharded_axis(parameter: Any, name: str = "a weight") -> int | None:
 def mesh_of(parameter: Any) -> Any:
     """The device mesh of a sharded parameter."""
     return parameter.device_mesh
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor, as a view."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def decoder_layers(network: Any) -> nn.ModuleList:

@@ -1,5 +1,6 @@
 """FSDP2, and tensor parallelism with it: Lightning's ModelParallelStrategy with our sizes and our checkpoints."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -24,12 +26,15 @@ from llm_lightning.models.loading.sharding import Sharding
 from llm_lightning_safety.files import remove
 from llm_lightning_safety.seals import checksum
 
+SHARDED = "sharded"
+"""The key of a list of those that were in the checkpoint beside weights and optimizers, and are in its parts."""
+
 
 class FSDP2Strategy(ModelParallelStrategy):
     """Weights, gradients and optimizer states sharded over all ranks; checkpoints too, for any number of ranks.
 
     Lightning's own, left to itself, makes the ranks of a node one tensor-parallel group. Its checkpoints are complete
-    once they have their name.
+    once they have their name. What callbacks add to one by names of parameters, sharded as these are, is in parts too.
 
     Args:
         tensor_parallel_size: ranks that share each layer; they see the same data. Best within a node.
@@ -38,6 +43,8 @@ class FSDP2Strategy(ModelParallelStrategy):
             under `bf16-mixed`). For devices that have no autocast.
         kwargs: see `ModelParallelStrategy`.
     """
+
+    keeps_shards = True
 
     def __init__(
         self,
@@ -94,8 +101,10 @@ class FSDP2Strategy(ModelParallelStrategy):
             remove(unfinished)  # of a killed run
         self.barrier("save_checkpoint")
         optimizers = {_optimizer_key(i): state for i, state in enumerate(checkpoint.pop("optimizer_states", []))}
+        checkpoint[SHARDED] = [key for key, value in checkpoint.items() if key != "state_dict" and _is_sharded(value)]
+        sharded = {key: checkpoint.pop(key) for key in ("state_dict", *checkpoint[SHARDED])}
         try:
-            dcp.save({"state_dict": checkpoint.pop("state_dict")} | optimizers, checkpoint_id=unfinished)
+            dcp.save(sharded | optimizers, checkpoint_id=unfinished)
         except dcp.CheckpointException as error:
             if self.is_global_zero:
                 remove(unfinished)
@@ -124,11 +133,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         checkpoint = AtomicCheckpointIO().load_checkpoint(path / METADATA_FILE)
         reader = PartsReader(path, checkpoint.get(METADATA_CHECKSUM))
         there = reader.read_metadata().state_dict_metadata
-        saved = {
-            name.removeprefix("state_dict."): torch.empty(tensor.size, device="meta")
-            for name, tensor in there.items()
-            if name.startswith("state_dict.") and isinstance(tensor, TensorStorageMetadata)
-        }
+        saved = {name: torch.empty(t.size, device="meta") for name, t in _entry(there, "state_dict").items()}
         checkpoint["state_dict"] = saved
         own: dict[str, Any] = get_model_state_dict(self.model)
         fitting = {name: own[name] for name, t in saved.items() if name in own and own[name].shape == t.shape}
@@ -142,6 +147,12 @@ class FSDP2Strategy(ModelParallelStrategy):
                 state = {key: get_optimizer_state_dict(self.model, optimizer)}
                 load_parts(state, reader)
                 set_optimizer_state_dict(self.model, optimizer, optim_state_dict=state[key])
+        for key in checkpoint.pop(SHARDED, ()):
+            tensors = _entry(there, key)
+            checkpoint[key] = {
+                n: torch.empty_like(own[n], dtype=t.properties.dtype) for n, t in tensors.items() if n in own
+            }
+            load_parts({key: checkpoint[key]}, reader)
         return checkpoint
 
     def _load_file(self, path: Path) -> dict[str, Any]:
@@ -161,6 +172,16 @@ class FSDP2Strategy(ModelParallelStrategy):
                 options=StateDictOptions(full_state_dict=True),
             )
         return checkpoint
+
+
+def _entry(there: Mapping[str, Any], key: str) -> dict[str, TensorStorageMetadata]:
+    """The tensors of one of a checkpoint's entries, by their names in it."""
+    found = {name.removeprefix(f"{key}."): t for name, t in there.items() if name.startswith(f"{key}.")}
+    return {name: t for name, t in found.items() if isinstance(t, TensorStorageMetadata)}
+
+
+def _is_sharded(entry: Any) -> bool:
+    return isinstance(entry, dict) and any(isinstance(value, DTensor) for value in entry.values())
 
 
 def _optimizer_key(index: int) -> str:

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from callbacks import Pruning
-from callbacks.pruning.weights import local
+from callbacks.network import local
 from callbacks.training_loop import is_accumulating
 from tests.callbacks.tiny_llama import TinyData, TinyModule, tiny_trainer
 

@@ -20,6 +20,7 @@ from llm_lightning.modules import (
 )
 from llm_lightning.modules.base import LanguageModule
 from llm_lightning.modules.reward_metrics import Reliability
+from llm_lightning.strategies import FSDP2Strategy
 
 OF_ALL = (
     contract.HoldsNetwork,
@@ -68,6 +69,10 @@ def tabulates_evaluations(module: LanguageModule) -> contract.TabulatesEvaluatio
 
 def compares_evaluations(module: LanguageModule) -> contract.ComparesEvaluations:
     return module
+
+
+def keeps_shards(strategy: FSDP2Strategy) -> contract.KeepsShards:
+    return strategy
 
 
 def keeps_samples(module: PPO) -> contract.KeepsSamples:
