@@ -16,6 +16,7 @@ commands:
   validate       loss of a model on the validation documents
   test           loss of a model on the test documents
   predict        let a model write, or a reward model score
+  chat           talk with a model
   generate       let a model answer prompts several times each, and choose
   preview        show the training data as the model will see it
   augment        let a model write more training data, and filter it
@@ -47,6 +48,7 @@ options:
 # Commands with flags of their own, and where their `run` is.
 OTHERS = {
     "ablate": "llm_lightning.commands.ablate",
+    "chat": "llm_lightning.commands.chat",
     "configs": "llm_lightning.commands.configs",
     "distill-cache": "llm_lightning.commands.distill_cache",
     "evaluate": "llm_lightning.commands.evaluate",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -18,7 +19,7 @@ from llm_lightning.models.loading.content import files_key
 from llm_lightning.models.loading.new_tokens import read_tokenizer
 from llm_lightning.models.untrusted_text import UntrustedText
 from llm_lightning.rollouts.sampler import Sampler
-from llm_lightning.rollouts.sampling import Sampling
+from llm_lightning.rollouts.sampling import Key, Sampling
 
 PACKED_TOKENS = 8192
 """Of one forward pass over finished texts, but for a single longer one."""
@@ -149,7 +150,7 @@ class LocalEngine:
     def _write(
         self, requests: Sequence[tuple[int, TextRequest]], sampling: Sampling
     ) -> Iterator[tuple[int, WrittenText]]:
-        longest = getattr(self.network.config.get_text_config(decoder=True), "max_position_embeddings", None) or 2**31
+        longest = self.context_length
         prompts: list[tuple[Tensor, int, TextRequest]] = []
         for place, request in requests:
             ids = self._ids(list(request.messages), reply=True)
@@ -164,6 +165,42 @@ class LocalEngine:
         for number, completion in stream:
             text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True)
             yield prompts[number][1], WrittenText(text, len(completion.tokens), completion.is_finished)
+
+    def reply(
+        self, messages: Sequence[dict[str, Any]], sampling: Sampling, key: Key, show: Callable[[Tensor], object]
+    ) -> WrittenText:
+        """One text, shown as it is written; Ctrl-C ends it, and what was written by then is returned.
+
+        Args:
+            messages: the conversation so far; it ends with the user.
+            sampling: how tokens are drawn.
+            key: of their random numbers.
+            show: called with all tokens so far, after each one.
+        """
+        so_far = torch.zeros(0, dtype=torch.int64)
+
+        def shown(_: int, tokens: Tensor) -> bool:
+            nonlocal so_far
+            so_far = tokens
+            show(tokens)
+            return False
+
+        sampler = Sampler(sampling, self.eos_token_ids, 1, shown, stop_every=1)
+        is_finished = False
+        with suppress(KeyboardInterrupt):
+            ((_, completion),) = sampler.stream(self.network, [self._ids(list(messages), reply=True)], [key])
+            so_far, is_finished = completion.tokens, completion.is_finished
+            show(so_far)
+        return WrittenText(self.tokenizer.decode(so_far, skip_special_tokens=True), len(so_far), is_finished)
+
+    def room(self, messages: Sequence[dict[str, Any]]) -> int:
+        """Tokens that the context has left for a reply."""
+        return self.context_length - len(self._ids(list(messages), reply=True))
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that prompt and text may have together."""
+        return getattr(self.network.config.get_text_config(decoder=True), "max_position_embeddings", None) or 2**31
 
     @torch.no_grad()
     def perplexities(self, conversations: Sequence[Sequence[dict[str, Any]]]) -> list[float]:

@@ -39,14 +39,16 @@ class Sampler:
         eos_token_ids: tokens that end a completion.
         num_slots: completions that are written at the same time, at least. Each takes keys and values for its prompt
             and itself.
-        stop: ends completions that no EOS token has ended. It is asked every `STOP_EVERY` tokens, so that a few more
+        stop: ends completions that no EOS token has ended. It is asked every `stop_every` tokens, so that a few more
             may stand behind what it waits for.
+        stop_every: see there.
     """
 
     sampling: Sampling
     eos_token_ids: Sequence[int]
     num_slots: int = 64
     stop: Stop | None = None
+    stop_every: int = STOP_EVERY
 
     @torch.no_grad()
     def sample(self, model: Any, prompts: Sequence[Tensor], keys: Sequence[Sequence[Key]]) -> list[Completion]:
@@ -134,7 +136,7 @@ class _Writing:
     def _stop(self) -> None:
         """Let end what the caller says is over."""
         self.num_steps += 1
-        if self.sampler.stop is None or self.num_steps % STOP_EVERY:
+        if self.sampler.stop is None or self.num_steps % self.sampler.stop_every:
             return
         numbers, over = self.numbers.tolist(), self.is_over.tolist()
         tokens, lengths = self.tokens[self.numbers].cpu(), self.num_tokens[self.numbers].tolist()
