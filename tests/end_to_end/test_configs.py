@@ -67,10 +67,10 @@ NEEDS = {"peft/qlora.yaml": "bitsandbytes", "safety.yaml": "lm_eval"} | dict.fro
 OVERLAYS = {"callbacks": "pretrain.yaml", "logger": "pretrain.yaml", "peft": "sft.yaml", "trainer": "sft.yaml"}
 OTHER_MACHINES = [f"trainer/{name}.yaml" for name in ("deepspeed_zero2", "deepspeed_zero3_offload", "tpu", "tpu_xla")]
 OTHER_MACHINES += ["trainer/tensor_parallel.yaml"]  # two devices: tests/distributed
-# Those in sweeps/ are for `wandb sweep`, see test_wandb.py; generate.yaml is for a command of its own.
+# Those in sweeps/ are for `wandb sweep`, see test_wandb.py; those in inference/ for `generate`, see test_generate.py.
+ELSEWHERE = ("sweeps", "tasks", "inference")
 EVERY_FILE = sorted(
-    {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("sweeps", "tasks")}
-    - {"generate.yaml"}
+    {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ELSEWHERE}
 )
 
 

@@ -235,7 +235,7 @@ def test_a_pattern_that_never_matches_is_said_early(asked, server, capfd):
 def test_the_configuration_that_comes_with_it(asked, server):
     server.answer = adds
     Path("few.jsonl").write_text("".join(Path("prompts.jsonl").read_text().splitlines(keepends=True)[:3]))
-    assert main(["generate", "--config", "generate", "--prompts", "few.jsonl", *endpoint(server)]) == 0
+    assert main(["generate", "--config", "inference/vote", "--prompts", "few.jsonl", *endpoint(server)]) == 0
     rows = answers()
     assert [len(row["samples"]) for row in rows] == [8, 8, 8]
     assert "The answer is 4." in rows[2]["messages"][1]["content"]
