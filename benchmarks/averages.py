@@ -10,7 +10,7 @@ the mean of the last quarter are measured on documents that none of them saw. Th
 of the first, by other orders of the data and other learning rates: their greedy soup is chosen on some documents, and
 measured on others. Differences are paired, by pieces of 256 tokens.
 
-Three seeds take about five minutes of one core, whichever model it is.
+Three seeds take five to seven minutes of one core.
 """
 
 import argparse
