@@ -24,7 +24,7 @@ def runs(tmp_path_factory, texts, network, cache):
     folder = tmp_path_factory.mktemp("averages")
     prepare(folder, texts, network)
     one = [fit(stage, f"{stage}-one", EMA, WHOLE) for stage in ("pretrain", "sft")]
-    one += [fit("ppo", "ppo-one", EMA, *CONSTANT), fit("pretrain", "from-file", EMA, STOPPED)]
+    one += [fit("pretrain", "from-file", EMA, STOPPED)]
     run_all(folder, cache, one)
     two = [
         fit(stage, f"{stage}-{name}-straight", strategy, average, *TWO, WHOLE)
@@ -62,7 +62,7 @@ def test_a_stopped_run_has_the_average_of_a_straight_one_to_the_bit(runs, name):
     assert any(not torch.equal(ours[key], last[key]) for key in last)
 
 
-@pytest.mark.parametrize("name", ["pretrain-fsdp2", "pretrain-ddp", "sft-fsdp2", "sft-ddp", "ppo-fsdp2"])
+@pytest.mark.parametrize("name", ["pretrain-fsdp2", "pretrain-ddp", "sft-fsdp2", "sft-ddp"])
 def test_two_ranks_average_what_one_does(runs, name):
     one = runs / f"{name.split('-')[0]}-one"
     assert_same_folder(runs / name / "model" / "average", one / "model" / "average")
