@@ -37,6 +37,7 @@ STAGES = {
     "reward.yaml": PREFERENCES,
     "dpo.yaml": PREFERENCES,
     "distill.yaml": [*PAIRS, "--model.backbone.path=chat", "--model.teacher.path=chat"],
+    "distill_context.yaml": [*PAIRS, "--model.backbone.path=chat", "--data.seq_len=40"],
     "quickstart/sft.yaml": PAIRS,
     "quickstart/reward.yaml": PREFERENCES,
     "quickstart/dpo.yaml": PREFERENCES,
@@ -59,7 +60,7 @@ STAGES = {
         "--data.generators.answers.init_args.scorer={class_path: llm_lightning.rewards.Length, init_args: {target: 3}}",
     ],
 }  # fmt: skip
-ON_TOP_OF = {"synthetic.yaml": "sft.yaml", "safety.yaml": "sft.yaml"}
+ON_TOP_OF = {"synthetic.yaml": "sft.yaml", "safety.yaml": "sft.yaml", "distill_context.yaml": "distill.yaml"}
 NEEDS = {"peft/qlora.yaml": "bitsandbytes", "safety.yaml": "lm_eval"} | dict.fromkeys(
     ["compress.yaml", "quickstart/compress.yaml", "quantize.yaml"], "torchao"
 )
