@@ -17,7 +17,7 @@ class ChatServer:
 
     Attributes:
         calls: the bodies of all calls, and when they came.
-        answer: from a body to the text.
+        answer: from a body to the text, or to a whole reply in bytes.
         fault: from a body and the number of its try (from 0) to what is sent instead; None for the answer.
     """
 
@@ -25,7 +25,7 @@ class ChatServer:
         self.calls: list[dict[str, Any]] = []
         self.times: list[float] = []
         self.keys: list[str | None] = []
-        self.answer: Callable[[dict[str, Any]], str] = words
+        self.answer: Callable[[dict[str, Any]], str | bytes] = words
         self.fault: Callable[[dict[str, Any], int], Fault | None] = lambda body, attempt: None
         self.most_at_once = self._now = 0
         self._lock = threading.Lock()
@@ -45,7 +45,11 @@ class ChatServer:
                     server.most_at_once = max(server.most_at_once, server._now)
                 try:
                     fault = server.fault(body, attempt)
-                    send_json(self, completion(server.answer(body))) if fault is None else fault(self)
+                    if fault is None:
+                        answer = server.answer(body)
+                        send_json(self, answer if isinstance(answer, bytes) else completion(answer))
+                    else:
+                        fault(self)
                 except (BrokenPipeError, ConnectionResetError):
                     pass
                 finally:

@@ -8,12 +8,12 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -31,8 +31,25 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 MOST_TOKENS = 2**31
 """What an endpoint may count in one reply and be believed."""
 
+MOST_LOGPROB = 1e-2
+"""What rounding may make of a log-probability of 0."""
+
 PASSING = {408, 409, 425, 429, *range(500, 600)}
 """HTTP states that another try can mend."""
+
+
+A = TypeVar("A")
+R = TypeVar("R")
+
+
+class LikelyToken(NamedTuple):
+    """How likely an endpoint finds a token, and what it calls it."""
+
+    logprob: float
+    text: str
+
+
+LikelyTokens: TypeAlias = dict[int, LikelyToken]
 
 
 class Failed(Exception):  # noqa: N818 (it is caught here, and never seen)
@@ -138,15 +155,52 @@ class OpenAIEngine(Engine):
         Raises:
             DataError: the endpoint refuses the call, nothing comes of any call, or the budget is spent.
         """
+        return self._each(requests, self._reply)
+
+    def token_logprobs(self, prompts: Sequence[Sequence[int]], top_k: int) -> Iterator[tuple[int, list[LikelyTokens]]]:
+        """How likely tokens are in given texts, by `prompt_logprobs` of vLLM's `/completions`.
+
+        Args:
+            prompts: token ids, at least two each.
+            top_k: of each place the likeliest tokens, and the one that stands there.
+
+        Yields:
+            A prompt's place among the prompts, and the tokens for each of its own but the first.
+
+        Raises:
+            DataError: as `write`; also where the endpoint does not tell them.
+        """
+
+        async def ask(prompt: Sequence[int]) -> list[LikelyTokens]:
+            body = {"model": self.model_name, "prompt": list(prompt), "max_tokens": 1, "temperature": 0.0}
+            body |= {"prompt_logprobs": top_k} | self.extra
+            found, total = await self._call("completions", body, read_token_logprobs)
+            self.num_tokens += total
+            if found is None:
+                raise DataError(
+                    f"engine.url: {self.url} tells no log-probabilities of given tokens (prompt_logprobs): take a "
+                    "server that does, such as vLLM's"
+                )
+            if len(found) != len(prompt) - 1:
+                raise DataError(
+                    f"engine.url: {self.url} tells of {len(found) + 1} tokens where {len(prompt)} were sent: it adds "
+                    "some, or leaves some out"
+                )
+            return found
+
+        return self._each(prompts, ask)
+
+    def _each(self, asked: Sequence[A], call: Callable[[A], Coroutine[Any, Any, R]]) -> Iterator[tuple[int, R]]:
+        """The results as they come, each with its place."""
         client = self._client
-        waiting = iter(enumerate(requests))
-        running: dict[Future[Reply], int] = {}
+        waiting = iter(enumerate(asked))
+        running: dict[Future[R], int] = {}
         problem: DataError | None = None
         try:
             while True:
                 while problem is None and len(running) < self.concurrency and (one := next(waiting, None)):
                     if (problem := self._budget_spent()) is None:
-                        running[client.submit(self._reply(one[1]))] = one[0]
+                        running[client.submit(call(one[1]))] = one[0]
                 if not running:
                     break
                 # After a problem too: these responses are paid for.
@@ -189,9 +243,14 @@ class OpenAIEngine(Engine):
             "model": self.model_name, "messages": list(request.messages), "seed": request.seed,
             "temperature": request.temperature, "top_p": request.top_p, "max_tokens": request.max_new_tokens,
         }  # fmt: skip
+        text, num_tokens, total, is_finished = await self._call("chat/completions", body | self.extra, read_reply)
+        self.num_tokens += total
+        return Reply(encodable(text), num_tokens, is_finished)
+
+    async def _call(self, path: str, body: dict[str, Any], read: Callable[[Any], R]) -> R:
         for retry in range(self.max_retries + 1):
             try:
-                return await self._try(body | self.extra)
+                return await self._try(path, body, read)
             except Failed as failed:
                 if retry == self.max_retries:
                     raise
@@ -199,18 +258,16 @@ class OpenAIEngine(Engine):
                 await asyncio.sleep(random.uniform(longest / 2, longest) if failed.wait is None else failed.wait)
         raise AssertionError
 
-    async def _try(self, body: dict[str, Any]) -> Reply:
+    async def _try(self, path: str, body: dict[str, Any], read: Callable[[Any], R]) -> R:
         try:
-            reply = await self._client.post(f"{self.url.rstrip('/')}/chat/completions", body)
+            reply = await self._client.post(f"{self.url.rstrip('/')}/{path}", body)
             if reply.status in PASSING:
                 raise Failed(f"HTTP {reply.status}", seconds_to_wait(reply.headers.get("retry-after")))
             if reply.status != 200:
                 raise self._refused(reply)
-            text, num_tokens, total, is_finished = read_reply(parsed(reply.content))
+            return read(parsed(reply.content))
         except CallError as error:
             raise Failed(printable(str(error))) from error
-        self.num_tokens += total
-        return Reply(encodable(text), num_tokens, is_finished)
 
     def _refused(self, reply: HttpReply) -> DataError:
         if 300 <= reply.status < 400:
@@ -261,6 +318,33 @@ def read_reply(response: Any) -> tuple[str, int, int, bool]:
         if not isinstance(count, int | float) or not 0 <= count < MOST_TOKENS:
             raise CallError(f"a reply that counts {shorten(str(count), 40)} tokens")
     return text, int(counts[0]), int(counts[1]), finish == "stop"
+
+
+def read_token_logprobs(response: Any) -> tuple[list[LikelyTokens] | None, int]:
+    """The likely tokens in the place of each but the first, None where there are none, and tokens that were counted.
+
+    Raises:
+        CallError: it is no completion, or tells what cannot be.
+    """
+    try:
+        told, usage = response["choices"][0].get("prompt_logprobs"), response.get("usage") or {}
+        count = usage.get("total_tokens") or 0
+        if not told:
+            return None, int(count)
+        found = [
+            {
+                int(number): LikelyToken(float(one["logprob"]), str(one.get("decoded_token")))
+                for number, one in place.items()
+            }
+            for place in told[1:]
+        ]
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise CallError(f"a reply that is no completion ({type(error).__name__}: {error})") from error
+    if not isinstance(count, int | float) or not 0 <= count < MOST_TOKENS:
+        raise CallError(f"a reply that counts {shorten(str(count), 40)} tokens")
+    if any(not -math.inf < one.logprob < MOST_LOGPROB for place in found for one in place.values()):
+        raise CallError("a reply with a log-probability above 0")
+    return found, int(count)
 
 
 def printable(text: str) -> str:

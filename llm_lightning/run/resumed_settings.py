@@ -49,7 +49,8 @@ TABLE: Mapping[On, tuple[str, ...]] = {
         "trainer.callbacks.Pruning", "trainer.callbacks.Pruning.*",
     ),
     On.CONTENT: (
-        "model.backbone.path", "model.teacher.path", "model.ensemble", "tokenizer", "data.tokenizer", "data.path",
+        "model.backbone.path", "model.teacher.path", "model.ensemble", "model.endpoint", "model.endpoint.*",
+        "tokenizer", "data.tokenizer", "data.path",
         "data.sources", "data.sources.*", "data.on_bad_record", "data.data", "data.generators", "data.generators.*",
         "data.filters", "data.filters.*", "data.engine", "data.engine.*", "data.share", "data.folder",
     ),

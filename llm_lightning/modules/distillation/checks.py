@@ -12,6 +12,7 @@ from llm_lightning.models.loading.identity import Beginning
 from llm_lightning.models.loading.new_tokens import read_tokenizer
 from llm_lightning.modules.checks import check_positions
 from llm_lightning.modules.distillation.context import Context
+from llm_lightning.modules.distillation.endpoint import Endpoint
 from llm_lightning.modules.ranks import Ranks
 from llm_lightning.objectives.distillation import DistillationLoss
 from llm_lightning.rollouts import Sampling
@@ -64,6 +65,25 @@ def check_itself(learns_from_itself: bool, context: Any, backbone: Backbone) -> 
             "model.context without model.teacher learns from the student before training: give model.backbone.path, "
             "since a network from scratch knows nothing."
         )
+
+
+def check_endpoint(
+    endpoint: Endpoint, teachers: Sequence[Backbone], teacher_logprobs: str, objective: DistillationLoss
+) -> None:
+    """Raise `UserError` where an endpoint is no teacher by itself, or is asked for what it does not tell."""
+    if teachers:
+        raise UserError("model.endpoint: it is the teacher; leave out model.teacher and model.ensemble.")
+    if teacher_logprobs != "cached":
+        raise UserError(
+            f"model.endpoint: it fills a cache, and model.teacher_logprobs={teacher_logprobs} has none; take "
+            "--model.teacher_logprobs cached."
+        )
+    if objective.temperature != 1:
+        raise UserError(
+            f"model.objective.temperature={objective.temperature}: an endpoint tells log-probabilities at 1 alone; "
+            "leave it out."
+        )
+    endpoint.check()
 
 
 def check_turns(context: str | Sequence[Mapping[str, str]] | None) -> None:

@@ -77,6 +77,23 @@ class Context(NamedTuple):
         text = UntrustedText(tokenizer).text(context)
         return cls(torch.tensor([*begin, *text]), torch.tensor(begin, dtype=torch.int64))
 
+    def in_front_of(self, ids: Tensor, trained: Tensor) -> tuple[Tensor, Tensor]:
+        """What follows the context of a document.
+
+        Args:
+            ids: (n,) its tokens.
+            trained: (m,) which of them are trained.
+
+        Returns:
+            Its own tokens, and (m,) where among them the trained ones are predicted, one before each; -1 is the
+            context's last token.
+        """
+        header = len(self.replaced)
+        # A trained token is kept, also in what would be replaced.
+        if torch.equal(ids[:header], self.replaced) and int(trained[0]) >= header:
+            return ids[header:], trained - 1 - header
+        return ids, trained - 1
+
     def before(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """A batch as the teacher reads it: one row in which the context stands once, before the first document, and all
         others begin with it too.
@@ -90,16 +107,12 @@ class Context(NamedTuple):
         """
         row, spans, places = list[Tensor](), list[list[int]](), list[Tensor]()
         context, end = len(self.tokens), 0
-        for _, _, ids, predicted in trained_documents(batch):
-            # A trained token is kept, also in what would be replaced.
-            header = len(self.replaced)
-            is_replaced = torch.equal(ids[:header], self.replaced) and int(predicted[0]) >= header
-            own = ids[header:] if is_replaced else ids
+        for _, _, ids, trained in trained_documents(batch):
+            own, before = self.in_front_of(ids, trained)
             begin, first = end, context if not spans else 0
             row += [self.tokens, own] if first else [own]
             end = begin + first + len(own)
             spans.append([0, begin, end, 0, 0 if first else context])
-            before = predicted - 1 - (header if is_replaced else 0)
             # What the context itself predicts stands behind its last token.
             places.append(torch.where(before < 0, context - 1, begin + first + before))
         if padding := (-end % ROUNDING if spans else context):

@@ -20,6 +20,7 @@ from llm_lightning.modules.base import STATE_KEY
 from llm_lightning.modules.distillation.checks import (
     check_cache,
     check_context,
+    check_endpoint,
     check_itself,
     check_objective,
     check_on_policy,
@@ -32,6 +33,7 @@ from llm_lightning.modules.distillation.checks import (
     check_weights,
 )
 from llm_lightning.modules.distillation.context import Context, read_context
+from llm_lightning.modules.distillation.endpoint import Endpoint, likeliest_by_endpoint
 from llm_lightning.modules.distillation.losses import likeliest, run_teachers, student_loss
 from llm_lightning.modules.distillation.on_policy import (
     OwnReplies,
@@ -62,6 +64,8 @@ class Distillation(SupervisedFinetuning):
         teacher: the network to learn from: a folder, hub id or .gguf, in any `dtype`, quantized too. Its tokens have to
             be the student's, and on conversations its chat template. None, with a `context`: the student itself as it
             is before training; with an adapter that is the network without it, so that there is no second one.
+        endpoint: in the place of a teacher a server that says how likely given tokens are, and fills the cache:
+            `datamodules.OpenAIEngine` with the address of vLLM.
         ensemble: more teachers, whose distributions are averaged with the teacher's.
         weights: of `teacher` and of those in `ensemble`, in this order; by default all are equal.
         context: what teachers read before every document and the student does not (see `Context`): of conversations
@@ -83,6 +87,7 @@ class Distillation(SupervisedFinetuning):
         self,
         backbone: Backbone,
         teacher: Backbone | None = None,
+        endpoint: Endpoint | None = None,
         ensemble: list[Backbone] | None = None,
         weights: list[float] | None = None,
         context: list[dict[str, str]] | str | None = None,
@@ -96,8 +101,10 @@ class Distillation(SupervisedFinetuning):
     ) -> None:
         super().__init__(backbone=backbone, optimizer=optimizer, **kwargs)
         self.objective = objective
-        self.learns_from_itself = teacher is None
-        self.teachers = [teacher or backbone, *(ensemble or [])]
+        self.endpoint = endpoint
+        self.learns_from_itself = teacher is None and endpoint is None
+        first = teacher or (backbone if endpoint is None else None)
+        self.teachers = [each for each in (first, *(ensemble or [])) if each is not None]
         self.teacher_weights = weights
         self.teacher_logprobs, self.top_k = teacher_logprobs, top_k
         self.on_policy_share, self.sampling = on_policy_share, sampling
@@ -106,13 +113,16 @@ class Distillation(SupervisedFinetuning):
         self._context: Context | None = None
         self._networks: list[Any] = []  # a list: no submodules, which would be in the checkpoint
         self._cache: TeacherCache | None = None
-        self._identities = [Beginning(each.path) for each in self.teachers]
+        named = [] if endpoint is None else [f"endpoint {endpoint.model}"]
+        self._identities = [Beginning(path) for path in (*(each.path for each in self.teachers), *named)]
 
     def check(self, datamodule: LightningDataModule | None = None) -> None:
         """Find a user's mistakes before any long work starts; raises `UserError`."""
         super().check(datamodule)
         check_objective(self.objective, self.z_loss)
         check_weights(self.teacher_weights, len(self.teachers))
+        if self.endpoint is not None:
+            check_endpoint(self.endpoint, self.teachers, self.teacher_logprobs, self.objective)
         check_turns(self.context)
         check_itself(self.learns_from_itself, self.context, self.backbone)
         check_teachers(self.teachers, getattr(datamodule, "seq_len", None))
@@ -273,7 +283,9 @@ class Distillation(SupervisedFinetuning):
         shape = Shape(data.seq_len, self.top_k, self._vocab_size)
         check_top_k(self.top_k, shape.vocab_size)
         parts = [Part(name, data.num_rows(name), partial(data.in_order, name)) for name in (TRAIN, VAL)]
-        files = [[files_key(str(each.path)), each.dtype, each.quantization] for each in self.teachers]
+        files: list[Any] = [[files_key(str(each.path)), each.dtype, each.quantization] for each in self.teachers]
+        if self.endpoint is not None:
+            files.append([self.endpoint.model, self.endpoint.settings().get("url")])
         rows = [data.rows_name(part.name) for part in parts]
         context = [] if self._context is None else [[part.tolist() for part in self._context]]
         key = cache_key(files, self._shares, rows, shape, self.objective.temperature, str(trainer.precision), *context)
@@ -284,10 +296,15 @@ class Distillation(SupervisedFinetuning):
             self._build_teachers()
             cache.fill(self._likeliest, shown=trainer.is_global_zero)
             self._networks.clear()
+            if self.endpoint is not None:
+                self.endpoint.release()
         self.print(f"Teacher: what it finds likely, from {cache.in_words()}")
         return cache
 
     def _likeliest(self, batch: Mapping[str, Any]) -> TeacherChunk:
+        if self.endpoint is not None:
+            shape = Shape(self._data.seq_len, self.top_k, self._vocab_size)
+            return likeliest_by_endpoint(self.endpoint, batch, self._context, self.tokenizer, shape)
         prepared = move_data_to_device(self._as_teachers_read(batch), next(self.model.parameters()).device)
         temperature, count = self.objective.temperature, len(prepared["target_positions"])
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
