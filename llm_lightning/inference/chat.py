@@ -55,8 +55,6 @@ class Conversation:
         Raises:
             UserError: the text alone leaves no room for a reply; it is forgotten.
         """
-        from transformers import TextStreamer
-
         self.messages.append({"role": "user", "content": text})
         num_forgotten = self._forget()
         if (room := self.engine.room(self._all())) < 1:
@@ -65,8 +63,7 @@ class Conversation:
                 f"This text takes all of the model's context of {self.engine.context_length:,} tokens: write less."
             )
         sampling = replace(self.sampling, max_new_tokens=min(self.sampling.max_new_tokens, room))
-        streamer = TextStreamer(self.engine.tokenizer, skip_special_tokens=True)
-        streamer.on_finalized_text = lambda piece, stream_end=False: show(piece)
+        streamer = _streamer(self.engine.tokenizer, show)
         shown = 0
 
         def stream(tokens: Tensor) -> None:
@@ -98,3 +95,14 @@ class Conversation:
             del self.messages[:2]
             num_forgotten += 2
         return num_forgotten
+
+
+def _streamer(tokenizer: Any, show: Callable[[str], object]) -> Any:
+    """Turns tokens into text that can be shown: whole words, and no special tokens."""
+    from transformers import TextStreamer
+
+    class Shown(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            show(text)
+
+    return Shown(tokenizer, skip_special_tokens=True)
