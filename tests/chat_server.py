@@ -12,6 +12,11 @@ from typing import Any
 Fault = Callable[[BaseHTTPRequestHandler], None]
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # with the usual 5 the system resets connections of clients that come all at once
+    daemon_threads = True
+
+
 class ChatServer:
     """Answers every call by `answer`, but for the tries for which `fault` names something else.
 
@@ -59,9 +64,8 @@ class ChatServer:
             def log_message(self, *args: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients are killed here
-        self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
 
     @contextmanager
