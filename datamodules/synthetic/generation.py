@@ -12,11 +12,11 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -34,6 +34,7 @@ from llm_lightning_safety.files import open_unlinked, write_text
 from llm_lightning_safety.seals import checksum, sealed, unsealed
 
 VERSION = 1  # of how candidates are made of replies
+B = TypeVar("B")
 BODY = "candidates_crc32"
 BLOCK_SIZE = 256
 """Records of a block: enough to keep the slots of a local model full, and few enough to be shared out."""
@@ -128,21 +129,15 @@ class Generation:
         """
         for name, generator in self.generators.items():
             generator.check_seeds(self.seeds[name])
-        start = rank * len(self.blocks) // num_ranks
-        waiting = [*self.blocks[start:], *self.blocks[:start]]
-        there = {block: made for block in waiting if (made := block.made_at()) is not None}
+        there = {block: made for block in self.blocks if (made := block.made_at()) is not None}
         damaged = [block for block in there if not block.is_whole()]
         for block in damaged if rank == 0 else ():
             say_damaged(block.path, "generated records")
         # Also those of an earlier run that had to give up calls are made anew, once.
         stale = {b.path: made for b, made in there.items() if b in damaged or b.statistics()["num_failed"]}
-        total = sum(len(block.numbers) for block in waiting)
+        total = sum(len(block.numbers) for block in self.blocks)
         with tqdm(total=total, desc="Generating", unit="record", disable=rank > 0) as bar:
-            while waiting:
-                open_before = len(waiting)
-                waiting = [block for block in waiting if not self._attend(block, stale, bar)]
-                if len(waiting) == open_before:
-                    time.sleep(1)
+            attend_to_all(self.blocks, lambda block: self._attend(block, stale, bar), rank, num_ranks)
 
     def _attend(self, block: Block, stale: Mapping[Path, int | None], bar: tqdm) -> bool:
         """Makes the block if nobody else does; whether it is there."""
@@ -189,6 +184,23 @@ class Generation:
         return key_of(
             [[block.path.parent.name, block.path.name, block.statistics()["num_failed"]] for block in self.blocks]
         )
+
+
+def attend_to_all(blocks: Sequence[B], attend: Callable[[B], bool], rank: int, num_ranks: int) -> None:
+    """Attend to each block until all are there, beginning at this process's share of them.
+
+    Args:
+        blocks: all.
+        attend: makes a block if nobody else does; whether it is there.
+        rank, num_ranks: this process among those that share the blocks.
+    """
+    start = rank * len(blocks) // num_ranks
+    waiting = [*blocks[start:], *blocks[:start]]
+    while waiting:
+        open_before = len(waiting)
+        waiting = [block for block in waiting if not attend(block)]
+        if len(waiting) == open_before:  # others are at the rest
+            time.sleep(1)
 
 
 def process_number() -> tuple[int, int]:

@@ -1,13 +1,19 @@
 """`llm-lightning chat MODEL`: talk with a model in the terminal, or through a pipe."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llm_lightning.errors import UserError
 from llm_lightning.process.redacted_output import report
 from llm_lightning.settings.flags import FlagParser
+
+if TYPE_CHECKING:
+    from llm_lightning.inference.chat import Conversation
 
 USAGE = """\
 usage: llm-lightning chat MODEL [options]
@@ -71,7 +77,7 @@ def run(args: list[str], *, debug: bool = False) -> int:
 class _Terminal:
     """Lines in, replies out; what is said about them goes to stderr, and only where somebody sits there."""
 
-    def __init__(self, conversation: "Conversation") -> None:  # type: ignore[name-defined] # noqa: F821
+    def __init__(self, conversation: Conversation) -> None:
         self.conversation = conversation
         self.is_interactive = sys.stdin.isatty()
 

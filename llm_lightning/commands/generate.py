@@ -7,18 +7,17 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
-from datamodules import DataError
+from datamodules import DataError, OpenAIEngine  # noqa: F401 (jsonargparse finds an imported class by its short name)
 from datamodules.cache import cache_root
 from datamodules.synthetic.engine import Engine
 from datamodules.synthetic.generation import process_number
-from datamodules.synthetic.openai_engine import OpenAIEngine
 from datamodules.synthetic.seeds import prompt_seeds
 from llm_lightning.errors import UserError
 from llm_lightning.inference.choices import Choice, FirstSample
 from llm_lightning.inference.pool import Asking, Judging, Pool
 from llm_lightning.messages import readable
 from llm_lightning.process.redacted_output import report
-from llm_lightning.rewards import Reward, with_members
+from llm_lightning.rewards import Reward, check_function
 from llm_lightning.rollouts import LocalEngine
 from llm_lightning.settings.environment import with_environment
 from llm_lightning.settings.shipped import with_found_configs
@@ -50,9 +49,10 @@ def run(args: list[str], *, debug: bool = False) -> int:
         return 0
     try:
         words = with_found_configs(with_environment(["generate", *args], os.environ))[1:]
-        config = _parser().parse_args(words)
+        parser = _parser()
+        config = parser.parse_args(words)
         remember(config.as_dict())
-        return generate(_parser().instantiate_classes(config))
+        return generate(parser.instantiate_classes(config))
     except SystemExit as stop:  # --help and --print_config
         return int(stop.code or 0)
     except (UserError, DataError, ArgumentError, OSError) as error:
@@ -136,9 +136,7 @@ def _checked_rewards(given: Any) -> dict[str, Reward]:
                 "one in --rewards, which is not the --truth and has a weight."
             )
     for reward in rewards.values():
-        for function in with_members(reward.function):
-            if callable(check := getattr(function, "check", None)):
-                check()
+        check_function(reward.function)
     return rewards
 
 
@@ -157,6 +155,3 @@ def _finish(pool: Pool, given: Any, rewards: dict[str, Reward]) -> int:
     if count := pool.num_given_up():
         print(f"Calls were given up in {count} blocks of prompts: the same command makes these calls again.")
     return 1 if count else 0
-
-
-SHORT_NAMES = (OpenAIEngine,)  # jsonargparse finds a class by its short name once it is imported

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from callbacks.plotting import new_figure, save_figure, set_legend, set_title, style
+from callbacks.plotting import BLUE, GREEN, RED, new_figure, save_figure, set_legend, set_title, style
 from llm_lightning.evaluation.statistics import bootstrap_interval
 from llm_lightning.inference.choices import BestOfN, Choice, FirstSample, MajorityVote
 from llm_lightning.inference.estimators import best_at_k, choice_at_k, majority_at_k, pass_at_k
@@ -13,7 +13,7 @@ from llm_lightning.inference.estimators import best_at_k, choice_at_k, majority_
 PASS = "pass"
 """The name of what no choice can be better than: that one of the samples is right."""
 
-COLOURS = ("#d1495b", "#7aa6d6", "#2a9d5c", "#b08b2e", "#6a4c93")
+COLOURS = (RED, BLUE, GREEN, "#b08b2e", "#6a4c93")
 
 
 class Point(NamedTuple):

@@ -7,7 +7,6 @@ more samples, ask nothing again.
 """
 
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +21,7 @@ from datamodules.cache import key_of
 from datamodules.encoding.prompts import merged
 from datamodules.synthetic.calls import CachedEngine, CallLog
 from datamodules.synthetic.engine import Engine, Request, WrittenText
+from datamodules.synthetic.generation import attend_to_all
 from datamodules.synthetic.identity import settings_of
 from datamodules.synthetic.seeds import Seed, Seeds
 from llm_lightning.errors import UserError
@@ -194,20 +194,14 @@ class Pool:
 
     def run(self, rank: int = 0, num_ranks: int = 1) -> None:
         """Make what is missing, or wait for the processes that are at it; each begins at its share of the blocks."""
-        start = rank * len(self.blocks) // num_ranks
-        waiting = [*self.blocks[start:], *self.blocks[:start]]
         stale = {
             block.unfinished: block.unfinished.stat().st_mtime_ns
-            for block in waiting
+            for block in self.blocks
             if block.made() == block.unfinished
         }
         total = len(self.prompts) * self.asking.num_samples
         with tqdm(total=total, desc="Writing answers", unit="answer", disable=rank > 0) as bar:
-            while waiting:
-                open_before = len(waiting)
-                waiting = [block for block in waiting if not self._attend(block, stale, bar)]
-                if len(waiting) == open_before:
-                    time.sleep(1)
+            attend_to_all(self.blocks, lambda block: self._attend(block, stale, bar), rank, num_ranks)
 
     def _attend(self, block: Block, stale: Mapping[Path, int], bar: tqdm) -> bool:
         """Make the block if nobody else does; whether it is there."""

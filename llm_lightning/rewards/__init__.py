@@ -6,7 +6,16 @@ from llm_lightning.rewards.math_answer import MathAnswer
 from llm_lightning.rewards.reward_model import RewardModel
 from llm_lightning.rewards.right_option import RightOption
 from llm_lightning.rewards.rules import FinalAnswer, Length, Pattern
-from llm_lightning.rewards.scoring import RecordCheck, Reward, RewardError, RewardFunction, Scores, score, with_members
+from llm_lightning.rewards.scoring import (
+    RecordCheck,
+    Reward,
+    RewardError,
+    RewardFunction,
+    Scores,
+    check_function,
+    score,
+    with_members,
+)
 
 __all__ = [
     "FinalAnswer",
@@ -22,6 +31,7 @@ __all__ = [
     "RewardModel",
     "RightOption",
     "Scores",
+    "check_function",
     "score",
     "with_members",
 ]

@@ -93,6 +93,13 @@ def with_members(function: RewardFunction) -> Iterator[Any]:
         yield from with_members(member)
 
 
+def check_function(function: RewardFunction) -> None:
+    """Let a reward, and those that it asks itself, find a user's mistakes; raises `UserError`."""
+    for each in with_members(function):
+        if callable(check := getattr(each, "check", None)):
+            check()
+
+
 def _settings(function: Any) -> str:
     """Class and public settings; without addresses in memory, which are others in each run."""
     shown = {name: value for name, value in getattr(function, "__dict__", {}).items() if not name.startswith("_")}

@@ -10,7 +10,7 @@ from llm_lightning.models.adapters import residual
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.modules.ppo.settings import Advantages, Rollout, Update
 from llm_lightning.modules.ranks import Ranks
-from llm_lightning.rewards import RecordCheck, Reward, RewardModel, with_members
+from llm_lightning.rewards import RecordCheck, Reward, RewardModel, check_function, with_members
 
 
 def check_advantages(advantages: Advantages, rollout: Rollout, backbone: Backbone) -> None:
@@ -47,15 +47,13 @@ def check_rewards(rewards: Mapping[str, Reward]) -> None:
             "llm_lightning.rewards.FinalAnswer}}}; its weight must not be 0."
         )
     for name, reward in rewards.items():
-        every = list(with_members(reward.function))
-        if reward.keep_special_tokens and any(isinstance(function, RewardModel) for function in every):
+        is_model = any(isinstance(function, RewardModel) for function in with_members(reward.function))
+        if reward.keep_special_tokens and is_model:
             raise UserError(
                 f"model.rewards.{name}.keep_special_tokens: a RewardModel writes texts down by its own template, and "
                 "would read the policy's tokens as letters: leave it out."
             )
-        for function in every:
-            if callable(check := getattr(function, "check", None)):
-                check()
+        check_function(reward.function)
 
 
 def check_adapter(config: Any) -> None:
