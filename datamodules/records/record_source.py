@@ -6,8 +6,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
-
 from datamodules.errors import DataError
 from datamodules.records.inner_records import inner_records
 from datamodules.records.shapes import PROMPT_SHAPES, SHAPES, as_list, detect_shape, keys_of, shape_in_words
@@ -127,6 +125,9 @@ def with_shape(units: list[Unit], source: RecordSource, shapes: Shapes, announce
     except DataError as error:
         raise DataError(f"{error}{inner_records(first, units[0].path)}") from None
     if announce and shapes is not PROMPT_SHAPES:  # of prompts it is said which column each one comes from
+        # Each tokenizing process imports this module, and would wait longer for Lightning than it works.
+        from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
         rank_zero_info(encodable(f"{source.path}: {shape_in_words(shape, shapes)}"))
     return [replace(unit, column="", shape=shape.name, columns=columns) for unit in units]
 
