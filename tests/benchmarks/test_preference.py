@@ -15,6 +15,7 @@ from tests.benchmarks.test_reward import SHAPE, job, record
 PLAIN = PreferenceJob(**asdict(job()))
 
 
+@pytest.mark.slow
 def test_ours_learns_every_pair_once(tmp_path):
     data = tmp_path / "data.jsonl"
     records = [record(f"What is {i} + {i}?", f"It is {2 * i}.", "No idea.") for i in range(40)]

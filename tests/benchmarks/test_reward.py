@@ -39,6 +39,7 @@ def test_a_record_becomes_a_prompt_and_two_responses():
     }
 
 
+@pytest.mark.slow
 def test_ours_learns_every_pair_once(tmp_path):
     data = tmp_path / "data.jsonl"
     records = [record(f"What is {i} + {i}?", f"It is {2 * i}.", "No idea.") for i in range(40)]

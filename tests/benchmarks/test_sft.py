@@ -101,7 +101,7 @@ def test_names_are_unique():
     assert len(set(names)) == len(names) and OURS in names
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", [pytest.param("full", marks=pytest.mark.slow), "lora"])
 def test_ours_learns_every_reply_once(tmp_path, method):
     from transformers import AutoTokenizer
 
