@@ -19,6 +19,7 @@ from llm_lightning.messages import readable
 from llm_lightning.process.redacted_output import report
 from llm_lightning.rewards import Reward, check_function
 from llm_lightning.rollouts import LocalEngine
+from llm_lightning.rollouts.thinking import Thinking
 from llm_lightning.settings.environment import with_environment
 from llm_lightning.settings.shipped import with_found_configs
 from llm_lightning_safety.files import write_text
@@ -77,6 +78,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--engine", type=Engine | None, help="What answers instead: OpenAIEngine, for an endpoint.")
     parser.add_argument("--prompts", type=str, required=True, help="As data.path of a PromptDataModule.")
     parser.add_class_arguments(Asking)
+    parser.add_argument("--thinking", type=Thinking | None, help="A budget for the thoughts before an answer.")
     parser.add_argument("--rewards", type=dict[str, Reward], default={}, help="By name, as model.rewards of PPO.")
     parser.add_argument(
         "--choices", type=dict[str, Choice], default={"first": FirstSample()}, help="By name; the first one counts."
@@ -117,7 +119,14 @@ def generate(given: Any) -> int:
 def _engine(given: Any) -> Engine[Any]:
     if (given.model is None) == (given.engine is None):
         raise UserError("generate needs one that answers: give --model MODEL, or --engine.")
-    return given.engine if given.engine is not None else LocalEngine(given.model, field="--model")
+    if given.engine is None:
+        return LocalEngine(given.model, field="--model", thinking=given.thinking)
+    if given.thinking is not None:
+        raise UserError(
+            f"--thinking counts token ids, which an engine ({type(given.engine).__name__}) does not show: give the "
+            "model's folder by --model, or leave it out and let the engine's server keep the budget."
+        )
+    return given.engine
 
 
 def _checked_rewards(given: Any) -> dict[str, Reward]:

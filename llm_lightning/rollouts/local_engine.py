@@ -18,8 +18,10 @@ from llm_lightning.models.generation import end_tokens, generation_settings
 from llm_lightning.models.loading.content import files_key
 from llm_lightning.models.loading.new_tokens import read_tokenizer
 from llm_lightning.models.untrusted_text import UntrustedText
+from llm_lightning.rollouts.contract import Completion
 from llm_lightning.rollouts.sampler import Sampler
 from llm_lightning.rollouts.sampling import Key, Sampling
+from llm_lightning.rollouts.thinking import Thinking, ThinkingSampler, Thought
 
 PACKED_TOKENS = 8192
 """Of one forward pass over finished texts, but for a single longer one."""
@@ -79,6 +81,7 @@ class LocalEngine:
         dtype: of the weights; by default bfloat16 on a GPU, float32 on a CPU.
         device: by default this process's GPU, where there is one.
         field: the setting that holds `path`, for messages.
+        thinking: how long the model thinks before it answers; None: as it likes.
     """
 
     def __init__(
@@ -88,9 +91,13 @@ class LocalEngine:
         dtype: Literal["float32", "bfloat16", "float16"] | None = None,
         device: str | None = None,
         field: str = "engine.path",
+        thinking: Thinking | None = None,
     ) -> None:
         if num_slots < 1:
             raise UserError(f"engine.num_slots={num_slots} must be at least 1.")
+        if thinking is not None:
+            thinking.check("thinking")
+        self.thinking = thinking
         self.path, self.field = path, field
         self.num_slots = num_slots
         self.device = torch.device(device or own_device())
@@ -98,8 +105,9 @@ class LocalEngine:
 
     @cached_property
     def model(self) -> str:
-        """A hash of the files that are read, and the dtype; of a hub id its commit."""
-        return f"{files_key(self.path)}-{self.dtype}"
+        """A hash of the files that are read, and the dtype; of a hub id its commit. And how long it thinks."""
+        thinking = "" if self.thinking is None else f"-{self.thinking}"
+        return f"{files_key(self.path)}-{self.dtype}{thinking}"
 
     def check(self) -> None:
         """Read config and tokenizer; raises `UserError` where that fails, or where there is no chat template."""
@@ -150,21 +158,33 @@ class LocalEngine:
     def _write(
         self, requests: Sequence[tuple[int, TextRequest]], sampling: Sampling
     ) -> Iterator[tuple[int, WrittenText]]:
+        sampler = self._sampler(sampling)
         longest = self.context_length
         prompts: list[tuple[Tensor, int, TextRequest]] = []
         for place, request in requests:
             ids = self._ids(list(request.messages), reply=True)
-            if len(ids) + sampling.max_new_tokens > longest:
+            if len(ids) + sampler.most_tokens > longest:
                 yield place, WrittenText("", 0, False)
             else:
                 prompts.append((ids, place, request))
         # Texts of similar length stand side by side: the slots' keys are as wide as the longest.
         prompts.sort(key=lambda one: len(one[0]))
-        sampler = Sampler(sampling, self.eos_token_ids, self.num_slots)
-        stream = sampler.stream(self.network, [one[0] for one in prompts], [(one[2].seed,) for one in prompts])
+        stream: Iterator[tuple[int, Completion | Thought]] = sampler.stream(self.network, [one[0] for one in prompts], [(one[2].seed,) for one in prompts])
         for number, completion in stream:
-            text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True)
-            yield prompts[number][1], WrittenText(text, len(completion.tokens), completion.is_finished)
+            yield prompts[number][1], WrittenText(
+                self._text(completion), len(completion.tokens), completion.is_finished
+            )
+
+    def _text(self, written: Completion | Thought) -> str:
+        """Without special tokens, but for those around thoughts."""
+        answer_at = written.answer_at if isinstance(written, Thought) else 0
+        thoughts = self.tokenizer.decode(written.tokens[:answer_at])
+        return thoughts + self.tokenizer.decode(written.tokens[answer_at:], skip_special_tokens=True)
+
+    def _sampler(self, sampling: Sampling) -> Sampler | ThinkingSampler:
+        if self.thinking is None:
+            return Sampler(sampling, self.eos_token_ids, self.num_slots)
+        return ThinkingSampler(self.thinking, self.tokenizer, sampling, self.eos_token_ids, self.num_slots)
 
     def reply(
         self, messages: Sequence[dict[str, Any]], sampling: Sampling, key: Key, show: Callable[[Tensor], object]

@@ -50,6 +50,11 @@ class Sampler:
     stop: Stop | None = None
     stop_every: int = STOP_EVERY
 
+    @property
+    def most_tokens(self) -> int:
+        """That can stand behind a prompt."""
+        return self.sampling.max_new_tokens
+
     @torch.no_grad()
     def sample(self, model: Any, prompts: Sequence[Tensor], keys: Sequence[Sequence[Key]]) -> list[Completion]:
         """See `RolloutEngine`."""

@@ -71,6 +71,23 @@ def test_a_model_in_this_process_writes_what_transformers_writes(asked, capfd):
         assert row["messages"][1] == {"role": "assistant", "content": row["samples"][0]["text"]}
 
 
+def test_a_budget_for_thoughts(asked, server, capfd):
+    args = ["generate", "--model", "network", "--prompts", "prompts.jsonl", "--max_new_tokens", "4"]
+    assert main([*args, "--thinking.budget", "6", "--thinking.start", "<think>", "--thinking.end", "</think>"]) == 0
+    for row in answers():
+        text, *rest = row["messages"][1]["content"].partition("</think>")
+        assert text.startswith("<think>") and rest[0], capfd.readouterr()
+        tags = 3 + 2  # this vocabulary spells them
+        assert row["samples"][0]["num_tokens"] <= 6 + 4 + 2 * len("</think>") + tags
+    count = len(list(Path("runs/generate/rows").iterdir()))
+    assert main([*args, "--thinking.budget", "7"]) == 0  # another budget, other answers
+    assert len(list(Path("runs/generate/rows").iterdir())) == count + 1
+    assert main(["generate", "--prompts", "prompts.jsonl", *endpoint(server), "--thinking.budget", "6"]) == 2
+    assert "--thinking counts token ids, which an engine (OpenAIEngine) does not show" in "".join(capfd.readouterr())
+    assert main([*args, "--thinking.budget", "0"]) == 2
+    assert "thinking.budget=0 must be at least 1" in "".join(capfd.readouterr())
+
+
 def test_choices_and_their_curve(asked, server, capfd):
     server.answer = adds
     args = ["generate", "--prompts", "prompts.jsonl", *endpoint(server), "--num_samples", "6", "--truth", "correct"]
