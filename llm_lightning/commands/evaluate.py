@@ -38,6 +38,7 @@ options:
   --max_new_tokens N      of an answer, in the place of what the tasks say
   --seq_len N             tokens of context; by default the model's
   --seed N                of answers that are sampled
+  --strategy FILE         YAML as for generate: several samples and a choice among them, a budget for thoughts
   --dtype NAME            float32, bfloat16 or float16; by default bfloat16 on a GPU, float32 on a CPU
   --row_tokens N          tokens of one forward pass; no score depends on it
   --num_slots N           answers that are written at the same time; no score depends on it
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--chat_template", action="store_true")
     parser.add_argument("--system_prompt")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--strategy")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--row_tokens", type=int, default=8192)
     parser.add_argument("--num_slots", type=int, default=64)
@@ -141,9 +143,14 @@ def _prepare_tasks(
     from llm_lightning.evaluation.tasks.loading import load_tasks
 
     tasks = load_tasks(names, given.include, given.data, given.columns, given.num_fewshot)
+    strategy = None
+    if given.strategy is not None:
+        from llm_lightning.inference.strategy import read_strategy
+
+        strategy = read_strategy(given.strategy)
 
     def ask(engine: Any, answers: Any) -> tuple[Any, dict[str, Any]]:
-        settings = HarnessSettings(given.seq_len, given.seed, given.max_new_tokens, given.system_prompt)
+        settings = HarnessSettings(given.seq_len, given.seed, given.max_new_tokens, given.system_prompt, strategy)
         lm = NetworkLM(model.network, model.tokenizer, model.model, settings, engine, answers)
         return evaluate(lm, tasks, prompting, trained_on), _settings(given, lm)
 
@@ -206,6 +213,7 @@ def _settings(given: argparse.Namespace, lm: Any) -> dict[str, Any]:
         "seed": given.seed,
         "seq_len": lm.max_length,
         "max_new_tokens": given.max_new_tokens,
+        "strategy": None if lm.settings.strategy is None else lm.settings.strategy.as_settings(),
         "dtype": str(lm.model.dtype).removeprefix("torch."),
         "cut_prompts": lm.num_cut,
     }

@@ -14,10 +14,11 @@ from datamodules.synthetic.generation import process_number
 from datamodules.synthetic.seeds import prompt_seeds
 from llm_lightning.errors import UserError
 from llm_lightning.inference.choices import Choice, FirstSample
-from llm_lightning.inference.pool import Asking, Judging, Pool
+from llm_lightning.inference.judging import Judging
+from llm_lightning.inference.pool import Asking, Pool
 from llm_lightning.messages import readable
 from llm_lightning.process.redacted_output import report
-from llm_lightning.rewards import Reward, check_function
+from llm_lightning.rewards import Reward
 from llm_lightning.rollouts import LocalEngine
 from llm_lightning.rollouts.thinking import Thinking
 from llm_lightning.settings.environment import with_environment
@@ -98,7 +99,9 @@ def generate(given: Any) -> int:
         UserError: they cannot work.
         DataError: the prompts cannot be read, or the engine cannot go on.
     """
-    rewards, engine = _checked_rewards(given), _engine(given)
+    rewards, engine = _rewards(given), _engine(given)
+    judging = Judging(rewards, given.choices)
+    judging.check()
     asking = Asking(**{name: getattr(given, name) for name in Asking.__dataclass_fields__})
     asking.check()
     engine.check()
@@ -106,7 +109,7 @@ def generate(given: Any) -> int:
         prompts = prompt_seeds(given.prompts, given.output / "prompts", cache_root(None))
     except DataError as error:
         raise UserError(f"--prompts {given.prompts}: {error}") from error
-    pool = Pool(prompts, engine, asking, Judging(rewards, given.choices), given.output)
+    pool = Pool(prompts, engine, asking, judging, given.output)
     pool.check()
     rank, num_ranks = process_number()
     try:
@@ -129,23 +132,13 @@ def _engine(given: Any) -> Engine[Any]:
     return given.engine
 
 
-def _checked_rewards(given: Any) -> dict[str, Reward]:
+def _rewards(given: Any) -> dict[str, Reward]:
     """The rewards; the one that is the truth only looks on."""
     rewards = dict(given.rewards)
     if given.truth is not None:
         if given.truth not in rewards:
             raise UserError(f"--truth {given.truth}: --rewards has {', '.join(rewards) or 'none'}; name one of them.")
         rewards[given.truth].weight = 0.0
-    if not given.choices:
-        raise UserError("--choices: there is none; leave it out to take the first sample.")
-    for name, choice in given.choices.items():
-        if choice.needs_rewards and not any(reward.weight for reward in rewards.values()):
-            raise UserError(
-                f"--choices.{name} ({type(choice).__name__}) chooses by rewards, and there is none to choose by: name "
-                "one in --rewards, which is not the --truth and has a weight."
-            )
-    for reward in rewards.values():
-        check_function(reward.function)
     return rewards
 
 

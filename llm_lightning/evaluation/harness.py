@@ -6,7 +6,7 @@ encoded, cut and ended as by lm-eval's `hf` model, so that scores are the same b
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,9 +21,11 @@ from llm_lightning.errors import UserError
 from llm_lightning.evaluation.answers import Answers, key_of
 from llm_lightning.evaluation.likelihoods import ROW_TOKENS, Likelihood, Request, likelihoods
 from llm_lightning.evaluation.ranks import EvaluationRanks
+from llm_lightning.evaluation.strategies import Strategy
 from llm_lightning.evaluation.writing import Question, Writer
 from llm_lightning.models.generation import end_tokens, generation_settings
 from llm_lightning.models.heads import base_model
+from llm_lightning.rollouts.thinking import sampler_of
 
 DEFAULT_NEW_TOKENS = 256
 """lm-eval's, where a task says nothing."""
@@ -38,12 +40,14 @@ class HarnessSettings:
         seed: of sampled answers; greedy ones do not look at it.
         max_new_tokens: of an answer, in the place of what the tasks say.
         system_prompt: stands before every conversation; only for the message where a template has no place for it.
+        strategy: how answers that are written are arrived at; by default each is one text, drawn as its task says.
     """
 
     seq_len: int | None = None
     seed: int = 0
     max_new_tokens: int | None = None
     system_prompt: str | None = None
+    strategy: Strategy | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ class NetworkLM(TemplateLM):
         self.num_cut = 0
         self._told: set[str] = set()
         self._questions: dict[tuple[str, int], str] = {}
+        self._conversations: dict[str, list[dict[str, str]]] = {}
         self.max_length = self._context_length()
         generation = generation_settings(base_model(model).generation_config, tokenizer)
         self.eos_token_ids = end_tokens(generation)
@@ -147,13 +152,19 @@ class NetworkLM(TemplateLM):
             "continue_final_message": not add_generation_prompt,
         }
         try:
-            return self.tokenizer.apply_chat_template(chat_history, **options)
+            return self._rendered(chat_history, chat_history, options)
         except TemplateError as error:
             if self.settings.system_prompt is not None:
                 raise UserError(f"system_prompt: the model's chat template refuses it: {error}") from error
             self._say("The chat template takes no system turn: the tasks' descriptions are left out.")
         rest = [message for message in chat_history if message["role"] != "system"]
-        return self.tokenizer.apply_chat_template(rest, **options)
+        return self._rendered(rest, chat_history, options)
+
+    def _rendered(self, read: list[dict[str, str]], chat_history: list[dict[str, str]], options: dict[str, Any]) -> str:
+        text = self.tokenizer.apply_chat_template(read, **options)
+        if self.settings.strategy is not None:
+            self._conversations[text] = chat_history  # as rewards see prompts
+        return text
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, **_: Any) -> list[tuple[float, bool]]:
         asked = [self._cut(Request(context, continuation)) for _, context, continuation in requests]
@@ -172,16 +183,27 @@ class NetworkLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answers, up to the first of the task's stop strings."""
-        questions, seen = [], Counter[str]()
+        strategy = self.settings.strategy
+        count = 1 if strategy is None else strategy.num_samples
+        places, samples, seen = [], [], Counter[str]()
         for context, given in (request.args for request in requests):
             asked = key_of(context, given)
-            question = self._question(context, given, seen[asked])
-            self._questions[asked, seen[asked]] = question.key
+            places.append((asked, seen[asked]))
+            samples.append([self._question(context, given, count * seen[asked] + place) for place in range(count)])
             seen[asked] += 1
-            questions.append(question)
-        writer = Writer(self.model, self.tokenizer, self.eos_token_ids, self.engine.num_slots, self.engine.ranks)
-        self._ask({q.key: q for q in questions}, writer.write, "Writing answers")
-        return [self.answers[question.key]["text"] for question in questions]
+        thinking = None if strategy is None else strategy.thinking
+        writer = Writer(
+            self.model, self.tokenizer, self.eos_token_ids, self.engine.num_slots, self.engine.ranks, thinking
+        )
+        self._ask({q.key: q for own in samples for q in own}, writer.write, "Writing answers")
+        chosen = [0] * len(samples)
+        if strategy is not None and count > 1:
+            prompts = [self._conversations.get(request.args[0], request.args[0]) for request in requests]
+            texts = [[self.answers[question.key]["text"] for question in own] for own in samples]
+            chosen = strategy.choose(prompts, texts, [request.doc for request in requests])
+        taken = [own[place].key for own, place in zip(samples, chosen, strict=True)]
+        self._questions.update(zip(places, taken, strict=True))
+        return [self.answers[key]["text"] for key in taken]
 
     def answer(self, context: str, given: dict[str, Any], repeat: int = 0) -> dict[str, Any]:
         """What is known of an answer that was written: `text`, `num_tokens`, `truncated`."""
@@ -207,17 +229,30 @@ class NetworkLM(TemplateLM):
         """
         options = dict(normalize_gen_kwargs(given, DEFAULT_NEW_TOKENS))
         max_new_tokens = self.settings.max_new_tokens or options.pop("max_gen_toks")
-        room = self.max_length - max_new_tokens
-        if room < 1:
-            raise UserError(
-                f"max_new_tokens={max_new_tokens} leaves no room for a prompt in the model's context of "
-                f"{self.max_length} tokens: give fewer by --max_new_tokens."
-            )
         ids = self.tok_encode(context)
+        asked = Question.of(ids, max_new_tokens, options)
+        thinking = None
+        if (strategy := self.settings.strategy) is not None:
+            thinking = strategy.thinking
+            sampling = strategy.drawn(asked.sampling)
+            asked = replace(
+                asked,
+                sampling=replace(sampling, max_new_tokens=self.settings.max_new_tokens or sampling.max_new_tokens),
+            )
+        most = sampler_of(thinking, self.tokenizer, asked.sampling, self.eos_token_ids).most_tokens
+        room = self.max_length - most
+        if room < 1:
+            thoughts = "" if thinking is None else ", with a budget for thoughts,"
+            raise UserError(
+                f"max_new_tokens={asked.sampling.max_new_tokens}{thoughts} leaves no room for a prompt in the model's "
+                f"context of {self.max_length} tokens: give fewer by --max_new_tokens."
+            )
         if len(ids) > room:
             self._count_cut()
-        asked = Question.of(ids[-room:], max_new_tokens, options)
+        asked = replace(asked, ids=ids[-room:])
         decides = [self.fingerprint, ids, asked.sampling, asked.stops, room, self.eos_token_ids]
+        if thinking is not None:
+            decides.append(thinking)
         if asked.sampling.temperature:
             decides += [self.settings.seed, repeat]
         return asked.named(key_of("text", *decides), self.settings.seed, repeat)

@@ -15,6 +15,7 @@ from llm_lightning.models.loading.sharding import is_gathered_to_run
 from llm_lightning.rollouts.contract import Completion
 from llm_lightning.rollouts.sampler import STOP_EVERY, Sampler
 from llm_lightning.rollouts.sampling import Key, Sampling
+from llm_lightning.rollouts.thinking import Thinking, Thought, sampler_of
 
 IGNORED = {"do_sample", "until", "temperature", "top_k", "top_p", "max_gen_toks", "num_beams", "use_cache"}
 """Of lm-eval's `gen_kwargs`, those that are heard, and those that change no greedy or sampled answer."""
@@ -79,17 +80,25 @@ class Writer:
         eos_token_ids: tokens that end an answer.
         num_slots: answers that are written at the same time.
         ranks: that share the questions.
+        thinking: how long the network thinks before it answers, where its weights are whole.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, eos_token_ids: Sequence[int], num_slots: int, ranks: EvaluationRanks
+        self,
+        model: Any,
+        tokenizer: Any,
+        eos_token_ids: Sequence[int],
+        num_slots: int,
+        ranks: EvaluationRanks,
+        thinking: Thinking | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.ranks = model, tokenizer, ranks
+        self.model, self.tokenizer, self.ranks, self.thinking = model, tokenizer, ranks, thinking
         self.eos_token_ids, self.num_slots = eos_token_ids, num_slots
 
     def write(self, questions: Sequence[Question]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Each question's number and its answer, as they are done: `text`, `num_tokens`, `max_new_tokens`, and whether
-        it is `truncated`, that is, neither the model nor a stop string has ended it.
+        it is `truncated`, that is, neither the model nor a stop string has ended it. Thoughts count as tokens, but are
+        not in the text.
         """
         groups: dict[tuple[Sampling, tuple[str, ...]], list[int]] = {}
         for number, question in enumerate(questions):
@@ -103,9 +112,16 @@ class Writer:
             prompts = [torch.tensor(questions[number].ids, dtype=torch.int64) for number in numbers]
             keys = [questions[number].seed for number in numbers]
             ends = Stops(self.tokenizer, stops)
-            sampler = Sampler(sampling, self.eos_token_ids, self.num_slots, ends.has_one if stops else None)
-            written: Iterator[tuple[int, Completion]]
-            if is_sharded:
+            sampler = sampler_of(
+                self.thinking,
+                self.tokenizer,
+                sampling,
+                self.eos_token_ids,
+                self.num_slots,
+                ends.has_one if stops else None,
+            )
+            written: Iterator[tuple[int, Completion | Thought]]
+            if is_sharded and isinstance(sampler, Sampler):
                 written = enumerate(sampler.sample(self.model, prompts, [[key] for key in keys]))
             else:
                 written = sampler.stream(self.model, prompts, keys)
@@ -134,9 +150,10 @@ class Stops:
         whole = self._text(tokens)
         return any(stop in whole for stop in self.stops)
 
-    def answer(self, completion: Completion) -> dict[str, Any]:
+    def answer(self, completion: Completion | Thought) -> dict[str, Any]:
         """The answer up to its first stop string."""
-        text = self._text(completion.tokens)
+        answer_at = completion.answer_at if isinstance(completion, Thought) else 0
+        text = self._text(completion.tokens[answer_at:])
         is_stopped = any(stop in text for stop in self.stops)
         for stop in self.stops:
             text = text.split(stop)[0]

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -25,8 +24,8 @@ from datamodules.synthetic.generation import attend_to_all
 from datamodules.synthetic.identity import settings_of
 from datamodules.synthetic.seeds import Seed, Seeds
 from llm_lightning.errors import UserError
-from llm_lightning.inference.choices import Choice, MajorityVote
-from llm_lightning.rewards import RecordCheck, Reward, score
+from llm_lightning.inference.judging import Judging, as_rewards_see_it
+from llm_lightning.rewards import RecordCheck, score
 from llm_lightning_safety.files import atomic_file, open_unlinked, write_text
 from llm_lightning_safety.json_values import json_default
 
@@ -88,52 +87,23 @@ class Asking:
         ]
 
 
-@dataclass(frozen=True)
-class Judging:
-    """What is thought of the answers.
-
-    Args:
-        rewards: by name.
-        choices: by name; the first one says which sample is the answer.
-    """
-
-    rewards: Mapping[str, Reward]
-    choices: Mapping[str, Choice]
-
-    def check_readers(self, texts: Sequence[str]) -> None:
-        """Raise `UserError` where a choice finds no answer in any of these."""
-        for name, choice in self.choices.items():
-            if not isinstance(choice, MajorityVote) or not texts or any(choice.answer(text) for text in texts):
-                continue
-            raise UserError(
-                f"--choices.{name}.answer ({type(choice.answer).__name__}) finds nothing in any of the first "
-                f"{len(texts)} answers, such as {shorten(repr(texts[0]), 200)}: mend it, or ask otherwise. What was "
-                "written is kept."
-            )
-
-    def row(self, seed: Seed, written: Sequence[WrittenText], given: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-        """A line of the result; its `messages` are a conversation that can be learned from."""
-        texts = [one.text for one in written]
-        chosen = next(iter(self.choices.values())).choose(texts, self.totals(given, len(texts))) if texts else None
-        samples = [
-            {"text": one.text, "num_tokens": one.num_tokens, "is_finished": one.is_finished}
-            | {"rewards": {name: values[place] for name, values in given.items()}}
-            for place, one in enumerate(written)
-        ]
-        answer = [] if chosen is None else [{"role": "assistant", "content": texts[chosen]}]
-        return {
-            "id": seed.id,
-            "messages": [*seed.prompt, *answer],
-            "chosen": chosen,
-            "samples": samples,
-            "record": seed.columns,
-        }
-
-    def totals(self, given: Mapping[str, Sequence[float]], count: int) -> list[float]:
-        """The weighted sums of the rewards."""
-        return [
-            sum(reward.weight * given[name][place] for name, reward in self.rewards.items()) for place in range(count)
-        ]
+def _row(judging: Judging, seed: Seed, written: Sequence[WrittenText], given: Mapping[str, Sequence[float]]) -> Any:
+    """A line of the result; its `messages` are a conversation that can be learned from."""
+    texts = [one.text for one in written]
+    chosen = judging.choose(texts, given) if texts else None
+    samples = [
+        {"text": one.text, "num_tokens": one.num_tokens, "is_finished": one.is_finished}
+        | {"rewards": {name: values[place] for name, values in given.items()}}
+        for place, one in enumerate(written)
+    ]
+    answer = [] if chosen is None else [{"role": "assistant", "content": texts[chosen]}]
+    return {
+        "id": seed.id,
+        "messages": [*seed.prompt, *answer],
+        "chosen": chosen,
+        "samples": samples,
+        "record": seed.columns,
+    }
 
 
 @dataclass(frozen=True)
@@ -245,13 +215,13 @@ class Pool:
         count = self.asking.num_samples
         owners = [place // count for place in sorted(written)]
         texts = [written[place].text for place in sorted(written)]
-        prompts = [_as_data_has_it(seeds[owner]) for owner in owners]
+        prompts = [as_rewards_see_it(seeds[owner].prompt) for owner in owners]
         columns = merged([seeds[owner].columns for owner in owners])
         given = score(self.judging.rewards, prompts, texts, columns)
         for number, seed in enumerate(seeds):
             own = [place for place, owner in enumerate(owners) if owner == number]
             samples = [written[place] for place in sorted(written) if place // count == number]
-            yield self.judging.row(seed, samples, {name: [values[i] for i in own] for name, values in given.items()})
+            yield _row(self.judging, seed, samples, {name: [values[i] for i in own] for name, values in given.items()})
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """All rows, in the order of the prompts."""
@@ -270,9 +240,3 @@ class Pool:
         with atomic_file(path) as temporary, temporary.open("w") as file:
             for row in self.rows():
                 file.write(json.dumps(row, default=json_default) + "\n")
-
-
-def _as_data_has_it(seed: Seed) -> Any:
-    """A lone question as a text, else the messages: as rewards see prompts in training."""
-    messages = seed.prompt
-    return messages[0]["content"] if len(messages) == 1 and messages[0]["role"] == "user" else messages

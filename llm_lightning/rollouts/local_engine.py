@@ -21,7 +21,7 @@ from llm_lightning.models.untrusted_text import UntrustedText
 from llm_lightning.rollouts.contract import Completion
 from llm_lightning.rollouts.sampler import Sampler
 from llm_lightning.rollouts.sampling import Key, Sampling
-from llm_lightning.rollouts.thinking import Thinking, ThinkingSampler, Thought
+from llm_lightning.rollouts.thinking import Thinking, ThinkingSampler, Thought, sampler_of
 
 PACKED_TOKENS = 8192
 """Of one forward pass over finished texts, but for a single longer one."""
@@ -169,10 +169,13 @@ class LocalEngine:
                 prompts.append((ids, place, request))
         # Texts of similar length stand side by side: the slots' keys are as wide as the longest.
         prompts.sort(key=lambda one: len(one[0]))
-        stream: Iterator[tuple[int, Completion | Thought]] = sampler.stream(self.network, [one[0] for one in prompts], [(one[2].seed,) for one in prompts])
+        stream: Iterator[tuple[int, Completion | Thought]] = sampler.stream(
+            self.network, [one[0] for one in prompts], [(one[2].seed,) for one in prompts]
+        )
         for number, completion in stream:
-            yield prompts[number][1], WrittenText(
-                self._text(completion), len(completion.tokens), completion.is_finished
+            yield (
+                prompts[number][1],
+                WrittenText(self._text(completion), len(completion.tokens), completion.is_finished),
             )
 
     def _text(self, written: Completion | Thought) -> str:
@@ -182,9 +185,7 @@ class LocalEngine:
         return thoughts + self.tokenizer.decode(written.tokens[answer_at:], skip_special_tokens=True)
 
     def _sampler(self, sampling: Sampling) -> Sampler | ThinkingSampler:
-        if self.thinking is None:
-            return Sampler(sampling, self.eos_token_ids, self.num_slots)
-        return ThinkingSampler(self.thinking, self.tokenizer, sampling, self.eos_token_ids, self.num_slots)
+        return sampler_of(self.thinking, self.tokenizer, sampling, self.eos_token_ids, self.num_slots)
 
     def reply(
         self, messages: Sequence[dict[str, Any]], sampling: Sampling, key: Key, show: Callable[[Tensor], object]

@@ -83,6 +83,20 @@ class _Text:
         return torch.cat([self.prompt, torch.tensor(written, dtype=torch.int64)])
 
 
+def sampler_of(
+    thinking: Thinking | None,
+    tokenizer: Any,
+    sampling: Sampling,
+    eos_token_ids: Sequence[int],
+    num_slots: int = 64,
+    stop: Stop | None = None,
+) -> "Sampler | ThinkingSampler":
+    """What writes one text to each prompt, with thoughts or without; see `ThinkingSampler`."""
+    if thinking is None:
+        return Sampler(sampling, eos_token_ids, num_slots, stop)
+    return ThinkingSampler(thinking, tokenizer, sampling, eos_token_ids, num_slots, stop)
+
+
 class ThinkingSampler:
     """Writes thoughts and answers with the sampler that writes everything else.
 

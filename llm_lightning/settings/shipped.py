@@ -10,12 +10,13 @@ TASKS = FOLDER / "tasks"
 """YAML of lm-evaluation-harness, and no settings of a run."""
 
 
-def find_config(given: str) -> str:
+def find_config(given: str, flag: str = "--config") -> str:
     """The file that `--config` means: one on disk, else one that comes with the package.
 
     Args:
         given: a path, or a name with or without `configs/` before it and `.yaml` behind it. What reads as YAML itself
             (`{trainer: ...}`) is left as it is.
+        flag: that it was given by, for messages.
 
     Raises:
         UserError: there is neither; says which names are close.
@@ -25,7 +26,7 @@ def find_config(given: str) -> str:
     try:
         return str(FOLDER / f"{known_name(given)}.yaml")
     except UserError as error:
-        raise UserError(f"--config {given}: there is no such file, and {error}") from None
+        raise UserError(f"{flag} {given}: there is no such file, and {error}") from None
 
 
 def with_found_configs(args: list[str]) -> list[str]:

@@ -47,7 +47,9 @@ def network_of(tokenizer):
 
 def one_by_one(network, tokenizer, thinking, sampling, prompt, key):
     """Tokens behind the prompt, where the answer begins, and how many tokens count."""
-    ids = {name: tokenizer.encode(getattr(thinking, name), add_special_tokens=False) for name in ("start", "end", "wait")}
+    ids = {
+        name: tokenizer.encode(getattr(thinking, name), add_special_tokens=False) for name in ("start", "end", "wait")
+    }
     mark = thinking.end.strip()
     is_opened = tokenizer.decode(prompt).rstrip().endswith(thinking.start.strip())
     opening = [] if is_opened else ids["start"]
