@@ -13,10 +13,12 @@ from datamodules.synthetic.engine import Engine
 from datamodules.synthetic.generation import process_number
 from datamodules.synthetic.seeds import prompt_seeds
 from llm_lightning.errors import UserError
+from llm_lightning.inference.adaptive_engine import AdaptiveEngine
 from llm_lightning.inference.choices import Choice, FirstSample
 from llm_lightning.inference.judging import Judging
 from llm_lightning.inference.pool import Asking, Pool
 from llm_lightning.messages import readable
+from llm_lightning.models.adapters.dynamic import Adaptation
 from llm_lightning.process.redacted_output import report
 from llm_lightning.rewards import Reward
 from llm_lightning.rollouts import LocalEngine
@@ -80,6 +82,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--prompts", type=str, required=True, help="As data.path of a PromptDataModule.")
     parser.add_class_arguments(Asking)
     parser.add_argument("--thinking", type=Thinking | None, help="A budget for the thoughts before an answer.")
+    parser.add_argument("--adaptation", type=Adaptation | None, help="Learn from each prompt before it is answered.")
     parser.add_argument("--rewards", type=dict[str, Reward], default={}, help="By name, as model.rewards of PPO.")
     parser.add_argument(
         "--choices", type=dict[str, Choice], default={"first": FirstSample()}, help="By name; the first one counts."
@@ -123,12 +126,18 @@ def _engine(given: Any) -> Engine[Any]:
     if (given.model is None) == (given.engine is None):
         raise UserError("generate needs one that answers: give --model MODEL, or --engine.")
     if given.engine is None:
-        return LocalEngine(given.model, field="--model", thinking=given.thinking)
+        options = {"field": "--model", "thinking": given.thinking}
+        if given.adaptation is None:
+            return LocalEngine(given.model, **options)
+        return AdaptiveEngine(given.model, given.adaptation, **options)
+    name = type(given.engine).__name__
     if given.thinking is not None:
         raise UserError(
-            f"--thinking counts token ids, which an engine ({type(given.engine).__name__}) does not show: give the "
-            "model's folder by --model, or leave it out and let the engine's server keep the budget."
+            f"--thinking counts token ids, which an engine ({name}) does not show: give the model's folder by --model, "
+            "or leave it out and let the engine's server keep the budget."
         )
+    if given.adaptation is not None:
+        raise UserError(f"--adaptation changes weights, which an engine ({name}) keeps: give a folder by --model.")
     return given.engine
 
 

@@ -7,6 +7,7 @@ encoded, cut and ended as by lm-eval's `hf` model, so that scores are the same b
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from tqdm import tqdm
 
 from llm_lightning.errors import UserError
 from llm_lightning.evaluation.answers import Answers, key_of
-from llm_lightning.evaluation.likelihoods import ROW_TOKENS, Likelihood, Request, likelihoods
+from llm_lightning.evaluation.likelihoods import ROW_TOKENS, Likelihood, Request, likelihoods, read_text
 from llm_lightning.evaluation.ranks import EvaluationRanks
 from llm_lightning.evaluation.strategies import Strategy
 from llm_lightning.evaluation.writing import Question, Writer
+from llm_lightning.models.adapters.dynamic import Adaptation, AdaptingNetwork
 from llm_lightning.models.generation import end_tokens, generation_settings
 from llm_lightning.models.heads import base_model
 from llm_lightning.rollouts.thinking import sampler_of
@@ -167,6 +169,7 @@ class NetworkLM(TemplateLM):
         return text
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, **_: Any) -> list[tuple[float, bool]]:
+        self._check_adaptation("tasks with options are read as they are")
         asked = [self._cut(Request(context, continuation)) for _, context, continuation in requests]
         return [(each.logprob, each.is_greedy) for each in self._likelihoods(asked)]
 
@@ -178,12 +181,32 @@ class NetworkLM(TemplateLM):
             pieces = [Request(*make_disjoint_window(window)) for window in own]
             windows += pieces
             counts.append(len(pieces))
+        adaptation = None if self.settings.strategy is None else self.settings.strategy.adaptation
+        if adaptation is not None:
+            pieces = iter(windows)
+            return self._read_adapting([list(islice(pieces, count)) for count in counts], adaptation)
         found = iter(self._likelihoods(windows))
         return [sum(next(found).logprob for _ in range(count)) for count in counts]
+
+    def _read_adapting(self, texts: Sequence[Sequence[Request]], adaptation: Adaptation) -> list[float]:
+        """The log-probability of each text, from which the network learns while it reads it."""
+        keys = [key_of("adapted", self.fingerprint, adaptation, text) for text in texts]
+
+        def find(asked: Sequence[Sequence[Request]]) -> Iterator[tuple[int, Any]]:
+            adapting = AdaptingNetwork(self.model, adaptation)
+            try:
+                for number, text in enumerate(asked):
+                    yield number, read_text(adapting, text)
+            finally:
+                adapting.close()
+
+        self._ask(dict(zip(keys, texts, strict=True)), find, "Reading texts")
+        return [self.answers[key] for key in keys]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answers, up to the first of the task's stop strings."""
         strategy = self.settings.strategy
+        self._check_adaptation("for answers that are written after it there is `llm-lightning generate`")
         count = 1 if strategy is None else strategy.num_samples
         places, samples, seen = [], [], Counter[str]()
         for context, given in (request.args for request in requests):
@@ -256,6 +279,11 @@ class NetworkLM(TemplateLM):
         if asked.sampling.temperature:
             decides += [self.settings.seed, repeat]
         return asked.named(key_of("text", *decides), self.settings.seed, repeat)
+
+    def _check_adaptation(self, words: str) -> None:
+        """Raise `UserError` where a task that is none of whole texts is asked with adaptation."""
+        if self.settings.strategy is not None and self.settings.strategy.adaptation is not None:
+            raise UserError(f"--strategy: adaptation is for tasks of whole texts, such as local_text; {words}.")
 
     def _cut(self, request: Request) -> Request:
         """Leave out the context's beginning where there is no room for it."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llm_lightning.models.adapters.dynamic import AdaptingNetwork
 from llm_lightning.models.adapters.virtual_tokens import prompt_config
 from llm_lightning.models.attention import ATTENTION, attention_of
 from llm_lightning.models.attention.sharing import SharedRow, in_sharing_order
@@ -64,6 +65,21 @@ def _all_likelihoods(model: Any, plan: "Plan") -> Iterator[tuple[int, Likelihood
     with evaluating(network), all_gathered(network):
         for row in plan.rows():
             yield from zip(row.numbers, _row_likelihoods(model, row), strict=True)
+
+
+def read_text(adapting: AdaptingNetwork, windows: Sequence[Request]) -> float:
+    """The log-probability of a text from which the network learns while it reads it.
+
+    Args:
+        adapting: the network.
+        windows: of the text, in its order, each no longer than the network's context.
+    """
+    total = 0.0
+    with adapting.document():
+        for number, window in enumerate(windows, 1):
+            before, tokens = (torch.tensor(list(ids), dtype=torch.int64) for ids in window)
+            total += float(adapting.read(before, tokens, learn=number < len(windows)).double().sum())
+    return total
 
 
 class Row(NamedTuple):

@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from llm_lightning.models.adapters.dynamic import Adaptation
 from llm_lightning.rollouts.sampling import Sampling
 from llm_lightning.rollouts.thinking import Thinking
 
 
 class Strategy(Protocol):
-    """Many samples of an answer and a choice among them, thoughts before it, or both."""
+    """Many samples of an answer and a choice among them, thoughts before it, or both; learning from texts that are
+    read.
+    """
 
     @property
     def num_samples(self) -> int:
@@ -18,6 +21,11 @@ class Strategy(Protocol):
     @property
     def thinking(self) -> Thinking | None:
         """How long the model thinks before it answers."""
+        ...
+
+    @property
+    def adaptation(self) -> Adaptation | None:
+        """How the network learns from a text whose likelihood is asked for."""
         ...
 
     def drawn(self, sampling: Sampling) -> Sampling:

@@ -13,6 +13,7 @@ from llm_lightning.errors import UserError
 from llm_lightning.inference.choices import Choice, FirstSample
 from llm_lightning.inference.judging import Judging
 from llm_lightning.messages import readable
+from llm_lightning.models.adapters.dynamic import Adaptation
 from llm_lightning.rewards import Reward, score
 from llm_lightning.rollouts.sampling import Sampling
 from llm_lightning.rollouts.thinking import Thinking
@@ -33,6 +34,7 @@ class Strategy:
             several.
         max_new_tokens: of an answer; by default the task's.
         thinking: a budget for the thoughts before an answer.
+        adaptation: learning from the texts whose likelihood is asked for, while they are read.
         rewards: by name; they see what the task has of an item as columns.
         choices: by name; the first one counts.
     """
@@ -42,6 +44,7 @@ class Strategy:
     top_p: float | None = None
     max_new_tokens: int | None = None
     thinking: Thinking | None = None
+    adaptation: Adaptation | None = None
     rewards: Mapping[str, Reward] | None = None
     choices: Mapping[str, Choice] | None = None
 
@@ -62,6 +65,8 @@ class Strategy:
             )
         if self.thinking is not None:
             self.thinking.check("thinking")
+        if self.adaptation is not None:
+            self.adaptation.check("adaptation")
         self.judging.check()
 
     def drawn(self, sampling: Sampling) -> Sampling:

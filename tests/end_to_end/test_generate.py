@@ -88,6 +88,26 @@ def test_a_budget_for_thoughts(asked, server, capfd):
     assert "thinking.budget=0 must be at least 1" in "".join(capfd.readouterr())
 
 
+def test_each_prompt_is_learned_from_before_it_is_answered(asked, server, capfd):
+    rows = [{"question": "What is 1 plus 1? " * n} for n in (1, 4)] + [{"question": "Why?"}]
+    for name, chosen in (("three", rows), ("last", rows[2:])):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    args = ["generate", "--model", "network", "--max_new_tokens", "8", "--num_samples", "2"]
+    adapted = ["--adaptation.lr", "0.05", "--adaptation.chunk", "16"]
+    assert main([*args, "--prompts", "three.jsonl", "--output", "plain"]) == 0
+    assert main([*args, "--prompts", "three.jsonl", *adapted]) == 0, capfd.readouterr()
+    assert main([*args, "--prompts", "last.jsonl", *adapted, "--output", "alone"]) == 0
+
+    def texts(output):
+        return [[each["text"] for each in row["samples"]] for row in answers(output)]
+
+    plain, learned = texts("plain"), texts("runs/generate")
+    assert plain[1] != learned[1]
+    assert texts("alone")[0] == learned[2]  # nothing of the others is left
+    assert main(["generate", "--prompts", "three.jsonl", *endpoint(server), *adapted]) == 2
+    assert "--adaptation changes weights, which an engine (OpenAIEngine) keeps" in "".join(capfd.readouterr())
+
+
 def test_choices_and_their_curve(asked, server, capfd):
     server.answer = adds
     args = ["generate", "--prompts", "prompts.jsonl", *endpoint(server), "--num_samples", "6", "--truth", "correct"]

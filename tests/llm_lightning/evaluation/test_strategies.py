@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+import torch
 import yaml
 
 pytest.importorskip("lm_eval", reason="the extra `evaluation` is not installed")
@@ -14,6 +15,7 @@ from llm_lightning.evaluation.answers import Answers
 from llm_lightning.evaluation.harness import Engine, HarnessSettings, NetworkLM
 from llm_lightning.inference import AnswerPattern, BestOfN, MajorityVote
 from llm_lightning.inference.strategy import Strategy, read_strategy
+from llm_lightning.models.adapters.dynamic import Adaptation, AdaptingNetwork
 from llm_lightning.rewards import Length, Reward
 from llm_lightning.rollouts.local_engine import LocalEngine
 from llm_lightning.rollouts.thinking import Thinking
@@ -93,6 +95,36 @@ def test_rewards_see_what_the_task_has(model):
     assert targets == [number for number in range(6) for _ in range(2)]
 
 
+def test_texts_are_learned_from_while_they_are_read(model):
+    adaptation = Adaptation(lr=5e-3, chunk=64, rank=4)
+    texts = ["The same line, again and again.\n" * 60, "Another text.", "The same line, again and again.\n" * 60]
+
+    def read(strategy):
+        settings, engine = HarnessSettings(strategy=strategy), Engine(progress=False)
+        lm = NetworkLM(model.network, model.tokenizer, "small", settings, engine)
+        return lm, lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts])
+
+    lm, found = read(Strategy(adaptation=adaptation))
+    assert found[0] == found[2]
+    plain = read(None)[1]
+    assert found[0] > 0.9 * plain[0] and found[1] == pytest.approx(plain[1], rel=1e-5)
+    assert plain == read(None)[1]  # the weights are what they were
+
+    ids = torch.tensor(lm.tok_encode(texts[0]))
+    assert len(ids) > lm.max_length  # so that there are several windows
+    adapting, total, before = AdaptingNetwork(model.network, adaptation), 0.0, torch.tensor([lm.prefix_token_id])
+    with adapting.document():
+        for part in ids.split(lm.max_length):
+            total += float(adapting.read(before, part).sum())
+            before = part[-1:]
+    adapting.close()
+    # The last window of lm-eval's is filled with what stands before it.
+    assert found[0] == pytest.approx(total, rel=0.02)
+
+    with pytest.raises(UserError, match="adaptation is for tasks of whole texts, such as local_text"):
+        ask(model, GREEDY, Strategy(adaptation=adaptation))
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -100,6 +132,7 @@ def test_rewards_see_what_the_task_has(model):
         ({"num_samples": 2, "temperature": 0}, "temperature=0 writes the same answer num_samples=2 times"),
         ({"choices": {"best": {"class_path": "BestOfN"}}}, "chooses by rewards, and there is none to choose by"),
         ({"thinking": {"budget": 0}}, "thinking.budget=0 must be at least 1"),
+        ({"adaptation": {"lr": 0}}, "adaptation.lr=0.0 must be above 0"),
         ({"samples": 3}, "samples"),
     ],
 )
