@@ -18,10 +18,10 @@ from llm_lightning.inference.choices import Choice, FirstSample
 from llm_lightning.inference.judging import Judging
 from llm_lightning.inference.pool import Asking, Pool
 from llm_lightning.messages import readable
-from llm_lightning.models.adapters.dynamic import Adaptation
 from llm_lightning.process.redacted_output import report
 from llm_lightning.rewards import Reward
 from llm_lightning.rollouts import LocalEngine
+from llm_lightning.rollouts.adaptation import Adaptation
 from llm_lightning.rollouts.thinking import Thinking
 from llm_lightning.settings.environment import with_environment
 from llm_lightning.settings.shipped import with_found_configs

@@ -22,11 +22,10 @@ from llm_lightning.errors import UserError
 from llm_lightning.evaluation.answers import Answers, key_of
 from llm_lightning.evaluation.likelihoods import ROW_TOKENS, Likelihood, Request, likelihoods, read_text
 from llm_lightning.evaluation.ranks import EvaluationRanks
-from llm_lightning.evaluation.strategies import Strategy
-from llm_lightning.evaluation.writing import Question, Writer
-from llm_lightning.models.adapters.dynamic import Adaptation, AdaptingNetwork
+from llm_lightning.evaluation.writing import Question, Strategy, Writer
 from llm_lightning.models.generation import end_tokens, generation_settings
 from llm_lightning.models.heads import base_model
+from llm_lightning.rollouts.adaptation import Adaptation, AdaptingNetwork
 from llm_lightning.rollouts.thinking import sampler_of
 
 DEFAULT_NEW_TOKENS = 256
@@ -183,8 +182,8 @@ class NetworkLM(TemplateLM):
             counts.append(len(pieces))
         adaptation = None if self.settings.strategy is None else self.settings.strategy.adaptation
         if adaptation is not None:
-            pieces = iter(windows)
-            return self._read_adapting([list(islice(pieces, count)) for count in counts], adaptation)
+            rest = iter(windows)
+            return self._read_adapting([list(islice(rest, count)) for count in counts], adaptation)
         found = iter(self._likelihoods(windows))
         return [sum(next(found).logprob for _ in range(count)) for count in counts]
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm_lightning.models.adapters.dynamic import AdaptingNetwork
 from llm_lightning.models.adapters.virtual_tokens import prompt_config
 from llm_lightning.models.attention import ATTENTION, attention_of
 from llm_lightning.models.attention.sharing import SharedRow, in_sharing_order
@@ -21,6 +20,7 @@ from llm_lightning.models.loading.sharding import all_gathered, is_gathered_to_r
 from llm_lightning.models.running.behaviour import behaviour_of
 from llm_lightning.models.running.evaluating import evaluating
 from llm_lightning.objectives.chunks import ROUNDING, chunk_length
+from llm_lightning.rollouts.adaptation import AdaptingNetwork
 
 ROW_TOKENS = 8192
 """Of one forward pass, but for a single longer request."""

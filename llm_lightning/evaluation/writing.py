@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from llm_lightning.errors import UserError
 from llm_lightning.evaluation.ranks import EvaluationRanks
 from llm_lightning.models.heads import base_model
 from llm_lightning.models.loading.sharding import is_gathered_to_run
+from llm_lightning.rollouts.adaptation import Adaptation
 from llm_lightning.rollouts.contract import Completion
 from llm_lightning.rollouts.sampler import STOP_EVERY, Sampler
 from llm_lightning.rollouts.sampling import Key, Sampling
@@ -69,6 +70,47 @@ class Question:
         """With a name, and random numbers that depend on the prompt, the seed and the repeat alone."""
         digest = hashlib.blake2b(str(list(self.ids)).encode(), digest_size=8).digest()
         return replace(self, key=key, seed=(seed, int.from_bytes(digest, "big"), repeat))
+
+
+class Strategy(Protocol):
+    """Many samples of an answer and a choice among them, thoughts before it, or both; learning from texts that are
+    read.
+    """
+
+    @property
+    def num_samples(self) -> int:
+        """Texts that are written to each prompt."""
+        ...
+
+    @property
+    def thinking(self) -> Thinking | None:
+        """How long the model thinks before it answers."""
+        ...
+
+    @property
+    def adaptation(self) -> Adaptation | None:
+        """How the network learns from a text whose likelihood is asked for."""
+        ...
+
+    def drawn(self, sampling: Sampling) -> Sampling:
+        """How the texts are drawn, given how the task draws its own."""
+        ...
+
+    def choose(
+        self, prompts: Sequence[Any], texts: Sequence[Sequence[str]], docs: Sequence[Mapping[str, Any]]
+    ) -> list[int]:
+        """For each prompt the place of the text that is the answer.
+
+        Args:
+            prompts: a text each, or the messages of a conversation.
+            texts: the samples of each, thoughts left out.
+            docs: what the task has of each item.
+        """
+        ...
+
+    def as_settings(self) -> dict[str, Any]:
+        """What is written into results."""
+        ...
 
 
 class Writer:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
-from llm_lightning.models.adapters.dynamic import Adaptation, AdaptingNetwork
+from llm_lightning.rollouts.adaptation import Adaptation, AdaptingNetwork
 from llm_lightning.rollouts.local_engine import LocalEngine, TextRequest, WrittenText
 from llm_lightning.rollouts.sampling import Sampling
 

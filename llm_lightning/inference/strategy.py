@@ -13,8 +13,8 @@ from llm_lightning.errors import UserError
 from llm_lightning.inference.choices import Choice, FirstSample
 from llm_lightning.inference.judging import Judging
 from llm_lightning.messages import readable
-from llm_lightning.models.adapters.dynamic import Adaptation
 from llm_lightning.rewards import Reward, score
+from llm_lightning.rollouts.adaptation import Adaptation
 from llm_lightning.rollouts.sampling import Sampling
 from llm_lightning.rollouts.thinking import Thinking
 from llm_lightning.settings.shipped import find_config
@@ -25,7 +25,7 @@ PROMPTS_AT_ONCE = 64  # whose answers a reward sees in one call
 
 @dataclass(frozen=True)
 class Strategy:
-    """See `llm_lightning.evaluation.strategies`.
+    """See `llm_lightning.evaluation.writing`.
 
     Args:
         num_samples: texts that are written to each prompt.
@@ -70,16 +70,16 @@ class Strategy:
         self.judging.check()
 
     def drawn(self, sampling: Sampling) -> Sampling:
-        """See `llm_lightning.evaluation.strategies`."""
+        """See `llm_lightning.evaluation.writing`."""
         if self.num_samples > 1:
             sampling = replace(sampling, temperature=0.8, top_p=0.95, top_k=0)
-        given = {"temperature": self.temperature, "top_p": self.top_p, "max_new_tokens": self.max_new_tokens}
+        given = {name: getattr(self, name) for name in ("temperature", "top_p", "max_new_tokens")}
         return replace(sampling, **{name: value for name, value in given.items() if value is not None})
 
     def choose(
         self, prompts: Sequence[Any], texts: Sequence[Sequence[str]], docs: Sequence[Mapping[str, Any]]
     ) -> list[int]:
-        """See `llm_lightning.evaluation.strategies`.
+        """See `llm_lightning.evaluation.writing`.
 
         Raises:
             UserError: no answer is found in any text, or a reward fails.

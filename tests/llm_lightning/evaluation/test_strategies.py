@@ -15,8 +15,8 @@ from llm_lightning.evaluation.answers import Answers
 from llm_lightning.evaluation.harness import Engine, HarnessSettings, NetworkLM
 from llm_lightning.inference import AnswerPattern, BestOfN, MajorityVote
 from llm_lightning.inference.strategy import Strategy, read_strategy
-from llm_lightning.models.adapters.dynamic import Adaptation, AdaptingNetwork
 from llm_lightning.rewards import Length, Reward
+from llm_lightning.rollouts.adaptation import Adaptation, AdaptingNetwork
 from llm_lightning.rollouts.local_engine import LocalEngine
 from llm_lightning.rollouts.thinking import Thinking
 from tests.llm_lightning.evaluation.small_model import save_small_model

@@ -8,8 +8,8 @@ from torch.nn import functional
 from transformers import LlamaConfig
 
 from llm_lightning.errors import UserError
-from llm_lightning.models.adapters.dynamic import Adaptation, AdaptingNetwork
 from llm_lightning.models.backbone import Backbone
+from llm_lightning.rollouts.adaptation import Adaptation, AdaptingNetwork
 
 
 def network_of(seed=1):
