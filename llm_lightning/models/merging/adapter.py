@@ -13,8 +13,13 @@ from llm_lightning.models.export import save_model_folder
 from llm_lightning_safety.files import atomic_folder
 
 
-def merge_folder(adapter: Path, output: Path) -> None:
+def merge_folder(adapter: Path, output: Path, dtype: str | None = None) -> None:
     """Write the network with the adapter in it to `output`, which must not exist or be empty; all of it or nothing.
+
+    Args:
+        adapter: its folder.
+        output: the new one.
+        dtype: of the weights, once they are merged in float32; by default the network's own.
 
     Raises:
         UserError: `adapter` is no adapter folder or cannot be merged, or `output` holds something.
@@ -25,7 +30,7 @@ def merge_folder(adapter: Path, output: Path) -> None:
         raise UserError(f"{output} is not empty: name a new folder.")
     check_mergeable(adapter)
     config = AutoConfig.from_pretrained(base_of(adapter), trust_remote_code=False)
-    dtype = str(config.dtype or torch.float32).removeprefix("torch.")
+    dtype = dtype or str(config.dtype or torch.float32).removeprefix("torch.")
     network = Backbone(path=str(adapter), dtype=dtype).build(task=task_of(adapter))  # type: ignore[arg-type]
     with atomic_folder(output) as folder:
         save_model_folder(network, _tokenizer(adapter), folder)

@@ -1,22 +1,19 @@
 """Several model folders made into one, weight by weight: never is a whole network in memory."""
 
-import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 from transformers import AutoConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.adapters.merging import is_adapter
 from llm_lightning.models.loading.new_tokens import own_tokenizer
+from llm_lightning.models.loading.weights import opened_weights
 from llm_lightning.models.merging.adapter import merge_folder
 from llm_lightning.models.merging.methods import Merging, merged
 
@@ -124,8 +121,8 @@ def write_merged(
     """The merged network in a new folder, with the first one's files; all are whole ones."""
     shutil.copytree(models[0], result, ignore=shutil.ignore_patterns("*.safetensors"))
     with ExitStack() as stack:
-        read = [stack.enter_context(_weights(folder)) for folder in models]
-        read_base = None if base is None else stack.enter_context(_weights(base))
+        read = [stack.enter_context(opened_weights(folder)) for folder in models]
+        read_base = None if base is None else stack.enter_context(opened_weights(base))
         first, names = read[0]
         for folder, (_, theirs) in zip(models[1:], read[1:], strict=True):
             if different := sorted(names.keys() ^ theirs.keys()):
@@ -139,28 +136,3 @@ def write_merged(
                 content[name] = merged(name, values, origin, merging).to(own.dtype) if own.is_floating_point() else own
             save_file(content, result / file, metadata={"format": "pt"})
             tell(f"{file}: {len(content)} weights")
-
-
-@contextmanager
-def _weights(folder: Path) -> Iterator[tuple[Callable[[str], Tensor], dict[str, str]]]:
-    """What reads a weight by its name, and for each name the file that has it."""
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    with ExitStack() as stack:
-        if index.is_file():
-            names = dict(json.loads(index.read_text())["weight_map"])
-        else:
-            names = {}
-            for file in sorted(folder.glob("*.safetensors")):
-                with safe_open(file, framework="pt") as opened:
-                    names |= dict.fromkeys(opened.keys(), file.name)
-        if not names:
-            raise UserError(f"{folder} holds no .safetensors, which are what is merged.")
-        files = {file: stack.enter_context(safe_open(folder / file, framework="pt")) for file in set(names.values())}
-
-        def get(name: str) -> Tensor:
-            if name not in names:
-                raise UserError(f"{folder} has no weight {name}, which the others have.")
-            tensor: Tensor = files[names[name]].get_tensor(name)
-            return tensor
-
-        yield get, names
