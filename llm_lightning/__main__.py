@@ -25,6 +25,7 @@ commands:
   report         one page about a run, or about several side by side, with paired tests
   evaluate       ask a model the items of benchmarks, each score with its interval
   merge          add an adapter to its network, or make one network of several
+  export         write a model in the formats of other programs, each proven to be the model
   slurm          submit one of these, or a chain of stages, to a cluster
   workspace      make a W&B workspace that shows what matters of a stage
   configs        list the configurations that --config takes by name, or copy them
@@ -52,6 +53,7 @@ OTHERS = {
     "configs": "llm_lightning.commands.configs",
     "distill-cache": "llm_lightning.commands.distill_cache",
     "evaluate": "llm_lightning.commands.evaluate",
+    "export": "llm_lightning.commands.export",
     "generate": "llm_lightning.commands.generate",
     "merge": "llm_lightning.commands.merge",
     "report": "llm_lightning.commands.report",

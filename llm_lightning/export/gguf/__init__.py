@@ -1,0 +1,1 @@
+"""The .gguf files of llama.cpp, Ollama and LM Studio."""
