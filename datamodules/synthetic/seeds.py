@@ -15,6 +15,7 @@ from datamodules.cache import key_of, made_folder
 from datamodules.chat import ChatDataModule
 from datamodules.encoding.prompts import prompt_of
 from datamodules.errors import DataError
+from datamodules.records.conversations import Conversation, conversation_of
 from datamodules.records.own_keys import own_keys, without
 from datamodules.records.record_source import RecordSource, record_units
 from datamodules.records.shapes import PROMPT_SHAPES
@@ -127,6 +128,29 @@ def prompt_seeds(path: str, folder: Path, cache: Path) -> Seeds:
                 yield _seed(asked.messages, asked.others)
 
     return _written(folder / key, found(), f"generators: {path!r} holds no prompts")
+
+
+def solved_seeds(path: str, folder: Path, cache: Path) -> Seeds:
+    """The conversations of a file, a folder, a glob or a hub data set, in the shapes that fine-tuning reads.
+
+    Raises:
+        DataError: there are none, or one cannot be read.
+    """
+    units = record_units(RecordSource(path), cache)
+    key = key_of("solved", [[unit.digest, unit.start, unit.stop, unit.shape] for unit in units])
+
+    def found() -> Iterator[Seed]:
+        for unit in units:
+            for place, record in records(unit):
+                read = record
+                if not isinstance(record, Bad):
+                    read = conversation_of(record, unit.shape, unit.columns, "train")
+                if isinstance(read, Bad):
+                    raise DataError(f"{unit.path}, record at {place}: {read.reason}")
+                assert isinstance(read, Conversation) and not isinstance(record, Bad)
+                yield _seed(read.messages, record)
+
+    return _written(folder / key, found(), f"{path!r} holds no conversations")
 
 
 def _seed(messages: list[Message], record: dict[str, Any], rejected: str | None = None) -> Seed:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from datamodules import DataError, OpenAIEngine  # noqa: F401 (jsonargparse find
 from datamodules.cache import cache_root
 from datamodules.synthetic.engine import Engine
 from datamodules.synthetic.generation import process_number
-from datamodules.synthetic.seeds import prompt_seeds
+from datamodules.synthetic.seeds import Seeds, prompt_seeds, solved_seeds
 from llm_lightning.errors import UserError
 from llm_lightning.inference.adaptive_engine import AdaptiveEngine
 from llm_lightning.inference.choices import Choice, FirstSample
+from llm_lightning.inference.examples import ChosenExamples, Examples
 from llm_lightning.inference.judging import Judging
 from llm_lightning.inference.pool import Asking, Pool
 from llm_lightning.messages import readable
@@ -81,6 +83,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--engine", type=Engine | None, help="What answers instead: OpenAIEngine, for an endpoint.")
     parser.add_argument("--prompts", type=str, required=True, help="As data.path of a PromptDataModule.")
     parser.add_class_arguments(Asking)
+    parser.add_argument("--examples", type=Examples | None, help="Solved examples before each prompt.")
     parser.add_argument("--thinking", type=Thinking | None, help="A budget for the thoughts before an answer.")
     parser.add_argument("--adaptation", type=Adaptation | None, help="Learn from each prompt before it is answered.")
     parser.add_argument("--rewards", type=dict[str, Reward], default={}, help="By name, as model.rewards of PPO.")
@@ -108,11 +111,13 @@ def generate(given: Any) -> int:
     asking = Asking(**{name: getattr(given, name) for name in Asking.__dataclass_fields__})
     asking.check()
     engine.check()
-    try:
-        prompts = prompt_seeds(given.prompts, given.output / "prompts", cache_root(None))
-    except DataError as error:
-        raise UserError(f"--prompts {given.prompts}: {error}") from error
-    pool = Pool(prompts, engine, asking, judging, given.output)
+    prompts = _read("--prompts", prompt_seeds, given.prompts, given.output / "prompts")
+    examples = None
+    if given.examples is not None:
+        given.examples.check()
+        solved = _read("--examples.path", solved_seeds, given.examples.path, given.output / "examples")
+        examples = ChosenExamples(given.examples, list(solved), asking.seed)
+    pool = Pool(prompts, engine, asking, judging, given.output, examples)
     pool.check()
     rank, num_ranks = process_number()
     try:
@@ -120,6 +125,13 @@ def generate(given: Any) -> int:
     finally:
         engine.release()
     return _finish(pool, given, rewards) if rank == 0 else 0
+
+
+def _read(flag: str, reader: Callable[[str, Path, Path], Seeds], path: str, folder: Path) -> Seeds:
+    try:
+        return reader(path, folder, cache_root(None))
+    except DataError as error:
+        raise UserError(f"{flag} {path}: {error}") from error
 
 
 def _engine(given: Any) -> Engine[Any]:
@@ -159,7 +171,7 @@ def _finish(pool: Pool, given: Any, rewards: dict[str, Reward]) -> int:
         from llm_lightning.inference.curve import curve_of
 
         weights = {name: reward.weight for name, reward in rewards.items()}
-        if (curve := curve_of(pool.rows(), given.truth, given.choices, weights)) is not None:
+        if (curve := curve_of(pool.rows(), given.truth, given.choices, weights, pool.cost())) is not None:
             write_text(given.output / "curve.json", json.dumps(curve.as_json(), indent=1) + "\n")
             curve.draw(given.output / "curve.png")
             print(f"Right of {curve.num_prompts:,} prompts, with 95 % intervals:\n{curve.table()}")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from callbacks.plotting import BLUE, GREEN, RED, new_figure, save_figure, set_legend, set_title, style
 from llm_lightning.evaluation.statistics import bootstrap_interval
 from llm_lightning.inference.choices import BestOfN, Choice, FirstSample, MajorityVote
+from llm_lightning.inference.costs import Cost
 from llm_lightning.inference.estimators import best_at_k, choice_at_k, majority_at_k, pass_at_k
 
 PASS = "pass"
@@ -33,26 +34,37 @@ class Curve:
         points: see there.
         tokens: mean tokens that a prompt's samples have, for each number.
         num_prompts: that were asked.
+        cost: of a token, where it was measured.
     """
 
     counts: list[int]
     points: Mapping[str, list[Point]]
     tokens: list[float]
     num_prompts: int
+    cost: Cost | None = None
+
+    @property
+    def costs(self) -> dict[str, list[float]]:
+        """Seconds and joules that a prompt's samples take, for each number; without what was not measured."""
+        each = {} if self.cost is None else {"seconds": self.cost.seconds, "joules": self.cost.joules}
+        return {name: [value * count for count in self.tokens] for name, value in each.items() if value is not None}
 
     def table(self) -> str:
         """Lines to print."""
-        lines = [f"{'samples':>8}{'tokens':>9}" + "".join(f"{name:>24}" for name in self.points)]
+        heads = [f"{'samples':>8}{'tokens':>9}", *(f"{name:>10}" for name in self.costs)]
+        lines = ["".join(heads) + "".join(f"{name:>24}" for name in self.points)]
         for place, (count, tokens) in enumerate(zip(self.counts, self.tokens, strict=True)):
             each = (points[place] for points in self.points.values())
             shown = "".join(f"{f'{p.value:.3f} ({p.low:.3f} to {p.high:.3f})':>24}" for p in each)
-            lines.append(f"{count:>8}{tokens:>9,.0f}{shown}")
+            costs = "".join(f"{values[place]:>10.3g}" for values in self.costs.values())
+            lines.append(f"{count:>8}{tokens:>9,.0f}{costs}{shown}")
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
         """For files."""
         points = {name: [point._asdict() for point in each] for name, each in self.points.items()}
-        return {"samples": self.counts, "tokens": self.tokens, "right": points, "num_prompts": self.num_prompts}
+        found = {"samples": self.counts, "tokens": self.tokens, **self.costs}
+        return found | {"right": points, "num_prompts": self.num_prompts}
 
     def draw(self, picture: Path) -> None:
         """Shares of right answers over the tokens that they take."""
@@ -71,7 +83,11 @@ class Curve:
 
 
 def curve_of(
-    rows: Iterable[Mapping[str, Any]], truth: str, choices: Mapping[str, Choice], weights: Mapping[str, float]
+    rows: Iterable[Mapping[str, Any]],
+    truth: str,
+    choices: Mapping[str, Choice],
+    weights: Mapping[str, float],
+    cost: Cost | None = None,
 ) -> Curve | None:
     """What is right of all prompts that have all of their samples; None where no prompt has.
 
@@ -80,6 +96,7 @@ def curve_of(
         truth: the reward that is above 0.5 for a right answer.
         choices: by name.
         weights: of the rewards that choices go by.
+        cost: of a token.
     """
     values: dict[str, list[list[float]]] = {}
     num_tokens: list[float] = []
@@ -104,7 +121,7 @@ def curve_of(
         name: [_point([each[place] for each in found]) for place in range(len(counts))]
         for name, found in values.items()
     }
-    return Curve(counts, points, [mean * count for count in counts], len(num_tokens))
+    return Curve(counts, points, [mean * count for count in counts], len(num_tokens), cost)
 
 
 def right_at(

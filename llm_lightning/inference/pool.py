@@ -24,6 +24,8 @@ from datamodules.synthetic.generation import attend_to_all
 from datamodules.synthetic.identity import settings_of
 from datamodules.synthetic.seeds import Seed, Seeds
 from llm_lightning.errors import UserError
+from llm_lightning.inference.costs import Cost, cost_of, metered
+from llm_lightning.inference.examples import ChosenExamples
 from llm_lightning.inference.judging import Judging, as_rewards_see_it
 from llm_lightning.rewards import RecordCheck, score
 from llm_lightning_safety.files import atomic_file, open_unlinked, write_text
@@ -70,11 +72,19 @@ class Asking:
                 "sample."
             )
 
-    def requests(self, seed: Seed) -> list[Request]:
-        """What is asked for one prompt."""
+    def requests(self, seed: Seed, examples: ChosenExamples | None = None) -> list[Request]:
+        """What is asked for one prompt.
+
+        Args:
+            seed: the prompt.
+            examples: that stand before its first question.
+        """
         messages = seed.prompt
         if self.system_prompt is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system_prompt}, *messages]
+        if examples is not None:
+            num_before = int(messages[0]["role"] == "system")
+            messages = [*messages[:num_before], *examples.turns(seed), *messages[num_before:]]
         return [
             Request(
                 tuple(messages),
@@ -115,6 +125,11 @@ class Block:
     calls: Path
 
     @property
+    def costs(self) -> Path:
+        """What its calls cost."""
+        return self.calls.with_suffix(".costs.jsonl")
+
+    @property
     def unfinished(self) -> Path:
         """The rows where calls were given up, which the next command makes again."""
         return self.path.with_suffix(".unfinished")
@@ -133,17 +148,28 @@ class Pool:
         asking: how.
         judging: what is thought of it.
         folder: keeps calls and rows.
+        examples: that stand before each prompt.
     """
 
-    def __init__(self, prompts: Seeds, engine: Engine, asking: Asking, judging: Judging, folder: Path) -> None:
+    def __init__(
+        self,
+        prompts: Seeds,
+        engine: Engine,
+        asking: Asking,
+        judging: Judging,
+        folder: Path,
+        examples: ChosenExamples | None = None,
+    ) -> None:
         self.prompts, self.engine, self.asking, self.judging, self.folder = prompts, engine, asking, judging, folder
-        self._answers_are_read = False
+        self.examples = examples
+        self._answers_are_read, self._is_alone = False, True
 
     @cached_property
     def blocks(self) -> list[Block]:
         """In the order of the prompts."""
         settings = settings_of([vars(self.asking), self.judging.rewards, self.judging.choices])
-        key = key_of(VERSION, self.prompts.key, self.engine.model, settings)[:16]
+        examples = [] if self.examples is None else [self.examples.key]
+        key = key_of(VERSION, self.prompts.key, self.engine.model, settings, *examples)[:16]
         return [
             Block(
                 range(first, min(first + BLOCK_SIZE, len(self.prompts))),
@@ -164,6 +190,7 @@ class Pool:
 
     def run(self, rank: int = 0, num_ranks: int = 1) -> None:
         """Make what is missing, or wait for the processes that are at it; each begins at its share of the blocks."""
+        self._is_alone = num_ranks == 1
         stale = {
             block.unfinished: block.unfinished.stat().st_mtime_ns
             for block in self.blocks
@@ -195,11 +222,14 @@ class Pool:
 
     def _make(self, block: Block, bar: tqdm) -> None:
         seeds = [self.prompts[number] for number in block.numbers]
-        requests = [request for seed in seeds for request in self.asking.requests(seed)]
+        requests = [request for seed in seeds for request in self.asking.requests(seed, self.examples)]
         written: dict[int, WrittenText] = {}
-        with CallLog(block.calls) as log:
+        with CallLog(block.calls) as log, metered(self.engine, block.costs, self._is_alone) as meter:
+            num_known = len(log)
             for place, text in CachedEngine(self.engine, log).write(requests):
                 written[place] = text
+                if len(log) > num_known:
+                    num_known, meter.tokens = len(log), meter.tokens + text.num_tokens
                 bar.update(1)
         if not self._answers_are_read:
             self.judging.check_readers([text.text for text in written.values()])
@@ -230,6 +260,10 @@ class Pool:
             assert path is not None
             with open_unlinked(path, "r") as file:
                 yield from map(json.loads, file)
+
+    def cost(self) -> Cost | None:
+        """Of a token, over all that the engine was asked for in this folder."""
+        return cost_of([block.costs for block in self.blocks], self.engine.model)
 
     def num_given_up(self) -> int:
         """Blocks in which calls were given up."""

@@ -88,6 +88,22 @@ def test_a_budget_for_thoughts(asked, server, capfd):
     assert "thinking.budget=0 must be at least 1" in "".join(capfd.readouterr())
 
 
+def test_examples_stand_before_each_prompt(asked, server, capfd):
+    args = ["generate", "--prompts", "prompts.jsonl", *endpoint(server), "--system_prompt", "Add."]
+    shown = ["--examples.path", "prompts.jsonl", "--examples.count", "2"]
+    assert main([*args, *shown]) == 0, capfd.readouterr()
+    for call in server.calls:
+        system, *turns, question = call["messages"]
+        assert system == {"role": "system", "content": "Add."}
+        assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2
+        for example, answer in zip(turns[::2], turns[1::2], strict=True):
+            assert example != question and int(answer["content"]) == 2 * int(example["content"].split()[2])
+    assert answers()[0]["messages"][0]["content"] == "What is 0 plus 0?"  # what is learned from has no examples
+    Path("bare.jsonl").write_text('{"question": "a"}\n{"question": "b"}\n{"question": "c"}\n')
+    assert main([*args, "--examples.path", "bare.jsonl", "--examples.count", "2"]) == 2
+    assert "--examples.path bare.jsonl: " in "".join(capfd.readouterr())
+
+
 def test_each_prompt_is_learned_from_before_it_is_answered(asked, server, capfd):
     rows = [{"question": "What is 1 plus 1? " * n} for n in (1, 4)] + [{"question": "Why?"}]
     for name, chosen in (("three", rows), ("last", rows[2:])):
