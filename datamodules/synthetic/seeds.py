@@ -15,7 +15,7 @@ from datamodules.cache import key_of, made_folder
 from datamodules.chat import ChatDataModule
 from datamodules.encoding.prompts import prompt_of
 from datamodules.errors import DataError
-from datamodules.records.conversations import Conversation, conversation_of
+from datamodules.records.conversations import conversation_of
 from datamodules.records.own_keys import own_keys, without
 from datamodules.records.record_source import RecordSource, record_units
 from datamodules.records.shapes import PROMPT_SHAPES
@@ -142,13 +142,12 @@ def solved_seeds(path: str, folder: Path, cache: Path) -> Seeds:
     def found() -> Iterator[Seed]:
         for unit in units:
             for place, record in records(unit):
-                read = record
-                if not isinstance(record, Bad):
-                    read = conversation_of(record, unit.shape, unit.columns, "train")
-                if isinstance(read, Bad):
-                    raise DataError(f"{unit.path}, record at {place}: {read.reason}")
-                assert isinstance(read, Conversation) and not isinstance(record, Bad)
-                yield _seed(read.messages, record)
+                if isinstance(record, Bad):
+                    raise DataError(f"{unit.path}, record at {place}: {record.reason}")
+                conversation = conversation_of(record, unit.shape, unit.columns, "train")
+                if isinstance(conversation, Bad):
+                    raise DataError(f"{unit.path}, record at {place}: {conversation.reason}")
+                yield _seed(conversation.messages, record)
 
     return _written(folder / key, found(), f"{path!r} holds no conversations")
 

@@ -2,6 +2,8 @@
 
 import shutil
 
+import pytest
+
 from tests.distributed.test_two_ranks import FIT, column
 
 TWO = ("--data.batch_size=2", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accumulate_grad_batches=2")
@@ -14,6 +16,7 @@ def budget(limit: str) -> str:
     )
 
 
+@pytest.mark.slow
 def test_two_ranks_stop_together_stay_stopped_and_go_on_together(fresh_run, folder):
     # No two clocks are the same, so that one rank would see the time over before the other.
     code, output = fresh_run(*FIT, *TWO, budget("hours: 1e-9"))

@@ -46,6 +46,7 @@ def test_saved_on_two_resumed_on_one(fresh_run, folder):
     assert column(folder / "run", "train/loss") == pytest.approx(column(folder / "straight", "train/loss"), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_ranks_of_ppo_are_one(fresh_run, ppo_folder):
     """The same prompts a step, the same completions, whitening, minibatches and running statistics over both ranks."""
     fit = ("fit", "--config", "ppo.yaml", "--trainer.max_steps=3")

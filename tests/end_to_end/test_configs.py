@@ -69,9 +69,17 @@ OTHER_MACHINES = [f"trainer/{name}.yaml" for name in ("deepspeed_zero2", "deepsp
 OTHER_MACHINES += ["trainer/tensor_parallel.yaml"]  # two devices: tests/distributed
 # Those in sweeps/ are for `wandb sweep`, see test_wandb.py; those in inference/ for `generate`, see test_generate.py.
 ELSEWHERE = ("sweeps", "tasks", "inference")
-EVERY_FILE = sorted(
-    {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ELSEWHERE}
-)
+SELDOM = {
+    f"peft/{name}.yaml" for name in ("adalora", "ia3", "llama_adapter", "oft", "p_tuning", "prompt_tuning", "vera")
+}
+"""Methods that have tests of their own; what they add here is that the file is right."""
+
+EVERY_FILE = [
+    pytest.param(name, marks=pytest.mark.slow) if name in SELDOM else name
+    for name in sorted(
+        str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ELSEWHERE
+    )
+]
 
 
 @pytest.fixture

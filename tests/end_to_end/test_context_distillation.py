@@ -41,7 +41,7 @@ def test_behind_nothing_a_student_has_nothing_to_learn_from_itself(here, more):
     assert logged(here / "run", "train/grad_norm") == pytest.approx([0.0], abs=1e-6)
 
 
-@pytest.mark.parametrize("adapter", [(), LORA])
+@pytest.mark.parametrize("adapter", [pytest.param((), marks=pytest.mark.slow), LORA])
 def test_a_student_comes_near_itself_behind_a_context_live_and_from_a_cache(here, adapter):
     args = (*adapter, "--config=context.yaml", *ITSELF, "--model.optimizer.lr=1e-3")
     assert fit("live", *args) == 0

@@ -68,7 +68,7 @@ def run(command, root, *args):
     return main([command, "--config", "tiny.yaml", *CACHED, *args, f"--trainer.default_root_dir={root}"])
 
 
-@pytest.mark.parametrize("context", [(), ("--model.context=You count.",)])
+@pytest.mark.parametrize("context", [pytest.param((), marks=pytest.mark.slow), ("--model.context=You count.",)])
 def test_a_server_is_the_teacher_that_it_serves(here, server, capfd, context):
     refused = []
 

@@ -29,7 +29,7 @@ def fit(root, *args):
     return main(["fit", "--config", "tiny.yaml", f"--trainer.default_root_dir={root}", *args])
 
 
-@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl"])
+@pytest.mark.parametrize("kind", ["forward_kl", pytest.param("reverse_kl", marks=pytest.mark.slow)])
 def test_all_tokens_of_the_cache_are_the_live_teacher(here, capfd, kind):
     loss = f"--model.objective.kind={kind}", "--model.objective.temperature=1.5"
     assert fit("live", *loss, "--model.backbone.dropout=0") == 0
