@@ -101,7 +101,8 @@ def run_products(args: argparse.Namespace) -> None:
     if not (run / "model" / "last").exists():
         llm_lightning(
             "fit", "--config=configs/reward.yaml", "--config=configs/peft/lora.yaml",
-            f"--model.backbone.path={args.model}", f"--data.path={data}", "--data.seq_len=512", "--data.batch_size=4", "--data.val_share=0.1",
+            f"--model.backbone.path={args.model}", f"--data.path={data}", "--data.seq_len=512",
+            "--data.batch_size=4", "--data.val_share=0.1",
             "--model.optimizer.init_args.lr=3e-4", "--trainer.max_epochs=3", f"--trainer.default_root_dir={run}",
         )  # fmt: skip
     liked = {"class_path": "llm_lightning.rewards.RewardModel", "init_args": {"path": str(run / "model" / "last")}}

@@ -14,8 +14,8 @@ Writes one HTML page about a run: what was trained and how, its curves, samples,
 Several runs stand side by side: their curves together, the settings that differ, and for evaluations of the same
 items paired tests against the first run.
 
-A RUN is a run's folder, or that of an evaluation. The page needs nothing beside itself. By default it is written to
-RUN/report.html, for several runs to report.html here.
+A RUN is a run's folder, that of an evaluation, or that of answers of `generate`. The page needs nothing beside
+itself. By default it is written to RUN/report.html, for several runs to report.html here.
 """
 
 

@@ -11,7 +11,7 @@ from llm_lightning.inference.choices import BestOfN, Choice, FirstSample, Majori
 from llm_lightning.inference.costs import Cost
 from llm_lightning.inference.estimators import best_at_k, choice_at_k, majority_at_k, pass_at_k
 
-PASS = "pass"
+ANY = "any"
 """The name of what no choice can be better than: that one of the samples is right."""
 
 COLOURS = (RED, BLUE, GREEN, "#b08b2e", "#6a4c93")
@@ -27,7 +27,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Curve:
-    """By the name of a choice (and `pass`) a point for each number of samples.
+    """By the name of a choice (and `any`) a point for each number of samples.
 
     Args:
         counts: numbers of samples: 1, 2, 4, ... and all.
@@ -109,7 +109,7 @@ def curve_of(
         right = [float(sample["rewards"][truth] > 0.5) for sample in samples]
         totals = [sum(weight * sample["rewards"][name] for name, weight in weights.items()) for sample in samples]
         texts = [sample["text"] for sample in samples]
-        each = {PASS: [pass_at_k(len(right), int(sum(right)), k) for k in counts]}
+        each = {ANY: [pass_at_k(len(right), int(sum(right)), k) for k in counts]}
         each |= {name: right_at(choice, texts, totals, right, counts) for name, choice in choices.items()}
         for name, found in each.items():
             values.setdefault(name, []).append(found)

@@ -10,6 +10,7 @@ from llm_lightning import __version__
 from llm_lightning.errors import UserError
 from llm_lightning.evaluation.comparison import Comparison, compare
 from llm_lightning.report import chart, figures
+from llm_lightning.report.answers import answers
 from llm_lightning.report.curves import chosen_charts, other_charts
 from llm_lightning.report.run_folder import Run, read_runs
 from llm_lightning.report.safety import safety
@@ -88,6 +89,7 @@ def _told(run: Run) -> dict[str, Any]:
         "schemes": rows,
         "energy": figures.energy(run.energy) if run.energy else [],
         "safety": safety(run.safety) if run.safety else None,
+        "answers": answers(run.curve) if run.curve else None,
         "kept": (run.quantization or {}).get("kept"),
         "reliability": figures.reliability_chart(run.reliability) if run.reliability else None,
         "has_compression": bool(run.pruning or rows),

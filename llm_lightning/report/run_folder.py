@@ -16,6 +16,9 @@ from llm_lightning_safety.files import parse_json, read_text
 from llm_lightning_safety.redaction import HIDDEN, redact
 from llm_lightning_safety.secret_names import is_secret_name
 
+CURVE = "curve.json"
+"""Of `llm-lightning generate`."""
+
 COMMANDS = "commands.txt"
 """Each start of the run: when, from which step, and the command."""
 
@@ -57,7 +60,7 @@ class Run:
         metrics: of metrics.csv.
         samples, rollouts: the newest last.
         pruning: the table of pruning.txt.
-        quantization, reliability, energy, safety: what the JSON files hold.
+        quantization, reliability, energy, safety, curve: what the JSON files hold.
         evaluations: the newest last.
         is_finished: whether the last model folder is there.
         notes: what could not be read, and why.
@@ -76,6 +79,7 @@ class Run:
     reliability: dict[str, Any] | None
     energy: dict[str, Any] | None
     safety: dict[str, Any] | None
+    curve: dict[str, Any] | None
     evaluations: list[Evaluation]
     is_finished: bool
     notes: list[str]
@@ -125,6 +129,7 @@ def read_run(folder: Path) -> Run:
         reliability=attempt("reliability.json", _read_json, None),
         energy=attempt("energy.json", _read_json, None),
         safety=attempt("safety.json", _read_json, None),
+        curve=attempt(CURVE, _read_json, None),
         evaluations=[each for each in evaluations if each is not None],
         is_finished=(folder / "model" / "last").is_dir(),
         notes=list(dict.fromkeys(notes)),
@@ -133,11 +138,12 @@ def read_run(folder: Path) -> Run:
 
 def _check(folder: Path) -> None:
     if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder; name the folder of a run, or of an evaluation.")
-    if not any((folder / name).exists() for name in ("config.yaml", "metrics.csv")) and not find_evaluations(folder):
+        raise UserError(f"{folder}: there is no such folder; name that of a run, of an evaluation, or of answers.")
+    known = ("config.yaml", "metrics.csv", CURVE)
+    if not any((folder / name).exists() for name in known) and not find_evaluations(folder):
         raise UserError(
-            f"{folder} holds no run (no config.yaml, no metrics.csv) and no evaluation; name the folder that "
-            "trainer.default_root_dir was."
+            f"{folder} holds no run (no config.yaml, no metrics.csv), no evaluation and no {CURVE} of `generate`; name "
+            "the folder that trainer.default_root_dir was."
         )
 
 

@@ -143,10 +143,10 @@ def test_choices_and_their_curve(asked, server, capfd):
     curve = json.loads(Path("runs/generate/curve.json").read_text())
     assert curve["samples"] == [1, 2, 4, 6] and curve["num_prompts"] == 70
     mean = statistics.fmean(map(statistics.fmean, right))
-    for name in ("pass", "vote", "first"):
+    for name in ("any", "vote", "first"):
         assert curve["right"][name][0]["value"] == pytest.approx(mean)
     assert curve["right"]["first"][-1]["value"] == pytest.approx(mean)
-    assert curve["right"]["pass"][-1]["value"] == pytest.approx(statistics.fmean(map(max, right)))
+    assert curve["right"]["any"][-1]["value"] == pytest.approx(statistics.fmean(map(max, right)))
     chosen = statistics.fmean(each[row["chosen"]] for row, each in zip(rows, right, strict=True))
     assert curve["right"]["vote"][-1]["value"] == pytest.approx(chosen, abs=0.06)  # ties go to the first, or to any
     assert curve["right"]["vote"][-1]["value"] > mean + 0.02

@@ -52,6 +52,14 @@ SAFETY = {
     "unreadable": {"a": 3}, "asked_differently": ["limit"], "action": "warn", "checks": [{"step": 12, "worse": []}],
 }  # fmt: skip
 
+CURVE = {
+    "samples": [1, 2, 4], "tokens": [9.5, 19.0, 38.0], "seconds": [0.5, 1.0, 2.0], "num_prompts": 70,
+    "right": {
+        name: [{"value": value, "low": value - 0.1, "high": value + 0.1} for value in values]
+        for name, values in (("any", (0.2, 0.4, 0.8)), ("vote", (0.2, 0.25, 0.375)))
+    },
+}  # fmt: skip
+
 
 def write_run(folder: Path, lr: float = 0.001, **files: str) -> Path:
     """Write a finished run; a file is named by its stem with `_` for its dot, and "" leaves it out."""

@@ -12,7 +12,7 @@ import yaml
 from llm_lightning.errors import UserError
 from llm_lightning.report.page import write_report
 from tests.llm_lightning.evaluation.folders import write_evaluation
-from tests.llm_lightning.report.folders import CONFIG, METRICS, SAFETY, SCHEME, write_run
+from tests.llm_lightning.report.folders import CONFIG, CURVE, METRICS, SAFETY, SCHEME, write_run
 
 ODD: list[Any] = [
     None, True, -1, 0, 10**30, 10**400, -(10**400), 1e308, -1e308, 5e-324, float("nan"), float("inf"), "", "x",
@@ -49,7 +49,7 @@ def mutated_table(text: str, chance: random.Random) -> str:
 def mutated_run(folder: Path, chance: random.Random) -> Path:
     values = {
         "quantization_json": QUANTIZATION, "reliability_json": RELIABILITY, "energy_json": ENERGY,
-        "safety_json": SAFETY,
+        "safety_json": SAFETY, "curve_json": CURVE,
     }  # fmt: skip
     files = {name: json.dumps(mutated(value, chance)) for name, value in values.items()}
     run = write_run(

@@ -12,7 +12,7 @@ from llm_lightning.__main__ import main
 from llm_lightning.errors import UserError
 from llm_lightning.report.page import write_report
 from tests.llm_lightning.evaluation.folders import change_results, write_evaluation
-from tests.llm_lightning.report.folders import CONFIG, SAFETY, SCHEME, write_run
+from tests.llm_lightning.report.folders import CONFIG, CURVE, SAFETY, SCHEME, write_run
 
 GENERATOR = np.random.default_rng(0)
 WEAK = (GENERATOR.random(200) < 0.4).astype(float)
@@ -210,7 +210,7 @@ def test_an_unfinished_run_says_how_far_it_came(tmp_path):
     ("name", "text"),
     [
         ("config.yaml", "a: [1"), ("config.yaml", "- 1"), ("metrics.csv", "nothing"), ("quantization.json", "[]"),
-        ("reliability.json", "{"), ("energy.json", "7"), ("safety.json", "[]"),
+        ("reliability.json", "{"), ("energy.json", "7"), ("safety.json", "[]"), ("curve.json", "x"),
     ],
 )  # fmt: skip
 def test_a_damaged_part_is_named_and_the_rest_is_told(tmp_path, name, text):
@@ -227,6 +227,18 @@ def test_reports_of_another_form_are_no_reason_to_stop(tmp_path, text):
     page_of(folder, output=tmp_path / "report.html")
     (folder / "reliability.json").write_text('{"confidence": [1, "x"], "accuracy": [1, {}]}')
     page_of(folder, output=tmp_path / "report.html")
+
+
+def test_answers_are_shown_over_the_number_of_samples(tmp_path):
+    folder = tmp_path / "generate"
+    folder.mkdir()
+    (folder / "curve.json").write_text(json.dumps(CURVE))
+    page = page_of(folder, output=tmp_path / "report.html")
+    for text in ("any", "vote", "seconds", "0.800 (0.700 to 0.900)", "0.375 (0.275 to 0.475)", "70 prompts."):
+        assert text in page.text
+    assert "right answers" in page.text
+    (folder / "curve.json").write_text(json.dumps(CURVE | {"samples": [1, "2", 4]}))
+    assert "right answers" not in page_of(folder, output=tmp_path / "report.html").text
 
 
 def test_links_in_a_run_folder_are_not_followed(tmp_path):
