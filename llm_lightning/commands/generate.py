@@ -85,6 +85,7 @@ def _parser() -> ArgumentParser:
     parser.add_class_arguments(Asking)
     parser.add_argument("--examples", type=Examples | None, help="Solved examples before each prompt.")
     parser.add_argument("--thinking", type=Thinking | None, help="A budget for the thoughts before an answer.")
+    parser.add_argument("--stop_at", type=str | None, help="Regular expression; an answer in which it finds is over.")
     parser.add_argument("--adaptation", type=Adaptation | None, help="Learn from each prompt before it is answered.")
     parser.add_argument("--rewards", type=dict[str, Reward], default={}, help="By name, as model.rewards of PPO.")
     parser.add_argument(
@@ -138,7 +139,7 @@ def _engine(given: Any) -> Engine[Any]:
     if (given.model is None) == (given.engine is None):
         raise UserError("generate needs one that answers: give --model MODEL, or --engine.")
     if given.engine is None:
-        options = {"field": "--model", "thinking": given.thinking}
+        options = {"field": "--model", "thinking": given.thinking, "stop_at": given.stop_at}
         if given.adaptation is None:
             return LocalEngine(given.model, **options)
         return AdaptiveEngine(given.model, given.adaptation, **options)
@@ -148,6 +149,8 @@ def _engine(given: Any) -> Engine[Any]:
             f"--thinking counts token ids, which an engine ({name}) does not show: give the model's folder by --model, "
             "or leave it out and let the engine's server keep the budget."
         )
+    if given.stop_at is not None:
+        raise UserError(f"--stop_at: an engine ({name}) ends its texts by itself: give a folder by --model.")
     if given.adaptation is not None:
         raise UserError(f"--adaptation changes weights, which an engine ({name}) keeps: give a folder by --model.")
     return given.engine

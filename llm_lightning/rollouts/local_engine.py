@@ -21,6 +21,7 @@ from llm_lightning.models.untrusted_text import UntrustedText
 from llm_lightning.rollouts.contract import Completion
 from llm_lightning.rollouts.sampler import Sampler
 from llm_lightning.rollouts.sampling import Key, Sampling
+from llm_lightning.rollouts.stopping import StopAt
 from llm_lightning.rollouts.thinking import Thinking, ThinkingSampler, Thought, sampler_of
 
 PACKED_TOKENS = 8192
@@ -82,6 +83,7 @@ class LocalEngine:
         device: by default this process's GPU, where there is one.
         field: the setting that holds `path`, for messages.
         thinking: how long the model thinks before it answers; None: as it likes.
+        stop_at: a regular expression; a text in which it finds something is over.
     """
 
     def __init__(
@@ -92,12 +94,13 @@ class LocalEngine:
         device: str | None = None,
         field: str = "engine.path",
         thinking: Thinking | None = None,
+        stop_at: str | None = None,
     ) -> None:
         if num_slots < 1:
             raise UserError(f"engine.num_slots={num_slots} must be at least 1.")
         if thinking is not None:
             thinking.check("thinking")
-        self.thinking = thinking
+        self.thinking, self.stop_at = thinking, stop_at
         self.path, self.field = path, field
         self.num_slots = num_slots
         self.device = torch.device(device or own_device())
@@ -105,16 +108,16 @@ class LocalEngine:
 
     @cached_property
     def model(self) -> str:
-        """A hash of the files that are read, and the dtype; of a hub id its commit. And how long it thinks."""
-        thinking = "" if self.thinking is None else f"-{self.thinking}"
-        return f"{files_key(self.path)}-{self.dtype}{thinking}"
+        """A hash of the files that are read, and the dtype; of a hub id its commit. And what else decides texts."""
+        decides = [f"-{each}" for each in (self.thinking, self.stop_at) if each is not None]
+        return f"{files_key(self.path)}-{self.dtype}{''.join(decides)}"
 
     def check(self) -> None:
         """Read config and tokenizer; raises `UserError` where that fails, or where there is no chat template."""
         Backbone(path=self.path).read_config()
         if not self.tokenizer.chat_template:
             raise UserError(f"{self.field}={self.path!r}: its tokenizer has no chat template, so it cannot be asked.")
-        _ = self._untrusted
+        _ = self._untrusted, self._stop
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -130,6 +133,10 @@ class LocalEngine:
             return UntrustedText(self.tokenizer)
         except TypeError as error:
             raise UserError(f"{self.field}={self.path!r}: {error}.") from error
+
+    @cached_property
+    def _stop(self) -> StopAt | None:
+        return None if self.stop_at is None else StopAt(self.stop_at, self.tokenizer)
 
     @cached_property
     def network(self) -> Any:
@@ -173,19 +180,21 @@ class LocalEngine:
             self.network, [one[0] for one in prompts], [(one[2].seed,) for one in prompts]
         )
         for number, completion in stream:
-            yield (
-                prompts[number][1],
-                WrittenText(self._text(completion), len(completion.tokens), completion.is_finished),
-            )
+            yield prompts[number][1], self._text(completion)
 
-    def _text(self, written: Completion | Thought) -> str:
+    def _text(self, written: Completion | Thought) -> WrittenText:
         """Without special tokens, but for those around thoughts."""
         answer_at = written.answer_at if isinstance(written, Thought) else 0
-        thoughts = self.tokenizer.decode(written.tokens[:answer_at])
-        return thoughts + self.tokenizer.decode(written.tokens[answer_at:], skip_special_tokens=True)
+        answer, is_finished = written.tokens[answer_at:], written.is_finished
+        if self._stop is not None and (stopped := self._stop.cut(answer)) is not None:
+            answer, is_finished = stopped, True
+        text = self.tokenizer.decode(written.tokens[:answer_at])
+        text += self.tokenizer.decode(answer, skip_special_tokens=True)
+        return WrittenText(text, answer_at + len(answer), is_finished)
 
     def _sampler(self, sampling: Sampling) -> Sampler | ThinkingSampler:
-        return sampler_of(self.thinking, self.tokenizer, sampling, self.eos_token_ids, self.num_slots)
+        stop = None if self._stop is None else self._stop.is_over
+        return sampler_of(self.thinking, self.tokenizer, sampling, self.eos_token_ids, self.num_slots, stop)
 
     def reply(
         self, messages: Sequence[dict[str, Any]], sampling: Sampling, key: Key, show: Callable[[Tensor], object]

@@ -43,6 +43,28 @@ def ask(text, **changes):
     return Request(({"role": "user", "content": text},), **changes)
 
 
+def test_a_text_is_over_where_a_pattern_finds_something(folder):
+    requests = [ask("the user " * (1 + i), seed=i) for i in range(12)]
+    whole = dict(LocalEngine(str(folder), num_slots=3).write(requests))
+    stopping = LocalEngine(str(folder), num_slots=3, stop_at="(?i)[a-m]")
+    assert stopping.model != LocalEngine(str(folder)).model
+    stopped = 0
+    for place, found in stopping.write(requests):
+        text = whole[place].text
+        match = stopping._stop._search(text)
+        if match is None:
+            assert found == whole[place]
+            continue
+        assert text.startswith(found.text) and stopping._stop._search(found.text) and found.is_finished
+        # The token that completed it may hold more.
+        assert found.num_tokens <= whole[place].num_tokens and len(found.text) < match.end() + 12
+        stopped += found.num_tokens < whole[place].num_tokens
+    assert stopped
+    for pattern, words in (("(", "is no regular expression"), ("a*", "finds something in an empty text")):
+        with pytest.raises(UserError, match=words):
+            LocalEngine(str(folder), stop_at=pattern).check()
+
+
 def test_greedy_texts_are_those_of_generate(folder):
     engine = LocalEngine(str(folder), num_slots=3)
     requests = [ask("the user " * (1 + 3 * (i % 4)), temperature=0.0, seed=i) for i in range(8)]
