@@ -7,6 +7,7 @@ from callbacks.artifacts.run_checkpoint import RunCheckpoint
 from callbacks.artifacts.wandb_run_id import WandbRunId
 from callbacks.averaging import EMA, SWA
 from callbacks.errors import CallbackError
+from callbacks.exporting import Export
 from callbacks.monitoring.curves import Curves
 from callbacks.monitoring.energy import Energy
 from callbacks.monitoring.evaluation import Asked, Evaluation
@@ -34,6 +35,7 @@ __all__ = [
     "Divergence",
     "Energy",
     "Evaluation",
+    "Export",
     "GracefulStop",
     "Heartbeat",
     "ModelFolder",

@@ -11,6 +11,8 @@ from llm_lightning.settings.flags import FlagParser
 
 USAGE = """\
 usage: llm-lightning export FOLDER --to TARGET[:FORMAT] [TARGET[:FORMAT] ...] --output DIR [options]
+       llm-lightning export --make ENVIRONMENT
+       llm-lightning export --check TARGET[:FORMAT] [TARGET[:FORMAT] ...]
 
 Writes a trained model in other formats, and proves each: a process of its own loads what was written, without any code
 of this project, and answers the same questions as the trained model. Where token ids or rendered conversations differ,
@@ -28,6 +30,9 @@ options:
   --max_kl X                    limit of the mean KL divergence of the next token, in nats
   --max_perplexity_increase X   limit of the perplexity's increase on the text; 0.01 is 1 %
   --overwrite                   replace what lies there under the same name
+
+--make prepares the environment of a target that needs one of its own; it is done once.
+--check only says whether there are such targets and environments, by the exit code 0 or 2.
 
 What is there already, of the same model and proven in the same way, is kept: a command that was stopped goes on.
 """
@@ -49,9 +54,31 @@ def run(args: list[str], *, debug: bool = False) -> int:
         print(USAGE.format(targets=_targets()), end="")
         return 0
     try:
+        if args[0] == "--make":
+            return _make(args[1:])
+        if args[0] == "--check":
+            return _check(args[1:])
         return _export(_parse(args))
     except (UserError, OSError, SafetensorError) as error:
         return report(error, debug)
+
+
+def _make(names: list[str]) -> int:
+    from llm_lightning.export.environments import ENVIRONMENTS, make
+
+    if not names:
+        raise UserError(f"--make takes the name of an environment: {', '.join(ENVIRONMENTS)}.")
+    for name in names:
+        print(f"{name}: {make(name)}")
+    return 0
+
+
+def _check(words: list[str]) -> int:
+    from llm_lightning.export import TARGETS, Wanted
+
+    for word in words:
+        TARGETS[Wanted.parse(word).target].python()
+    return 0
 
 
 def _targets() -> str:
@@ -87,7 +114,11 @@ def _export(given: argparse.Namespace) -> int:
     result = export(
         given.folder, wanted, given.output, proof, lambda line: print(line, flush=True), overwrite=given.overwrite
     )
-    rows = [(each.name, each.size, each.comparison) for each in result.outcomes if each.comparison is not None]
+    rows = []
+    for each in result.outcomes:
+        if each.comparison is not None:
+            rows.append((each.name, each.size, each.comparison))
+        rows += [(f"  in {engine}", each.size, found) for engine, found in each.others.items()]
     print()
     print(table(rows, (result.size, result.said)))
     refused = [each for each in result.outcomes if each.refused]

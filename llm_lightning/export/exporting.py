@@ -1,9 +1,9 @@
 """Exports of one model: each is written, asked, and only then put in its place."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from filelock import FileLock, Timeout
 from llm_lightning.errors import UserError
 from llm_lightning.export.errors import RefusedError
 from llm_lightning.export.manifest import MANIFEST, is_kept, manifest, num_bytes, write_manifest
-from llm_lightning.export.proof.asking import Answers, ask
-from llm_lightning.export.proof.limits import Limits
+from llm_lightning.export.proof.asking import Answers, OtherEngine, ask
+from llm_lightning.export.proof.limits import HALF, Limits
 from llm_lightning.export.proof.questions import DEFAULT_TEXT, questions
 from llm_lightning.export.proof.verdict import Comparison, compare
 from llm_lightning.export.source import Source, merged, read_source
@@ -33,12 +33,14 @@ class Outcome:
         size: bytes.
         comparison: None for one that could not be asked.
         refused: why it is not there; empty where it is.
+        others: by the name of another program what its answers were.
     """
 
     name: str
     size: int
     comparison: Comparison | None
     refused: tuple[str, ...] = ()
+    others: Mapping[str, Comparison] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,9 @@ def export(
             record = is_kept(output / plan.name, source, plan.name, asked, plan.limits)
             if record is not None and not overwrite:
                 tell(f"{plan.name}: there already, and proven")
-                outcomes[plan.name] = Outcome(plan.name, record["bytes"], Comparison(**record["comparison"]))
+                others = {name: Comparison(**found) for name, found in record["others"].items()}
+                comparison = Comparison(**record["comparison"])
+                outcomes[plan.name] = Outcome(plan.name, record["bytes"], comparison, others=others)
             else:
                 _check_free(output / plan.name, overwrite)
                 missing.append(plan)
@@ -162,7 +166,7 @@ def _export(
     overwrite: bool,
 ) -> Outcome:
     """One export, in its place only where it answers as the trained model."""
-    size, comparison = 0, None
+    size, comparison, others = 0, None, {}
     scratch, place = output / SCRATCH, output / plan.name
     try:
         with atomic_folder(scratch / plan.name) as folder:
@@ -170,27 +174,40 @@ def _export(
             plan.target.write(source, plan.form, folder)
             size = num_bytes(folder)
             tell(f"{plan.name}: asking it")
-            its_questions = asked | {name: trained.said.get(name) for name in ("prompts", "windows")}
-            its_questions |= plan.target.questions(folder)
-            answers = ask(
-                plan.target.script, its_questions, scratch / f"{plan.name}.answers", python=plan.target.python()
-            )
+            asked_again = asked | {name: trained.said.get(name) for name in ("prompts", "windows")}
+            place_of_answers = scratch / f"{plan.name}.answers"
+            its_questions = asked_again | plan.target.questions(folder)
+            answers = ask(plan.target.script, its_questions, place_of_answers, python=plan.target.python())
             unsaid = plan.target.unsaid(source)
             comparison, reasons = compare(trained, answers, asked["texts"], plan.limits, unsaid)
             for reason in unsaid.values():
                 tell(f"{plan.name}: {reason}")
+            for engine in plan.target.others(source, folder):
+                tell(f"{plan.name}: asking it in {engine.name}")
+                others[engine.name], more = _in_other(engine, asked_again, trained, place_of_answers, plan, unsaid)
+                reasons += more
             if reasons:
                 raise RefusedError("; ".join(reasons))
-            write_manifest(
-                folder, manifest(source, plan.name, asked, plan.limits, comparison, trained, answers, unsaid)
-            )
+            content = manifest(source, plan.name, asked, plan.limits, comparison, trained, answers, unsaid)
+            content["others"] = {name: found.as_dict() for name, found in others.items()}
+            write_manifest(folder, content)
         if overwrite:
             remove(place)
         (scratch / plan.name).replace(place)
     except UserError as error:
         tell(f"{plan.name}: refused: {error}")
-        return Outcome(plan.name, size, comparison, (str(error),))
-    return Outcome(plan.name, size, comparison)
+        return Outcome(plan.name, size, comparison, (str(error),), others)
+    return Outcome(plan.name, size, comparison, others=others)
+
+
+def _in_other(
+    engine: OtherEngine, asked: dict[str, Any], trained: Answers, place: Path, plan: _Plan, unsaid: Collection[str]
+) -> tuple[Comparison, list[str]]:
+    """As `compare`. Such a program computes and caches in half precision, whatever the weights are."""
+    limits = replace(plan.limits, max_kl=max(plan.limits.max_kl, HALF.max_kl))
+    answers = ask(engine.script, asked | engine.questions, place.with_suffix(f".{engine.name}"), python=engine.python)
+    found, reasons = compare(trained, answers, asked["texts"], limits, unsaid)
+    return found, [f"in {engine.name} {reason}" for reason in reasons]
 
 
 def _check_free(place: Path, overwrite: bool) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from llm_lightning.errors import UserError
+from llm_lightning.export.proof.asking import OtherEngine
 from llm_lightning.export.proof.limits import EXACT, HALF, Limits
 from llm_lightning.export.source import Source
 from llm_lightning.models.export import FILE_SIZE
@@ -59,6 +60,10 @@ class Merged:
     def unsaid(self, source: Source) -> dict[str, str]:
         """Nothing."""
         return {}
+
+    def others(self, source: Source, folder: Path) -> list[OtherEngine]:
+        """None."""
+        return []
 
     def questions(self, folder: Path) -> dict[str, Any]:
         """Where it lies."""

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from llm_lightning.errors import UserError
 from llm_lightning.export.gguf.target import Gguf
 from llm_lightning.export.merged import Merged
+from llm_lightning.export.onnx_genai import OnnxGenai
+from llm_lightning.export.proof.asking import OtherEngine
 from llm_lightning.export.proof.limits import Limits
 from llm_lightning.export.source import Source
 
@@ -35,6 +37,9 @@ class Target(Protocol):
     def unsaid(self, source: Source) -> dict[str, str]:
         """Texts of the proof whose token ids may differ, each with the reason, which users are told."""
 
+    def others(self, source: Source, folder: Path) -> list[OtherEngine]:
+        """Engines beside `script`'s that are asked too, those that are installed."""
+
     def questions(self, folder: Path) -> dict[str, Any]:
         """What the script has to know of a folder that was written."""
 
@@ -42,7 +47,7 @@ class Target(Protocol):
         """The interpreter that has the engine; raises `UserError` where it is not installed."""
 
 
-TARGETS: Mapping[str, Target] = {"merged": Merged(), "gguf": Gguf()}
+TARGETS: Mapping[str, Target] = {"merged": Merged(), "gguf": Gguf(), "onnx-genai": OnnxGenai()}
 
 
 @dataclass(frozen=True)

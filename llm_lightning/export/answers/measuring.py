@@ -72,7 +72,9 @@ def answer(engine: Any, questions: dict[str, Any], folder: Path) -> None:
     else:
         windows = questions.get("windows") or _windows(engine, questions)
         answers["windows"] = windows
-        np.save(folder / "logits.npy", np.concatenate([engine.logits(ids)[-questions["last"] :] for ids in prompts]))
+        rows = [_last_logits(engine, ids, questions["last"]) for ids in prompts]
+        np.save(folder / "logits.npy", np.concatenate(rows))
+        answers["are_log_probabilities"] = hasattr(engine, "next_log_probabilities")
         answers |= _perplexity(engine, windows) | _written(engine, prompts, windows, questions["num_new"])
     answers["imported"] = sorted({name.partition(".")[0] for name in sys.modules})
     (folder / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
@@ -86,7 +88,18 @@ def _windows(engine: Engine, questions: dict[str, Any]) -> list[list[int]]:
     return [window for window in windows if len(window) > 1]
 
 
-def _perplexity(engine: Engine, windows: list[list[int]]) -> dict[str, Any]:
+def _last_logits(engine: Any, ids: list[int], last: int) -> np.ndarray:
+    """(`last` or fewer, V)."""
+    if not hasattr(engine, "next_log_probabilities"):
+        return engine.logits(ids)[-last:]
+    return np.stack(
+        [engine.next_log_probabilities(ids[:end]) for end in range(max(1, len(ids) - last + 1), len(ids) + 1)]
+    )
+
+
+def _perplexity(engine: Any, windows: list[list[int]]) -> dict[str, Any]:
+    if not hasattr(engine, "logits"):
+        return {"loss": None, "num_scored": 0}
     total, count = 0.0, 0
     for window in windows:
         logits = engine.logits(window)[:-1].astype(np.float64)
@@ -97,7 +110,7 @@ def _perplexity(engine: Engine, windows: list[list[int]]) -> dict[str, Any]:
     return {"loss": total / count if count else None, "num_scored": count}
 
 
-def _written(engine: Engine, prompts: list[list[int]], windows: list[list[int]], num_new: int) -> dict[str, Any]:
+def _written(engine: Any, prompts: list[list[int]], windows: list[list[int]], num_new: int) -> dict[str, Any]:
     """Greedy tokens after a few prompts, and the speed: of a whole window as prompt, and of single tokens."""
     num_new = min(num_new, engine.num_positions - MOST_PROMPT_TOKENS)
     written, seconds, count = [], 0.0, 0
@@ -106,7 +119,10 @@ def _written(engine: Engine, prompts: list[list[int]], windows: list[list[int]],
         written.append(tokens)
         seconds, count = seconds + spent, count + len(tokens) - 1
     longest = max(windows, key=len, default=prompts[0])
-    start = time.perf_counter()
-    engine.logits(longest)
-    prefill = len(longest) / (time.perf_counter() - start)
+    if hasattr(engine, "logits"):
+        start = time.perf_counter()
+        engine.logits(longest)
+        prefill = len(longest) / (time.perf_counter() - start)
+    else:
+        prefill = len(longest) / engine.write(longest[: engine.num_positions - 1], 1)[1]
     return {"written": written, "decode_tokens_per_s": count / max(seconds, 1e-9), "prefill_tokens_per_s": prefill}

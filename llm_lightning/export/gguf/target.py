@@ -11,12 +11,18 @@ import torch
 from tqdm import tqdm
 
 from llm_lightning.errors import UserError
+from llm_lightning.export.environments import is_made, python_of
 from llm_lightning.export.gguf.network import add_settings, architecture_of, laid_out, tensor_names
 from llm_lightning.export.gguf.tokenizer import add_tokenizer, describe
+from llm_lightning.export.proof.asking import OtherEngine
 from llm_lightning.export.proof.limits import EIGHT_BITS, EXACT, HALF, Limits
 from llm_lightning.export.proof.questions import DECOMPOSED
 from llm_lightning.export.source import Source
 from llm_lightning.models.loading.weights import described_weights, opened_weights
+
+LLAMA_CPP = "llama.cpp"
+MOST_POSITIONS = 1024
+"""Of llama.cpp's cache: the questions are no longer."""
 
 KINDS = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
 FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
@@ -70,6 +76,14 @@ class Gguf:
                     bar.update()
         finally:
             writer.close()
+
+    def others(self, source: Source, folder: Path) -> list[OtherEngine]:
+        """llama.cpp itself, where its environment was made."""
+        if not is_made(LLAMA_CPP):
+            return []
+        positions = min(source.config.max_position_embeddings, MOST_POSITIONS)
+        asked = self.questions(folder) | {"num_positions": positions}
+        return [OtherEngine(LLAMA_CPP, "llama_cpp_answers", asked, python_of(LLAMA_CPP))]
 
     def file(self, form: str) -> str:
         """Its name in the folder."""

@@ -67,4 +67,5 @@ def questions(tokenizer: Any, text: str, text_tokens: int, is_reward_model: bool
         "last": LAST,
         "num_new": NUM_NEW,
         "is_reward_model": is_reward_model,
+        "has_template": bool(tokenizer.chat_template),
     }

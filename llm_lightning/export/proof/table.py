@@ -1,5 +1,6 @@
 """All exports of a command as one table."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +15,8 @@ def table(rows: Sequence[tuple[str, int, Any]], trained: tuple[int, dict[str, An
         trained: bytes, and the answers of the model's own.
     """
     size, said = trained
-    perplexities = [comparison.trained_perplexity for _, _, comparison in rows if comparison.trained_perplexity]
     first = [
-        "trained", _megabytes(size), "", "", "", "", "", _number(next(iter(perplexities), None), ".2f"),
+        "trained", _megabytes(size), "", "", "", "", "", _number(_perplexity(rows, said), ".2f"),
         _number(said.get("prefill_tokens_per_s"), ".0f"), _number(said.get("decode_tokens_per_s"), ".1f"),
     ]  # fmt: skip
     cells = [list(COLUMNS), first, *(_cells(*row) for row in rows)]
@@ -28,6 +28,13 @@ def table(rows: Sequence[tuple[str, int, Any]], trained: tuple[int, dict[str, An
         )
         for row in cells
     )
+
+
+def _perplexity(rows: Sequence[tuple[str, int, Any]], said: dict[str, Any]) -> float | None:
+    """Where nothing had to be asked, the exports' manifests know it."""
+    if said.get("loss") is not None:
+        return math.exp(min(said["loss"], 700.0))
+    return next((found.trained_perplexity for _, _, found in rows), None)
 
 
 def _cells(name: str, size: int, found: Any) -> list[str]:

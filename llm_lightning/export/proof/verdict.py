@@ -83,7 +83,7 @@ def compare(
         ("KL", "kl", "max_kl"),
         ("perplexity rises", "perplexity_increase", "max_perplexity_increase"),
     ):
-        if found[name] is not None and not found[name] <= getattr(limits, limit):  # not a number is no pass
+        if found.get(name) is not None and not found[name] <= getattr(limits, limit):  # not a number is no pass
             reasons.append(_passed(what, found[name], limit, limits))
     return Comparison(**found), reasons
 
@@ -128,7 +128,8 @@ def _logits(trained: Answers, other: Answers, reasons: list[str]) -> dict[str, A
         return {"max_difference": math.nan, "kl": math.nan, "max_kl": math.nan}
     # Rows that fill up a vocabulary may be cut off; what probability they had counts.
     pairs = list(zip(trained.logits, other.logits, strict=True))
-    apart = [np.abs(mine[:width] - its[:width]).max() for mine, its in pairs]
+    of = _log_softmax if other.said.get("are_log_probabilities") else np.asarray
+    apart = [np.abs(of(mine)[:width] - its[:width]).max() for mine, its in pairs]
     divergences = [_kl(mine.astype(np.float64), its.astype(np.float64), width) for mine, its in pairs]
     # numpy's, for which what is not a number is the largest.
     return {
@@ -158,7 +159,7 @@ def _written(trained: Answers, other: Answers) -> dict[str, Any]:
 
 
 def _perplexity(trained: Answers, other: Answers) -> dict[str, Any]:
-    if trained.said["loss"] is None:
+    if trained.said["loss"] is None or other.said["loss"] is None:
         return {}
     mine, its = trained.said["loss"], other.said["loss"]
     return {

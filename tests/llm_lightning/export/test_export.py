@@ -17,6 +17,12 @@ from tests.llm_lightning.export.conftest import SIZES, save, trained_tokenizer
 from tests.llm_lightning.models.peft_methods import METHODS, disturb
 
 
+@pytest.fixture(autouse=True)
+def no_environments(tmp_path, monkeypatch):
+    """What is installed on a machine does not decide what is tested."""
+    monkeypatch.setenv("LLM_LIGHTNING_CACHE", str(tmp_path / "cache"))
+
+
 def exported(folder, output, *words):
     return run([str(folder), "--output", str(output), "--text_tokens", "300", "--to", *words])
 

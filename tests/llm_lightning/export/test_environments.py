@@ -1,0 +1,110 @@
+"""Environments of their own, and what runs in them: `pytest -m slow tests/llm_lightning/export` once they are made."""
+
+import json
+import subprocess
+import zipfile
+
+import pytest
+
+from llm_lightning.commands.export import run
+from llm_lightning.errors import UserError
+from llm_lightning.export import environments
+from llm_lightning.export.environments import ENVIRONMENTS, folder_of, is_made, python_of
+from llm_lightning.export.onnx_genai import OnnxGenai
+from llm_lightning.export.proof.asking import last_error
+from llm_lightning.export.targets import TARGETS
+from tests.llm_lightning.export.test_export import left_in
+
+
+@pytest.fixture
+def no_environments(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_LIGHTNING_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_missing_environment_is_told_before_any_work(models, no_environments, tmp_path, capsys):
+    words = [str(models("llama")), "--to", "onnx-genai", "--output", str(tmp_path / "out")]
+    assert run(words) == 2
+    assert "llm-lightning export --make onnx-genai" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_environment_of_other_versions_does_not_count(no_environments):
+    folder = folder_of("llama.cpp")
+    folder.mkdir(parents=True)
+    (folder / "made.json").write_text(json.dumps(["xllamacpp==1"]))
+    assert not is_made("llama.cpp")
+    (folder / "made.json").write_text(json.dumps(ENVIRONMENTS["llama.cpp"]))
+    assert is_made("llama.cpp") and python_of("llama.cpp") == folder / "bin" / "python"
+
+
+@pytest.mark.slow
+def test_an_environment_is_made_from_its_packages(no_environments, monkeypatch, tmp_path):
+    wheel = tmp_path / "tiny-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny.py", "NUMBER = 7\n")
+        archive.writestr("tiny-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1\n")
+        archive.writestr("tiny-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("tiny-1.dist-info/RECORD", "tiny.py,,\n")
+    monkeypatch.setitem(environments.ENVIRONMENTS, "tiny", ["--no-index", str(wheel)])
+    environments.make("tiny")
+    said = subprocess.run([python_of("tiny"), "-c", "import tiny; print(tiny.NUMBER)"], capture_output=True, text=True)
+    assert said.stdout.strip() == "7"
+    monkeypatch.setitem(environments.ENVIRONMENTS, "tiny", ["--no-index", "there-is-no-such-package"])
+    assert not is_made("tiny")
+    with pytest.raises(UserError, match="pip could not install"):
+        environments.make("tiny")
+
+
+def test_an_unknown_environment_is_refused(capsys):
+    assert run(["--make", "onnx"]) == 2
+    assert "llama.cpp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ('Traceback\n  File "x"\nValueError: no\n  such thing\n', "ValueError: no such thing"),
+        ("onnx.checker.ValidationError: bad\n0.1 I server: exited\n", "onnx.checker.ValidationError: bad 0.1 I server"),
+        ("Killed\n", "Killed"),
+        ("", "exit code 9"),
+    ],
+)
+def test_the_error_of_a_failed_process_is_shown_without_its_traceback(said, shown):
+    assert last_error(subprocess.CompletedProcess([], 9, "", said)).startswith(shown)
+    assert "signal 9" in last_error(subprocess.CompletedProcess([], -9, "", said))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_made("onnx-genai"), reason="llm-lightning export --make onnx-genai")
+def test_onnxruntime_genai_answers_as_the_network(models, tmp_path):
+    assert run([str(models("llama")), "--to", "onnx-genai:fp32", "--output", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "onnx-genai-fp32" / "export_manifest.json").read_text())["comparison"]
+    assert found["kl"] < 1e-8 and found["same_written"] == found["num_written"] == 192
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_made("onnx-genai"), reason="llm-lightning export --make onnx-genai")
+def test_what_the_builder_cannot_write_is_told(models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(TARGETS, "onnx-genai", Breaking())
+    assert run([str(models("llama")), "--to", "onnx-genai:fp32", "--output", str(tmp_path / "out")]) == 1
+    assert "its builder could not write a llama" in capsys.readouterr().out
+    assert left_in(tmp_path / "out") == []
+
+
+class Breaking(OnnxGenai):
+    """Of a folder that lacks its weights."""
+
+    def write(self, source, form, folder):
+        empty = folder.with_name("empty")
+        empty.mkdir()
+        super().write(type(source)(**vars(source) | {"folder": empty}), form, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_made("llama.cpp"), reason="llm-lightning export --make llama.cpp")
+@pytest.mark.parametrize("name", ["llama", "llama, untied, other heads", "mistral", "qwen2", "qwen3"])
+def test_llama_cpp_itself_answers_as_the_network(models, tmp_path, name):
+    assert run([str(models(name)), "--to", "gguf:f32", "--output", str(tmp_path / "out")]) == 0
+    manifest = json.loads((tmp_path / "out" / "gguf-f32" / "export_manifest.json").read_text())
+    found = manifest["others"]["llama.cpp"]
+    assert found["kl"] < 1e-3 and found["same_ids"] == found["num_texts"] and found["same_chats"] == 4
