@@ -21,6 +21,7 @@ from llm_lightning.models.untrusted_text import UntrustedText
 from llm_lightning.rollouts.contract import Completion
 from llm_lightning.rollouts.sampler import Sampler
 from llm_lightning.rollouts.sampling import Key, Sampling
+from llm_lightning.rollouts.speculation.contract import Speculation
 from llm_lightning.rollouts.stopping import StopAt
 from llm_lightning.rollouts.thinking import Thinking, ThinkingSampler, Thought, sampler_of
 
@@ -84,6 +85,8 @@ class LocalEngine:
         field: the setting that holds `path`, for messages.
         thinking: how long the model thinks before it answers; None: as it likes.
         stop_at: a regular expression; a text in which it finds something is over.
+        speculative: drafts, so that a forward pass writes several tokens where they are right: `PromptLookup`, or
+            `DraftModel`. It changes no text but by rounding.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class LocalEngine:
         field: str = "engine.path",
         thinking: Thinking | None = None,
         stop_at: str | None = None,
+        speculative: Speculation | None = None,
     ) -> None:
         if num_slots < 1:
             raise UserError(f"engine.num_slots={num_slots} must be at least 1.")
@@ -102,7 +106,7 @@ class LocalEngine:
             thinking.check("thinking")
         self.thinking, self.stop_at = thinking, stop_at
         self.path, self.field = path, field
-        self.num_slots = num_slots
+        self.num_slots, self.speculative = num_slots, speculative
         self.device = torch.device(device or own_device())
         self.dtype = dtype or ("bfloat16" if self.device.type == "cuda" else "float32")
 
@@ -118,6 +122,8 @@ class LocalEngine:
         if not self.tokenizer.chat_template:
             raise UserError(f"{self.field}={self.path!r}: its tokenizer has no chat template, so it cannot be asked.")
         _ = self._untrusted, self._stop
+        if self.speculative is not None:
+            self.speculative.check(self.tokenizer, "speculative")
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -194,7 +200,15 @@ class LocalEngine:
 
     def _sampler(self, sampling: Sampling) -> Sampler | ThinkingSampler:
         stop = None if self._stop is None else self._stop.is_over
-        return sampler_of(self.thinking, self.tokenizer, sampling, self.eos_token_ids, self.num_slots, stop)
+        return sampler_of(
+            self.thinking,
+            self.tokenizer,
+            sampling,
+            self.eos_token_ids,
+            self.num_slots,
+            stop,
+            self.speculative,
+        )
 
     def reply(
         self, messages: Sequence[dict[str, Any]], sampling: Sampling, key: Key, show: Callable[[Tensor], object]
@@ -215,7 +229,7 @@ class LocalEngine:
             show(tokens)
             return False
 
-        sampler = Sampler(sampling, self.eos_token_ids, 1, shown, stop_every=1)
+        sampler = Sampler(sampling, self.eos_token_ids, 1, shown, stop_every=1, speculative=self.speculative)
         is_finished = False
         with suppress(KeyboardInterrupt):
             ((_, completion),) = sampler.stream(self.network, [self._ids(list(messages), reply=True)], [key])
@@ -253,6 +267,8 @@ class LocalEngine:
     def release(self) -> None:
         """Forget the network; it is read again when it is needed."""
         self.__dict__.pop("network", None)
+        if self.speculative is not None:
+            self.speculative.release()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -12,8 +12,10 @@ from llm_lightning.models.adapters.virtual_tokens import prompt_config
 from llm_lightning.models.heads import base_model, head_scaling, output_head
 from llm_lightning.models.loading.sharding import all_gathered, run_gathered
 from llm_lightning.rollouts.contract import Completion
+from llm_lightning.rollouts.new_tokens import NewTokens
 from llm_lightning.rollouts.sampling import Key, Sampling, draw, uniforms
 from llm_lightning.rollouts.slots import Slots, rollout_mode
+from llm_lightning.rollouts.speculation.contract import Board, Drafter, Drafts, Speculation
 from llm_lightning.rollouts.texts import Texts
 from llm_lightning.rollouts.trial import fits_slots
 
@@ -21,7 +23,7 @@ PROMPT_TOKENS = 8192
 """Tokens of one forward pass over prompts, what they share counted once, but for a single longer prompt."""
 
 STOP_EVERY = 8
-"""Tokens after which `Stop` is asked: to ask it means to wait for the device and to read the text."""
+"""Tokens of a completion after which `Stop` is asked: to ask it means to wait for the device and to read the text."""
 
 Stop: TypeAlias = Callable[[int, Tensor], bool]
 """Whether a completion, by its number and its tokens so far, is over."""
@@ -42,6 +44,8 @@ class Sampler:
         stop: ends completions that no EOS token has ended. It is asked every `stop_every` tokens, so that a few more
             may stand behind what it waits for.
         stop_every: see there.
+        speculative: guesses that are checked several in a forward pass; None: each pass writes a token a slot. It
+            changes no token but by the rounding of such a pass.
     """
 
     sampling: Sampling
@@ -49,6 +53,7 @@ class Sampler:
     num_slots: int = 64
     stop: Stop | None = None
     stop_every: int = STOP_EVERY
+    speculative: Speculation | None = None
 
     @property
     def most_tokens(self) -> int:
@@ -110,18 +115,24 @@ class _Writing:
         self.logprobs = torch.zeros(count, longest, dtype=torch.float32, device=self.device)
         self.num_tokens = torch.zeros(count, dtype=torch.int64, device=self.device)
         self.is_finished = torch.zeros(count, dtype=torch.bool, device=self.device)
-        self.num_steps = 0
+        self.num_unasked = 0
+        self.drafter: Drafter | None = None
+        if sampler.speculative is not None:
+            self.drafter = sampler.speculative.drafter(model, sampler.sampling, prompts, self.num_samples)
 
     def advance(self) -> bool:
-        """Admit prompts where there is room, then write one token a slot; False once all is written."""
+        """Admit prompts where there is room, then write a token a slot, or several; False once all is written."""
         self._stop()
         self._leave()
         if self.waiting and len(self.slots) + self.num_samples <= max(self.sampler.num_slots, self.num_samples):
             self._admit()
         if not len(self.slots):
             return False
-        states = self.slots.append(self.newest)
-        self._write(states, slice(None))
+        drafts = self._drafts()
+        if drafts is None:
+            self._write(self.slots.append(self.newest), slice(None))
+        else:
+            self._write_several(drafts)
         return True
 
     def completions(self) -> list[Completion]:
@@ -140,9 +151,10 @@ class _Writing:
 
     def _stop(self) -> None:
         """Let end what the caller says is over."""
-        self.num_steps += 1
-        if self.sampler.stop is None or self.num_steps % self.sampler.stop_every:
+        self.num_unasked += 1
+        if self.sampler.stop is None or self.num_unasked < self.sampler.stop_every:
             return
+        self.num_unasked = 0
         numbers, over = self.numbers.tolist(), self.is_over.tolist()
         tokens, lengths = self.tokens[self.numbers].cpu(), self.num_tokens[self.numbers].tolist()
         for slot, number in enumerate(numbers):
@@ -190,3 +202,35 @@ class _Writing:
         self.is_finished[numbers] = ends
         over[alive] = ends | (place == last)
         self.is_over[rows] = over
+
+    def _drafts(self) -> Drafts | None:
+        if self.drafter is None:
+            return None
+        board = Board(self.numbers, self.is_over, self.tokens, self.num_tokens, self.uniforms, self.slots.cost)
+        return self.drafter.draft(board)
+
+    def _write_several(self, drafts: Drafts) -> None:
+        """Draw for all slots and their drafts in one pass: of a draft as many tokens as are right, and one more.
+
+        What is drawn behind a wrong token is drawn anew, with the same random number, once the text before it is known.
+        """
+        counts = 1 + drafts.counts
+        new = NewTokens.ragged(self.num_tokens[self.numbers], counts)
+        states = self.slots.extend(drafts.packed(self.newest), counts)
+        logits = self.scaling(self.head(states)).float()
+        numbers, last = self.numbers[new.rows], self.tokens.shape[1] - 1
+        drawn, logprobs = draw(logits, self.uniforms[numbers, new.places.clamp(max=last)], self.sampler.sampling)
+        by_slot = drawn.new_full((len(counts), new.most), -1)
+        by_slot[new.rows, new.offsets] = drawn
+        ends = torch.isin(by_slot, self.eos)
+        kept = 1 + torch.minimum(drafts.num_right(by_slot), (ends.cumsum(1) == 0).sum(1))
+        self.slots.take_back(counts - kept)
+        self.num_unasked += int(kept.max()) - 1
+        written = (new.offsets < kept[new.rows]) & ~self.is_over[new.rows]
+        place = numbers[written], new.places[written]
+        self.tokens[place], self.logprobs[place] = drawn[written], logprobs[written]
+        alive, newest = self.numbers[~self.is_over], kept[:, None] - 1
+        self.newest = by_slot.gather(1, newest).squeeze(1)
+        self.num_tokens[alive] += kept[~self.is_over]
+        self.is_finished[alive] = ends.gather(1, newest).squeeze(1)[~self.is_over]
+        self.is_over = self.is_over | self.is_finished[self.numbers] | (self.num_tokens[self.numbers] > last)

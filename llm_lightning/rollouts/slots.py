@@ -20,11 +20,19 @@ from llm_lightning.models.attention import Branches, Documents, document_attenti
 from llm_lightning.models.attention.plain import softmax_with_sinks
 from llm_lightning.models.attention.sharing import SharedRow, in_sharing_order
 from llm_lightning.models.running.evaluating import evaluating
+from llm_lightning.rollouts.new_tokens import NewTokens
 
 ROLLOUT_ATTENTION = "llm_lightning_rollout"
 
 ROOM = 64
 """Slots grow by so many tokens at once: few shapes, and few copies."""
+
+PASS_COST = {"cpu": 28, "cuda": 256}
+"""What a forward pass costs beside its tokens, in tokens, by the kind of device: reading the weights, mostly. The CPU's
+is measured (benchmarks/speculative.py --costs), a GPU's is assumed. Too low a value only leaves drafts out."""
+
+SINGLE_TOKEN_COST = 0.6
+"""What a CPU takes for a single token, against the least of a pass over several: it multiplies by vectors then."""
 
 MOST_OWN = 0.75
 """Share of the prompts' tokens that may be their own where they are computed as branches: documents run faster."""
@@ -47,6 +55,7 @@ class Slots:
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
         self._writing_prompts: tuple[Tensor, Tensor] | None = None
+        self._new = NewTokens.one_each(self.lengths)
         self._hidden = torch.zeros(0)
 
     def __len__(self) -> int:
@@ -81,9 +90,28 @@ class Slots:
 
     def append(self, tokens: Tensor) -> Tensor:
         """(S, H) last states once each slot has one more token, (S,)."""
-        with self.one_more_token():
+        with self._more_tokens(NewTokens.one_each(self.lengths)):
             inputs = {"input_ids": tokens[:, None], "position_ids": self.lengths[:, None]}
             return self.network.get_decoder()(**inputs, use_cache=False, slots=self).last_hidden_state[:, 0]
+
+    def extend(self, tokens: Tensor, counts: Tensor) -> Tensor:
+        """(N, H) states of new tokens (N,), of which the slots get so many each, (S,), one slot's after the other's."""
+        new = NewTokens.ragged(self.lengths, counts)
+        with self._more_tokens(new):
+            inputs = {"input_ids": tokens[None], "position_ids": new.places[None]}
+            return self.network.get_decoder()(**inputs, use_cache=False, slots=self).last_hidden_state[0]
+
+    def take_back(self, counts: Tensor) -> None:
+        """Let each slot forget so many of its newest tokens, (S,)."""
+        # What stands behind a slot's end is let through by no mask, and written over.
+        self.lengths = self.lengths - counts
+
+    def cost(self, num_tokens: np.ndarray) -> np.ndarray:
+        """Of a forward pass over so many tokens, about, in tokens. What devices do alike, so that a run can be repeated
+        bit for bit: not what the clock says."""
+        fixed = PASS_COST.get(self.lengths.device.type, PASS_COST["cuda"])
+        single = SINGLE_TOKEN_COST if self.lengths.device.type == "cpu" else 1.0
+        return np.where(num_tokens == 1, single, 1.0) * (fixed + num_tokens)
 
     @contextmanager
     def prompts(self, places: Tensor, lengths: Tensor, num_samples: int) -> Iterator[None]:
@@ -103,13 +131,15 @@ class Slots:
             self._writing_prompts = None
 
     @contextmanager
-    def one_more_token(self) -> Iterator[None]:
-        """A forward pass of one token a slot, (S, 1), inside of this context."""
-        room = self._room_for(int(self.lengths.max()) + 1)
-        self._hidden = torch.arange(room, device=self.lengths.device) > self.lengths[:, None]
+    def _more_tokens(self, new: NewTokens) -> Iterator[None]:
+        """A forward pass over new tokens inside of this context."""
+        lengths = self.lengths + new.counts
+        room = self._room_for(int(lengths.max()))
+        ends = self.lengths[:, None] + torch.arange(new.most, device=lengths.device)
+        self._new, self._hidden = new, torch.arange(room, device=lengths.device) > ends[:, :, None]
         self._grow(room)
         yield
-        self.lengths = self.lengths + 1
+        self.lengths = lengths
 
     def keep(self, index: Tensor) -> None:
         """Give up all slots but those of `index` (int64), and the room that no longer is needed."""
@@ -130,23 +160,26 @@ class Slots:
         softcap: float | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        """query (S, heads, 1, D), key and value (S, KV heads, 1, D) to (S, 1, heads, D); both are kept."""
-        layer, rows = module.layer_idx, torch.arange(len(self), device=query.device)
+        """(S, heads, 1, D) or (1, heads, N, D) to (S, 1, heads, D) or (1, N, heads, D); key and value are kept."""
+        layer, new = module.layer_idx, self._new
         keys, values = self.keys[layer], self.values[layer]
-        keys[rows, :, self.lengths], values[rows, :, self.lengths] = key[:, :, 0], value[:, :, 0]
+        for tensor, fresh in ((keys, key), (values, value)):
+            tensor[new.rows, :, new.places] = fresh.transpose(1, 2).flatten(0, 1)
         hidden = self._hidden
         if window is not None:
-            hidden = hidden | (torch.arange(hidden.shape[1], device=hidden.device) <= self.lengths[:, None] - window)
-        S, heads, _, D = query.shape
+            ends = self.lengths[:, None] + torch.arange(new.most, device=hidden.device)
+            hidden = hidden | (torch.arange(hidden.shape[2], device=hidden.device) <= ends[:, :, None] - window)
+        query = new.by_slot(query)
+        S, heads, W, D = query.shape
         # The query heads that share a key head stand where several tokens would. Plain products: one query of a flash
         # kernel costs several times as much on CPU (benchmarks/ppo.py).
         grouped = query.reshape(S, keys.shape[1], -1, D) * (D**-0.5 if scaling is None else scaling)
         scores = (grouped @ keys.transpose(2, 3)).float()
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        scores = scores.masked_fill_(hidden[:, None, None], -torch.inf)
-        weights = softmax_with_sinks(scores.reshape(S, heads, 1, -1), sinks).reshape_as(scores)
-        return (weights.to(values.dtype) @ values).reshape(S, 1, heads, values.shape[-1])
+        scores = scores.reshape(S, heads, W, -1).masked_fill_(hidden[:, None], -torch.inf)
+        weights = softmax_with_sinks(scores, sinks).reshape(S, keys.shape[1], -1, scores.shape[-1])
+        return new.as_read((weights.to(values.dtype) @ values).reshape(S, heads, W, values.shape[-1]))
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Keep the keys and values (1, KV heads, N, D) of packed prompts."""

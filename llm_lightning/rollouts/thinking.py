@@ -13,6 +13,7 @@ from torch import Tensor
 from llm_lightning.errors import UserError
 from llm_lightning.rollouts.sampler import STOP_EVERY, Sampler, Stop
 from llm_lightning.rollouts.sampling import Key, Sampling
+from llm_lightning.rollouts.speculation.contract import Speculation
 
 TEXTS_A_SLOT = 4
 """Texts that are thought about before the first of them is answered: as many that a few long ones do not leave the
@@ -90,11 +91,12 @@ def sampler_of(
     eos_token_ids: Sequence[int],
     num_slots: int = 64,
     stop: Stop | None = None,
+    speculative: Speculation | None = None,
 ) -> "Sampler | ThinkingSampler":
     """What writes one text to each prompt, with thoughts or without; see `ThinkingSampler`."""
     if thinking is None:
-        return Sampler(sampling, eos_token_ids, num_slots, stop)
-    return ThinkingSampler(thinking, tokenizer, sampling, eos_token_ids, num_slots, stop)
+        return Sampler(sampling, eos_token_ids, num_slots, stop, speculative=speculative)
+    return ThinkingSampler(thinking, tokenizer, sampling, eos_token_ids, num_slots, stop, speculative)
 
 
 class ThinkingSampler:
@@ -107,6 +109,7 @@ class ThinkingSampler:
         eos_token_ids: tokens that end a text.
         num_slots: see `Sampler`.
         stop: ends answers, see `Sampler`; it is given their own tokens only.
+        speculative: see `Sampler`.
     """
 
     def __init__(
@@ -117,9 +120,11 @@ class ThinkingSampler:
         eos_token_ids: Sequence[int],
         num_slots: int = 64,
         stop: Stop | None = None,
+        speculative: Speculation | None = None,
     ) -> None:
         self.thinking, self.tokenizer, self.sampling = thinking, tokenizer, sampling
         self.eos_token_ids, self.num_slots, self.stop = list(eos_token_ids), num_slots, stop
+        self.speculative = speculative
         self._start, self._end, self._wait = map(self._ids, (thinking.start, thinking.end, thinking.wait))
         self._start_token, self._end_token = self._control(thinking.start), self._control(thinking.end)
         self._mark = thinking.end.strip()
@@ -156,7 +161,7 @@ class ThinkingSampler:
 
             ends = [*self.eos_token_ids, *([] if self._end_token is None else [self._end_token])]
             sampling = replace(self.sampling, max_new_tokens=max(rooms))
-            sampler = Sampler(sampling, ends, self.num_slots, is_over)
+            sampler = Sampler(sampling, ends, self.num_slots, is_over, speculative=self.speculative)
             # The answer's random numbers are the key's without a further number.
             keys = [(*text.key, attempt) for text in going_on]
             for number, completion in sampler.stream(model, [text.so_far() for text in going_on], keys):
@@ -180,7 +185,7 @@ class ThinkingSampler:
     def _answer(self, model: Any, texts: Sequence[_Text]) -> Iterator[tuple[int, Thought]]:
         # A model that opens its thoughts anew would escape its budget: its answer is over.
         ends = [*self.eos_token_ids, *([] if self._start_token is None else [self._start_token])]
-        sampler = Sampler(self.sampling, ends, self.num_slots, self.stop)
+        sampler = Sampler(self.sampling, ends, self.num_slots, self.stop, speculative=self.speculative)
         prompts = [text.so_far() for text in texts]
         for number, completion in sampler.stream(model, prompts, [text.key for text in texts]):
             text, answer, is_finished = texts[number], completion.tokens, completion.is_finished
@@ -213,7 +218,8 @@ class ThinkingSampler:
         if self._end_token is not None:
             return False
         # A token has one byte at least.
-        window = STOP_EVERY + len(self._mark.encode()) + 4
+        most_at_once = 1 if self.speculative is None else 1 + self.speculative.num_tokens
+        window = STOP_EVERY + most_at_once + len(self._mark.encode()) + 4
         return self._has_text(tokens[-window:].tolist()) and self._has_text(tokens.tolist())
 
     def _has_text(self, tokens: list[int]) -> bool:

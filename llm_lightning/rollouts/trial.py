@@ -33,7 +33,12 @@ def _try(network: Any) -> bool:
         try:
             with rollout_mode(small):
                 slots = Slots(small)
-                list(slots.admit([text[:-2] for text in texts], 1, sum(map(len, texts))))
+                list(slots.admit([text[:-4] for text in texts], 1, sum(map(len, texts))))
+                slots.append(torch.stack([text[-4] for text in texts]))
+                # Some with a draft, a wrong one.
+                counts = torch.tensor([1 + number % 2 for number in range(len(texts))])
+                slots.extend(torch.cat([text[[-3, -1][:n]] for text, n in zip(texts, counts, strict=True)]), counts)
+                slots.take_back(counts - 1)
                 slots.append(torch.stack([text[-2] for text in texts]))
                 states = slots.append(torch.stack([text[-1] for text in texts]))
         except Exception:
