@@ -14,6 +14,7 @@ from llm_lightning.settings.flags import FlagParser
 
 if TYPE_CHECKING:
     from llm_lightning.inference.chat import Conversation
+    from llm_lightning.rollouts import Speculation
 
 USAGE = """\
 usage: llm-lightning chat MODEL [options]
@@ -28,6 +29,8 @@ options:
   --top_p X             0.95 by default
   --max_new_tokens N    of a reply, at most: 512 by default
   --seed N              the same conversation with the same seed gets the same replies
+  --speculative NAME    PromptLookup, or a smaller model with the same tokenizer (folder, .gguf file, hub id): drafts
+                        that change no reply, and make it faster where they are right
   --dtype NAME          float32, bfloat16 or float16; by default bfloat16 on a GPU, float32 on a CPU
 
 in the conversation:
@@ -55,6 +58,7 @@ def run(args: list[str], *, debug: bool = False) -> int:
     parser.add_argument("--top_p", type=float, default=0.95)
     parser.add_argument("--max_new_tokens", type=int, default=512)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--speculative")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     try:
         given = parser.parse_args(args)
@@ -64,7 +68,8 @@ def run(args: list[str], *, debug: bool = False) -> int:
 
         sampling = Sampling(given.max_new_tokens, given.temperature, top_p=given.top_p)
         sampling.check("chat")
-        engine = LocalEngine(given.model, num_slots=1, dtype=given.dtype, field="MODEL")
+        drafts = _speculation(given.speculative)
+        engine = LocalEngine(given.model, num_slots=1, dtype=given.dtype, field="MODEL", speculative=drafts)
         engine.check()
         _ = engine.network
         return _Terminal(Conversation(engine, sampling, given.seed, given.system_prompt)).run()
@@ -72,6 +77,12 @@ def run(args: list[str], *, debug: bool = False) -> int:
         return report(error, debug)
     except KeyboardInterrupt:
         return 130
+
+
+def _speculation(name: str | None) -> Speculation | None:
+    from llm_lightning.rollouts import DraftModel, PromptLookup
+
+    return None if name is None else PromptLookup() if name == PromptLookup.__name__ else DraftModel(name)
 
 
 class _Terminal:

@@ -22,7 +22,12 @@ from llm_lightning.inference.pool import Asking, Pool
 from llm_lightning.messages import readable
 from llm_lightning.process.redacted_output import report
 from llm_lightning.rewards import Reward
-from llm_lightning.rollouts import LocalEngine
+from llm_lightning.rollouts import (
+    DraftModel,  # noqa: F401 (as OpenAIEngine)
+    LocalEngine,
+    PromptLookup,  # noqa: F401
+    Speculation,
+)
 from llm_lightning.rollouts.adaptation import Adaptation
 from llm_lightning.rollouts.thinking import Thinking
 from llm_lightning.settings.environment import with_environment
@@ -81,6 +86,11 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--config", action=ActionConfigFile, help="YAML, by path or by name.")
     parser.add_argument("--model", type=str | None, help="Folder, .gguf file or hub id of the model that answers.")
     parser.add_argument("--engine", type=Engine | None, help="What answers instead: OpenAIEngine, for an endpoint.")
+    parser.add_argument(
+        "--speculative",
+        type=Speculation | None,
+        help="Drafts for the --model: PromptLookup, or DraftModel with a path.",
+    )
     parser.add_argument("--prompts", type=str, required=True, help="As data.path of a PromptDataModule.")
     parser.add_class_arguments(Asking)
     parser.add_argument("--examples", type=Examples | None, help="Solved examples before each prompt.")
@@ -139,7 +149,12 @@ def _engine(given: Any) -> Engine[Any]:
     if (given.model is None) == (given.engine is None):
         raise UserError("generate needs one that answers: give --model MODEL, or --engine.")
     if given.engine is None:
-        options = {"field": "--model", "thinking": given.thinking, "stop_at": given.stop_at}
+        options = {
+            "field": "--model",
+            "thinking": given.thinking,
+            "stop_at": given.stop_at,
+            "speculative": given.speculative,
+        }
         if given.adaptation is None:
             return LocalEngine(given.model, **options)
         return AdaptiveEngine(given.model, given.adaptation, **options)
@@ -153,6 +168,10 @@ def _engine(given: Any) -> Engine[Any]:
         raise UserError(f"--stop_at: an engine ({name}) ends its texts by itself: give a folder by --model.")
     if given.adaptation is not None:
         raise UserError(f"--adaptation changes weights, which an engine ({name}) keeps: give a folder by --model.")
+    if given.speculative is not None:
+        raise UserError(
+            f"--speculative goes with --model: an engine ({name}) has drafts by settings of its own, if at all."
+        )
     return given.engine
 
 

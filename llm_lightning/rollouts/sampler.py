@@ -60,6 +60,11 @@ class Sampler:
         """That can stand behind a prompt."""
         return self.sampling.max_new_tokens
 
+    def check(self, tokenizer: Any) -> None:
+        """Raise `UserError` for drafts that cannot be those of a model with this tokenizer."""
+        if self.speculative is not None:
+            self.speculative.check(tokenizer, "model.engine.speculative")
+
     @torch.no_grad()
     def sample(self, model: Any, prompts: Sequence[Tensor], keys: Sequence[Sequence[Key]]) -> list[Completion]:
         """See `RolloutEngine`."""

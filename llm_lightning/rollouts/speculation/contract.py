@@ -106,7 +106,7 @@ class Speculation(ABC):
         """Raise `UserError` for settings that cannot work.
 
         Args:
-            tokenizer: of the network that writes.
+            tokenizer: of the network that writes; None where there is none to compare with.
             field: the setting that holds this, for messages.
         """
 

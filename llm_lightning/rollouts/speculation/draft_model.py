@@ -70,6 +70,8 @@ class DraftModel(Speculation):
             own = self.tokenizer
         except (OSError, ValueError) as error:
             raise UserError(f"{field}.path={self.path!r} has no tokenizer that can be read: {error}") from error
+        if tokenizer is None:
+            return
         if (difference := _difference(own.get_vocab(), tokenizer.get_vocab())) is not None:
             raise UserError(
                 f"{field}.path={self.path!r} has another vocabulary than the model: {difference}. A draft needs the "

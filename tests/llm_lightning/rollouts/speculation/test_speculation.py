@@ -36,6 +36,9 @@ class Oracle(Speculation):
         self.answers, self.most = [one.tokens.tolist() for one in answers], most
         self.num_drafted = self.num_right = 0
 
+    def check(self, tokenizer: Any, field: str) -> None:
+        pass
+
     def drafter(self, network: Any, sampling: Sampling, prompts: Sequence[Tensor], num_samples: int) -> Drafter:
         owner, random = self, np.random.default_rng(3)
 
