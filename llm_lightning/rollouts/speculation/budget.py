@@ -18,6 +18,31 @@ PRIOR_WEIGHT = 2.0
 GLOBAL_DECAY = 0.99
 
 
+ALLOWANCE = 0.03
+"""Share of all work that may be lost on drafts that turn out wrong."""
+
+
+class Ledger:
+    """What a draft model may cost at any time: a share of the work so far, and what it has saved.
+
+    Attributes:
+        credit: in tokens of the network that writes, see `Slots.cost`.
+    """
+
+    def __init__(self) -> None:
+        self.credit = 0.0
+
+    def enter(self, num_written: float, plain: float, paid: float) -> None:
+        """A pass.
+
+        Args:
+            num_written: tokens that it wrote of each completion on average.
+            plain: cost of a pass without drafts, which writes one of each.
+            paid: its own cost, that of the drafts included.
+        """
+        self.credit += ALLOWANCE * plain + num_written * plain - paid
+
+
 class Tally:
     """How often a guess was right, by kinds of guesses (how long a match it came from), with old ones forgotten."""
 

@@ -8,13 +8,16 @@ drawn from it. What differs is the rounding of a pass over several tokens.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from llm_lightning.rollouts.sampling import Sampling
+
+Cost: TypeAlias = Callable[[np.ndarray], np.ndarray]
+"""Of forward passes over so many tokens, in tokens."""
 
 
 class Drafts(NamedTuple):
@@ -64,7 +67,7 @@ class Board(NamedTuple):
     tokens: Tensor
     num_tokens: Tensor
     uniforms: Tensor
-    cost: Callable[[np.ndarray], np.ndarray]
+    cost: Cost
 
 
 class Drafter(ABC):

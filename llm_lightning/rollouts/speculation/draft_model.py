@@ -1,6 +1,6 @@
 """Drafts from a smaller network: the pruned, quantized or distilled one of a model."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import cached_property
 from itertools import takewhile
 from typing import Any, Literal
@@ -15,16 +15,16 @@ from llm_lightning.models.heads import base_model, head_scaling, output_head
 from llm_lightning.models.loading.new_tokens import read_tokenizer
 from llm_lightning.rollouts.sampling import Sampling, draw
 from llm_lightning.rollouts.slots import Slots, rollout_mode
-from llm_lightning.rollouts.speculation.budget import Rates, allot
-from llm_lightning.rollouts.speculation.contract import Board, Drafter, Drafts, Speculation
+from llm_lightning.rollouts.speculation.budget import ALLOWANCE, Ledger, Rates, allot
+from llm_lightning.rollouts.speculation.contract import Board, Cost, Drafter, Drafts, Speculation
 from llm_lightning.rollouts.speculation.reading import Reading, Readings
 from llm_lightning.rollouts.trial import fits_slots
 
 START = 0.7
 """How often a token is right, before any was seen."""
 
-TRY_AGAIN = 64
-"""Passes without any draft after which one is tried: nothing is learned where nothing is drafted."""
+TRY_AGAIN = 16
+"""Passes without any draft after which one is tried, where that can be afforded: without drafts nothing is learned."""
 
 PROMPT_TOKENS = 8192
 """As the sampler's."""
@@ -132,23 +132,63 @@ class _Model(Drafter):
         self.readings = Readings(prompts, num_samples, self.rates)
         self.slots = Slots(network)
         self.numbers: list[int] = []  # of the draft's slots
-        self.num_idle = 0
+        self.num_idle, self.ledger = 0, Ledger()
+        # Tokens that were written before it, its cost without drafts, and its cost.
+        self.last_pass: tuple[int, float, float] | None = None
+        self.num_alive = 0
 
     def draft(self, board: Board) -> Drafts | None:
+        known = self.readings.by_number.keys()
         readings = self.readings.update(board)
+        self._balance(board, self.readings.by_number.keys() - known)
         self._forget_wrong()
         limits = [0 if one is None else self._limit(one) for one in readings]
         rates = [0.0 if one is None else self.rates.of(one.tally, 0) for one in readings]
         counts = allot(rates, limits, len(self.readings.by_number), board.cost, self.cost).tolist()
         self.num_idle = 0 if any(counts) else self.num_idle + 1
         if self.num_idle >= TRY_AGAIN and any(limits):
-            self.num_idle = 0
             counts[max(range(len(limits)), key=lambda slot: (limits[slot] > 0, rates[slot]))] = 1
         numbers = board.numbers.tolist()
-        guesses = self._guesses({number: count for number, count in zip(numbers, counts, strict=True) if count}, board)
+        wanted = {number: count for number, count in zip(numbers, counts, strict=True) if count}
+        wanted, cost = self._affordable(wanted, board.cost)
+        guesses = self._guesses(wanted, board)
         for number, guess in guesses.items():
             self.readings.by_number[number].hold(guess, 0)
+        num_read = len(numbers) + sum(map(len, guesses.values()))
+        plain, paid = (float(board.cost(np.array(count))) for count in (len(numbers), num_read))
+        self.last_pass = int(board.num_tokens.sum()), plain, paid + cost
         return Drafts.of([guesses.get(number, []) for number in numbers], board.numbers.device)
+
+    def _balance(self, board: Board, new: Set[int]) -> None:
+        """Enter what the last pass cost and brought."""
+        if self.last_pass is not None and self.num_alive:
+            former, plain, paid = self.last_pass
+            num_written = int(board.num_tokens.sum()) - former - len(new)
+            self.ledger.enter(num_written / self.num_alive, plain, paid)
+        for number in new:
+            if number % self.readings.num_samples == 0:
+                self.ledger.credit += ALLOWANCE * self.readings.by_number[number].num_prompt
+        self.num_alive = len(self.readings.by_number)
+
+    def _affordable(self, wanted: dict[int, int], cost: Cost) -> tuple[dict[int, int], float]:
+        """The completions that drafts can be paid for, those first of which the draft has read the most, and the price.
+
+        A text that the draft has not read is dear, however good its guesses are.
+        """
+        read = dict(zip(self.numbers, self.slots.lengths.tolist(), strict=True))
+        unread = {number: self.readings.by_number[number].length - read.get(number, 0) for number in wanted}
+        chosen: dict[int, int] = {}
+        num_unread, price = 0, 0.0
+        for number in sorted(wanted, key=lambda number: unread[number]):
+            num_unread += unread[number]
+            depth = max([*chosen.values(), wanted[number]])
+            passes = cost(np.array([num_unread] + [len(chosen) + 1] * (depth - 1)))
+            if (total := self.cost * float(passes.sum())) > max(self.ledger.credit, 0.0):
+                break
+            chosen[number], price = wanted[number], total
+        if chosen:
+            self.num_idle = 0
+        return chosen, price
 
     def _limit(self, reading: Reading) -> int:
         return max(0, min(self.num_tokens, reading.num_left - 1, self.context - reading.length))
