@@ -203,9 +203,7 @@ class _Model(Drafter):
         read = self.slots.lengths.tolist()
         wrong = [0] * len(read)
         for slot, number in enumerate(self.numbers):
-            one = by_number[number]
-            if one.guess:
-                wrong[slot] = max(0, read[slot] - one.guess_at - one.num_right)
+            wrong[slot] = max(0, read[slot] - by_number[number].guess_at - by_number[number].num_right)
         if any(wrong):
             self.slots.take_back(torch.tensor(wrong).to(self.slots.lengths.device))
         for one in by_number.values():

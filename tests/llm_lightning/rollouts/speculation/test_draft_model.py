@@ -10,6 +10,7 @@ from llm_lightning.errors import UserError
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
 from llm_lightning.rollouts import DraftModel, LocalEngine, PromptLookup, Sampler, Sampling
+from llm_lightning.rollouts.thinking import Thinking
 from tests.datamodules.chat_tokenizers import chat_tokenizer
 from tests.llm_lightning.rollouts.speculation.test_speculation import counting, same
 from tests.llm_lightning.rollouts.test_local_engine import CONFIG, ask
@@ -89,6 +90,16 @@ def test_texts_of_an_engine_are_the_same(folders):
         assert shown == sorted(shown) and shown[-1] == reply.num_tokens
         engine.release()
         assert dict(engine.write(requests[:2])) == {0: plain[0], 1: plain[1]}
+
+
+@pytest.mark.parametrize("end", ["\n</think>\n\n", "the"], ids=["never written", "written"])
+def test_thoughts_and_their_answers_are_the_same(folders, end):
+    requests = [ask(f"hello {i % 3} there", seed=i) for i in range(6)]
+    thinking = Thinking(budget=40, waits=1, end=end)
+    plain = dict(LocalEngine(str(folders[0]), num_slots=3, thinking=thinking).write(requests))
+    for speculative in (DraftModel(str(folders[1]), cost=0.02), PromptLookup()):
+        engine = LocalEngine(str(folders[0]), num_slots=3, thinking=thinking, speculative=speculative)
+        assert dict(engine.write(requests)) == plain
 
 
 def test_a_draft_with_another_vocabulary_is_refused(folders, tmp_path):
