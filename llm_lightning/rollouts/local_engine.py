@@ -142,7 +142,8 @@ class LocalEngine:
 
     @cached_property
     def _stop(self) -> StopAt | None:
-        return None if self.stop_at is None else StopAt(self.stop_at, self.tokenizer)
+        most_at_once = 1 if self.speculative is None else 1 + self.speculative.num_tokens
+        return None if self.stop_at is None else StopAt(self.stop_at, self.tokenizer, most_at_once)
 
     @cached_property
     def network(self) -> Any:
