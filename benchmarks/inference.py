@@ -87,7 +87,7 @@ def pairs(answers: Path) -> Iterator[dict[str, str]]:
         right = [sample["text"] for sample in row["samples"] if sample["rewards"]["correct"] > 0.5]
         wrong = [sample["text"] for sample in row["samples"] if sample["rewards"]["correct"] <= 0.5]
         for chosen, rejected in list(zip(right, wrong, strict=False))[:PAIRS_A_PROMPT]:
-            yield {"prompt": row["record"]["question"], "chosen": chosen, "rejected": rejected}
+            yield {"prompt": row["messages"][0]["content"], "chosen": chosen, "rejected": rejected}
 
 
 def run_products(args: argparse.Namespace) -> None:

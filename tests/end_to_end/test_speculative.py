@@ -76,6 +76,7 @@ def test_a_chat_with_drafts_says_the_same(asked, monkeypatch, capfd):
     assert "another vocabulary" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_ppo_with_drafts_writes_the_same(run, ppo_folder):
     shared = ("fit", "--config", "ppo.yaml", "--trainer.max_steps=3", "--model.rollout.sampling.max_new_tokens=40")
     engine = json.dumps(
