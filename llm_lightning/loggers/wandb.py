@@ -26,6 +26,9 @@ from llm_lightning.loggers.lineage import (
 from llm_lightning.loggers.redact import redact, redact_arguments
 from llm_lightning_safety.files import is_plain_name, make_folder, read_text, write_text
 
+OFFLINE_TIMEOUT_S = 90.0
+"""W&B's own default: offline its local service alone has to answer, which a busy machine may start slowly."""
+
 BY_STEP = ("rollout", "pruning")
 """Groups of metrics whose x-axis is the step; all others' is the tokens."""
 
@@ -189,10 +192,7 @@ class WandbRun(WandbLogger):
         warnings.warn(f"W&B failed, training goes on without it: {error}", stacklevel=2)
 
     def _open(self) -> Any:
-        import wandb
-
         folder = Path(self._save_dir or ".")
-        settings = wandb.Settings(init_timeout=self.init_timeout_s, finish_timeout=self.finish_timeout_s)
         run: Any = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -200,7 +200,7 @@ class WandbRun(WandbLogger):
             os.environ.setdefault("WANDB_DATA_DIR", str(folder.resolve() / "wandb"))
             init = {**redact(self._wandb_init), "dir": str(folder), "id": self._run_id(folder), "config": self._config}
             with _redacted_command_line():
-                run = self._init(init | {"settings": settings})
+                run = self._init(init)
             run.define_metric("tokens")
             run.define_metric("*", step_metric="tokens", step_sync=True)
             # Masks change with the optimizer's steps, and rollouts are counted as steps.
@@ -215,17 +215,24 @@ class WandbRun(WandbLogger):
     def _init(self, init: dict[str, Any]) -> Any:
         import wandb
 
+        offline = init | {"settings": self._settings(max(self.init_timeout_s, OFFLINE_TIMEOUT_S))}
+        init = init | {"settings": self._settings(self.init_timeout_s)}
         if "WANDB_MODE" in os.environ:
-            return wandb.init(**init)
+            return wandb.init(**(offline if os.environ["WANDB_MODE"] == "offline" else init))
         if not wandb.login(prompt=False, verify=False):
             warnings.warn("No W&B API key: logging offline. Run `wandb login` to log online.", stacklevel=2)
-            return wandb.init(**init, mode="offline")
+            return wandb.init(**offline, mode="offline")
         try:
             return wandb.init(**init)
         except Exception as error:
             warnings.warn(f"W&B does not answer ({error}): logging offline; `wandb sync` sends it later.", stacklevel=2)
             wandb.teardown()  # its service would not give the run's id a second time
-            return wandb.init(**init, mode="offline")
+            return wandb.init(**offline, mode="offline")
+
+    def _settings(self, init_timeout_s: float) -> Any:
+        import wandb
+
+        return wandb.Settings(init_timeout=init_timeout_s, finish_timeout=self.finish_timeout_s)
 
     def _run_id(self, folder: Path) -> str:
         """The given id, else a sweep's, else that of the run folder, else a new one; noted in the run folder."""

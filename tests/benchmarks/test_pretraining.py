@@ -9,6 +9,7 @@ from benchmarks.workload import QUICK, Job, prepare
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
 
 
+@pytest.mark.slow
 def test_contenders_do_the_same_work(tmp_path):
     config = QUICK.config | TINY | {"intermediate_size": 64, "vocab_size": 512}
     shape = replace(QUICK, config=config, seq_len=32, warmup=1, steps=30)

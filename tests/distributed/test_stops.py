@@ -23,7 +23,8 @@ def wait_for(process, condition):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("ranks", [(), pytest.param(TWO, marks=pytest.mark.slow)], ids=["one rank", "two ranks"])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [(), TWO], ids=["one rank", "two ranks"])
 def test_a_stop_within_a_validation_is_answered_there_and_the_validation_begun_anew(
     fresh_command, fresh_run, folder, ranks
 ):

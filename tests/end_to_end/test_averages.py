@@ -50,6 +50,7 @@ def test_killed_twice_it_ends_with_the_same_average(run, folder, overlay):
     AutoModelForCausalLM.from_pretrained(folder / "run" / "model" / "average")
 
 
+@pytest.mark.slow
 def test_an_adapter_is_averaged_alone(run, folder, network):
     pairs = [{"prompt": f"What is {i} plus {i}?", "completion": f"A number, {i}."} for i in range(60)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
@@ -68,6 +69,7 @@ def test_an_adapter_is_averaged_alone(run, folder, network):
     assert code == 0, output
 
 
+@pytest.mark.slow
 def test_a_policy_is_averaged_over_rollouts(run, ppo_folder):
     fit = ("fit", "--config=ppo.yaml", EMA, "--trainer.max_steps=4")
     assert_killed_is_straight(run, ppo_folder, fit, [(3, "true")])

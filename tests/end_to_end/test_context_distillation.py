@@ -53,6 +53,7 @@ def test_a_student_comes_near_itself_behind_a_context_live_and_from_a_cache(here
         assert logged(here / "cached", name) == pytest.approx(logged(here / "live", name), rel=1e-3, abs=1e-5), name
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(command, run, here):
     args = (*LORA, "--config", "context.yaml", *ITSELF)
     code, output = run("fit", "--config", "tiny.yaml", *args, "--trainer.default_root_dir=straight")

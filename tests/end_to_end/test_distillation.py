@@ -70,7 +70,7 @@ def test_a_student_learns_from_its_teacher_alone_and_goes_on_bit_for_bit(command
     assert code == 2 and "learned from another teacher than other" in output, output
 
 
-@pytest.mark.parametrize("data", ["TextDataModule", "InstructionDataModule"])
+@pytest.mark.parametrize("data", [pytest.param("TextDataModule", marks=pytest.mark.slow), "InstructionDataModule"])
 def test_an_ensemble_and_an_adapter_on_the_student(run, taught, data):
     settings = ["--model.ensemble=[{path: taught/model/best}]"]
     if data == "TextDataModule":

@@ -61,6 +61,7 @@ def test_a_killed_run_stops_where_the_uninterrupted_one_does_and_says_so_ever_af
     assert (root / "model" / "last" / "model.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_taken_out_the_run_goes_on_as_if_it_had_never_stopped(run, stopping):
     """The stop is off the schedule of validations: not even the numbers of the steps may show that there was one."""
     budget = ("--config=tiny.yaml", "--trainer.callbacks+={class_path: StopWhen, init_args: {conditions: "

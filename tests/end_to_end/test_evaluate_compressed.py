@@ -23,6 +23,8 @@ from tests.callbacks.quantized import needs
 from tests.llm_lightning.evaluation.small_model import WRITTEN, questions, save_small_model, write_rows, write_task
 
 NEW_TOKENS = 8
+CLOSE = 0.1
+"""Logits that processors with other kernels for integers may put in another order."""
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +69,24 @@ def by_transformers(network, tokenizer, data: Path) -> tuple[float, list[str]]:
         prompt = tokenizer(f"Question: {row['question']}\nAnswer:", return_tensors="pt").input_ids
         written = prompt
         for _ in range(NEW_TOKENS):
-            written = torch.cat([written, network(written).logits[:, -1:].argmax(-1)], 1)
+            best = network(written).logits[0, -1].topk(2)
+            if best.values[0] - best.values[1] < CLOSE:
+                break  # rounding may decide otherwise
+            written = torch.cat([written, best.indices[None, :1]], 1)
             if written[0, -1] == tokenizer.eos_token_id:
                 break
-        answers.append(tokenizer.decode(written[0, prompt.shape[1] :], skip_special_tokens=True))
+        answers.append(tokenizer.decode(written[0, prompt.shape[1] :], skip_special_tokens=True).rstrip("\ufffd"))
     return -float(logprobs.sum()) / len(text.encode()) / math.log(2), answers
 
 
 def assert_same(found, expected, dense) -> None:
     assert found[0] == pytest.approx(expected[0], rel=1e-4)
-    assert found[1] == expected[1]
-    assert found != (pytest.approx(dense[0], rel=1e-3), dense[1])  # what the test is worth
+    assert begin_with(found[1], expected[1]) and sum(map(bool, expected[1])) >= 3
+    assert found[0] != pytest.approx(dense[0], rel=1e-3) or not begin_with(found[1], dense[1])  # what the test is worth
+
+
+def begin_with(answers: list[str], begins: list[str]) -> bool:
+    return all(answer.startswith(begin) for answer, begin in zip(answers, begins, strict=True))
 
 
 @pytest.mark.parametrize(

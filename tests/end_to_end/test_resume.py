@@ -60,7 +60,7 @@ def trial(command, run, folder, uninterrupted, steps, *args):
     return killed
 
 
-@pytest.mark.parametrize(("steps", "workers"), [(4, 0), (14, 2)])
+@pytest.mark.parametrize(("steps", "workers"), [pytest.param(4, 0, marks=pytest.mark.slow), (14, 2)])
 def test_kill_and_resume(command, run, folder, uninterrupted, steps, workers):
     assert trial(command, run, folder, uninterrupted, steps, f"--data.num_workers={workers}")
 
@@ -74,7 +74,9 @@ def test_ten_kills_at_random_moments(command, run, folder, uninterrupted, worker
     assert killed >= 8
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGINT, signal.SIGHUP))]
+)
 def test_a_stop_saves_and_says_how_to_go_on(command, run, folder, uninterrupted, number):
     process = command(*FIT, "--data.num_workers=2")
     while steps_done(folder) < 5:
@@ -93,7 +95,7 @@ def test_a_stop_saves_and_says_how_to_go_on(command, run, folder, uninterrupted,
 @pytest.mark.parametrize(
     ("name", "step", "in_validation"),
     [
-        ("SIGTERM", 7, "false"),
+        pytest.param("SIGTERM", 7, "false", marks=pytest.mark.slow),
         pytest.param("SIGTERM", 8, "true", marks=pytest.mark.slow),
         pytest.param("SIGTERM", 15, "false", marks=pytest.mark.slow),
         pytest.param("SIGTERM", 16, "true", marks=pytest.mark.slow),

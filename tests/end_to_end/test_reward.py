@@ -142,7 +142,8 @@ def test_training_goes_on_from_an_adapter_of_a_language_model(here, pairs):
     assert main(["fit", "--config", "tiny.yaml", *args]) == 0
 
 
-@pytest.mark.parametrize("overlay", [pytest.param((), marks=pytest.mark.slow), ("--config", "peft.yaml")])
+@pytest.mark.parametrize("overlay", [(), ("--config", "peft.yaml")])
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(command, run, pairs, overlay):
     from tests.end_to_end.test_resume import kill_after_steps, losses, weights
 

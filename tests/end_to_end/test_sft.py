@@ -99,7 +99,11 @@ def test_mistakes(chat, cache, monkeypatch, capfd, args, words):
 
 
 @pytest.mark.parametrize(
-    "overlay", [None, {"class_path": "peft.LoraConfig", "init_args": {"r": 4, "lora_dropout": 0.1}}]
+    "overlay",
+    [
+        pytest.param(None, marks=pytest.mark.slow),
+        {"class_path": "peft.LoraConfig", "init_args": {"r": 4, "lora_dropout": 0.1}},
+    ],
 )
 def test_a_killed_run_goes_on_bit_for_bit(command, run, chat, overlay):
     from tests.end_to_end.test_resume import kill_after_steps, losses, weights

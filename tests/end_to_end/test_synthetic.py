@@ -146,6 +146,7 @@ def test_one_yaml_generates_and_trains(here, augmented):
     assert re.search(r"  train: .*", real)[0] not in output
 
 
+@pytest.mark.slow
 def test_two_ranks_make_what_one_makes(here, command, augmented):
     code, output = here("augment", "--config", "synthetic.yaml", "--data.folder", "one")
     assert code == 0, output

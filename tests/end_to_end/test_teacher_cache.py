@@ -65,7 +65,7 @@ def test_few_tokens_are_enough_and_a_damaged_row_is_noticed(here, tmp_path, capf
     assert "is damaged: delete that folder" in error and "Traceback" not in error, error
 
 
-@pytest.mark.parametrize("name", ["fit", "distill-cache"])
+@pytest.mark.parametrize("name", ["fit", pytest.param("distill-cache", marks=pytest.mark.slow)])
 def test_a_killed_build_goes_on(command, run, here, tmp_path, name):
     env = {"LLM_LIGHTNING_CACHE": str(tmp_path / "own-cache")}
     args = (name, "--config", "tiny.yaml", *CACHED, "--data.batch_size=1", "--trainer.default_root_dir")
