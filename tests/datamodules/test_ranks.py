@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.datamodules import recorder
 
 
@@ -24,6 +26,7 @@ def in_turns(ranks: list[dict]) -> list[list[int]]:
     ]
 
 
+@pytest.mark.slow
 def test_two_ranks_and_one_read_the_same_stream_and_resume_each_other(write_jsonl, cache, texts, tmp_path):
     settings = {"path": write_jsonl(texts[:30]), "cache": str(cache), "checkpoint": str(tmp_path / "a.ckpt")}
     one, _, data = recorder.fit(**settings, max_steps=40, save_at=10)

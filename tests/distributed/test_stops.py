@@ -48,6 +48,7 @@ def test_a_stop_within_a_validation_is_answered_there_and_the_validation_begun_a
     assert len(column(folder / "run", "val/loss")) == 2
 
 
+@pytest.mark.slow
 def test_a_time_limit_is_a_stop(fresh_run, folder):
     """Of the process, imports and all; the same command goes on until it is through."""
     limit = "--trainer.callbacks+={class_path: GracefulStop, init_args: {time_limit_s: %s, stop_before_s: 1}}"

@@ -35,6 +35,7 @@ def test_two_ranks_give_the_losses_and_the_weights_of_one(fresh_run, folder):
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_saved_on_two_resumed_on_one(fresh_run, folder):
     two = ("--data.batch_size=2", "--trainer.devices=2", "--trainer.strategy=ddp", "--model.schedule.kind=constant")
     one = ("--data.batch_size=4", "--model.schedule.kind=constant")

@@ -35,9 +35,8 @@ def assert_killed_is_straight(run, folder, fit, kills):
     assert average.keys() == last.keys() and any(not torch.equal(average[key], last[key]) for key in last)
 
 
-@pytest.mark.parametrize(
-    "overlay", [EMA, pytest.param("--config=callbacks/swa", marks=pytest.mark.slow)], ids=["ema", "swa"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("overlay", [EMA, "--config=callbacks/swa"], ids=["ema", "swa"])
 def test_killed_twice_it_ends_with_the_same_average(run, folder, overlay):
     fit = ("fit", "--config=tiny.yaml", overlay)
     fit += ("--trainer.callbacks.every_n_steps=2",) if "swa" in overlay else ()

@@ -24,10 +24,8 @@ def kill_at(step, in_validation="false", every=3):
     yield f"--trainer.callbacks+={{class_path: RunCheckpoint, init_args: {{every_n_steps: {every}}}}}"
 
 
-@pytest.mark.parametrize(
-    "interval",
-    ["--trainer.val_check_interval=8", pytest.param("--trainer.val_check_interval=1.0", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("interval", ["--trainer.val_check_interval=8", "--trainer.val_check_interval=1.0"])
 def test_kills_and_more_epochs_lose_no_row(run, folder, interval):
     fit = (*FIT, interval)
     assert run(*fit, "--trainer.max_epochs=1")[0] == 0

@@ -157,6 +157,7 @@ def test_a_killed_run_goes_on_bit_for_bit(command, run, pairs, overlay):
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_scoring_goes_on_where_it_was_killed(command, run, pairs):
     many = [{"id": i, "messages": talk(f"What {i}?", f"It is {i}.")} for i in range(4000)]
     (pairs / "talks.jsonl").write_text("".join(json.dumps(one) + "\n" for one in many))

@@ -60,6 +60,7 @@ def has_trained(root):
     return metrics.exists() and "train/loss" in metrics.read_text()
 
 
+@pytest.mark.slow
 def test_what_came_out_of_a_round_writes_the_pairs_of_the_next_one(fresh_run, prompts):
     code, output = fresh_run("fit", "--config", "tiny.yaml")
     assert code == 0, output

@@ -254,6 +254,7 @@ def test_what_trains_is_said(base):
     ]
 
 
+@pytest.mark.slow
 def test_compiled_layers_give_the_same_losses(base):
     plain = fit(module(base, METHODS["lora"]()), epochs=1)
     compiled = fit(module(base, METHODS["lora"](), compile=True), epochs=1)
