@@ -31,6 +31,7 @@ TRAINED, HELD_OUT = 150, 100
 NUMBER = {"class_path": "llm_lightning.inference.FinalNumber"}
 CORRECT = {"function": {"class_path": "llm_lightning.rewards.FinalAnswer"}}
 VOTE = {"class_path": "MajorityVote", "init_args": {"answer": NUMBER}}
+IFEVAL = {"strict": True, "skip": ["language:response_language"]}
 PAIRS_A_PROMPT = 3
 STRATEGIES: dict[str, dict[str, Any] | None] = {
     "as it is": None,
@@ -47,18 +48,6 @@ def products() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     random.Random(0).shuffle(every)
     rows = [{"question": f"What is {a} * {b}?", "answer": str(a * b)} for a, b in every]
     return rows[:TRAINED], rows[TRAINED : TRAINED + HELD_OUT]
-
-
-def follows(prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]) -> list[float]:
-    """A reward: 1 where all instructions of an IFEval prompt are followed, by lm-eval's rules."""
-    from lm_eval.tasks.ifeval.utils import InputExample, test_instruction_following_strict
-
-    found = []
-    for number, completion in enumerate(completions):
-        names = ("key", "instruction_id_list", "prompt", "kwargs")
-        example = InputExample(*(columns[name][number] for name in names))
-        found.append(float(test_instruction_following_strict(example, completion).follow_all_instructions))
-    return found
 
 
 def answered(args: argparse.Namespace, name: str, rows: list[dict[str, Any]], rewards: dict, *more: str) -> Path:
@@ -119,7 +108,8 @@ def run_ifeval(args: argparse.Namespace) -> None:
     """The best of n by the rules."""
     rows = [json.loads(line) for line in args.data.read_text().splitlines()]
     chosen = random.Random(0).sample(rows, args.prompts)
-    rewards = {"follows": {"function": "benchmarks.inference.follows"}}
+    rule = {"class_path": "llm_lightning.rewards.InstructionsFollowed", "init_args": IFEVAL}
+    rewards = {"follows": {"function": rule}}
     shown(answered(args, "ifeval", chosen, rewards, "--max_new_tokens=128", "--truth=follows"))
 
 
