@@ -94,7 +94,10 @@ def run_products(args: argparse.Namespace) -> None:
             "--data.batch_size=4", "--data.val_share=0.1",
             "--model.optimizer.init_args.lr=3e-4", "--trainer.max_epochs=3", f"--trainer.default_root_dir={run}",
         )  # fmt: skip
-    liked = {"class_path": "llm_lightning.rewards.RewardModel", "init_args": {"path": str(run / "model" / "last")}}
+    merged = args.folder / "reward-merged"
+    if not merged.exists():
+        llm_lightning("merge", str(run / "model" / "last"), str(merged))
+    liked = {"class_path": "llm_lightning.rewards.RewardModel", "init_args": {"path": str(merged)}}
     choices = {
         "vote": VOTE,
         "weighted": {"class_path": "MajorityVote", "init_args": {"answer": NUMBER, "weights": "odds"}},
