@@ -211,7 +211,8 @@ class NetworkLM(TemplateLM):
         for context, given in (request.args for request in requests):
             asked = key_of(context, given)
             places.append((asked, seen[asked]))
-            samples.append([self._question(context, given, count * seen[asked] + place) for place in range(count)])
+            repeats = range(count * seen[asked], count * (seen[asked] + 1))
+            samples.append(self._samples(context, given, repeats))
             seen[asked] += 1
         thinking = None if strategy is None else strategy.thinking
         writer = Writer(
@@ -238,13 +239,13 @@ class NetworkLM(TemplateLM):
             return None
         return self.answer(*arguments)
 
-    def _question(self, context: str, given: dict[str, Any], repeat: int) -> Question:
-        """A prompt and how its answer is drawn, from a request's arguments.
+    def _samples(self, context: str, given: dict[str, Any], repeats: range) -> list[Question]:
+        """A prompt and how its answers are drawn, from a request's arguments.
 
         Args:
             context: the prompt.
             given: lm-eval's `gen_kwargs`.
-            repeat: how often the same has been asked before.
+            repeats: of each answer, how many of the same prompt stand before it.
 
         Raises:
             UserError: an option that the rollout engine does not have, or no room for the answer.
@@ -275,9 +276,11 @@ class NetworkLM(TemplateLM):
         decides = [self.fingerprint, ids, asked.sampling, asked.stops, room, self.eos_token_ids]
         if thinking is not None:
             decides.append(thinking)
-        if asked.sampling.temperature:
-            decides += [self.settings.seed, repeat]
-        return asked.named(key_of("text", *decides), self.settings.seed, repeat)
+        seed, samples = self.settings.seed, []
+        for repeat in repeats:
+            key = key_of("text", *decides, *([seed, repeat] if asked.sampling.temperature else []))
+            samples.append(asked.named(key, seed, repeat))
+        return samples
 
     def _check_adaptation(self, words: str) -> None:
         """Raise `UserError` where a task that is none of whole texts is asked with adaptation."""

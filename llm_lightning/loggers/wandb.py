@@ -192,12 +192,12 @@ class WandbRun(WandbLogger):
         warnings.warn(f"W&B failed, training goes on without it: {error}", stacklevel=2)
 
     def _open(self) -> Any:
-        folder = Path(self._save_dir or ".")
+        folder = Path(self._save_dir or ".").resolve()  # W&B's service may be another command's, in another folder
         run: Any = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # Where artifacts wait for their upload, which may be long after; the home folder by default.
-            os.environ.setdefault("WANDB_DATA_DIR", str(folder.resolve() / "wandb"))
+            os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))
             init = {**redact(self._wandb_init), "dir": str(folder), "id": self._run_id(folder), "config": self._config}
             with _redacted_command_line():
                 run = self._init(init)

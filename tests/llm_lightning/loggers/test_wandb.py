@@ -155,6 +155,23 @@ def test_a_service_that_dies_costs_a_warning(tmp_path):
     assert finished.stderr.count("W&B failed, training goes on without it") == 1
 
 
+def test_under_a_service_of_another_folder_the_log_lies_in_the_run_folder(tmp_path, monkeypatch):
+    """As a command has it that another one started: W&B's service resolves paths in its own working directory."""
+    (tmp_path / "started").mkdir()
+    environment = os.environ | {"WANDB_MODE": "offline"}
+    line = "import wandb, os; wandb.setup(); print(os.environ['WANDB_SERVICE'], flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", line], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as owner:
+        monkeypatch.setenv("WANDB_SERVICE", owner.stdout.readline().strip())
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        monkeypatch.chdir(tmp_path / "started")
+        fit(Path("run"), WandbRun(project="p"))
+        owner.stdin.close()
+    (run,) = runs(tmp_path / "started" / "run")
+    assert len(history(read(run))) > 3
+
+
 def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path):
     (tmp_path / "file").touch()
     with pytest.warns(UserWarning, match="W&B failed"):
