@@ -28,16 +28,18 @@ from llm_lightning.modules.checks import (
     check_adapter,
     check_behaviour,
     check_generation,
+    check_muon,
     check_positions,
     check_same_model,
 )
-from llm_lightning.modules.decay import decay_groups
+from llm_lightning.modules.decay import block_matrices, decay_groups
 from llm_lightning.modules.evaluating import compare, evaluate, load_tasks, table
 from llm_lightning.modules.gradients import gradient_norm
 from llm_lightning.modules.ranks import Ranks
 from llm_lightning.modules.resumed_optimizer import Settings, put_back, settings_of
 from llm_lightning.modules.schedule import Schedule
 from llm_lightning.modules.step import OptimizerStep, Totals
+from llm_lightning.optimizers import Muon
 
 STATE_KEY = "llm_lightning"
 
@@ -274,6 +276,9 @@ class LanguageModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer, and the schedule counted in its own unit."""
         optimizer = self.optimizer(self.parameter_groups())
+        if isinstance(optimizer, Muon):
+            check_muon(self.trainer.strategy)
+            optimizer.orthogonalize(block_matrices(self))
         self._optimizer_settings = settings_of(optimizer)
         whole_run = self.trainer.estimated_stepping_batches if self.schedule.unit == "steps" else math.inf
         scheduler = self.schedule.scheduler(optimizer, float(whole_run), lambda: self.tokens_seen)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from peft import PeftConfig
 from torch import Tensor
@@ -47,6 +48,15 @@ def check_batches(module: Any, datamodule: Any, predicts: bool) -> None:
         f"{type(module).__name__} learns from {wanted}, and {type(datamodule).__name__} gives {given}: "
         f"{flag} {DATA[wanted]}."
     )
+
+
+def check_muon(strategy: Strategy) -> None:
+    """Raise `UserError` where a strategy gives the optimizer flat vectors, of which no matrix can be made."""
+    if isinstance(strategy, DeepSpeedStrategy):
+        raise UserError(
+            "model.optimizer=Muon: DeepSpeed keeps the weights as flat vectors, and Muon needs matrices. Take --config "
+            "configs/trainer/fsdp.yaml, or torch.optim.AdamW."
+        )
 
 
 def check_adapter(backbone: Backbone, peft: PeftConfig | None, task: Task) -> None:

@@ -27,6 +27,8 @@ LORA = ("--model.peft=peft.LoraConfig", "--model.peft.r=4", "--model.peft.target
 STAGES = {
     "pretrain": ("--config=pretrain.yaml", "--model.backbone.dropout=0", "--trainer.max_steps=4",
                  "--trainer.val_check_interval=2", "--model.schedule.kind=constant"),
+    "muon": ("--config=pretrain.yaml", "--model.backbone.dropout=0", "--trainer.max_steps=4", "--config=optimizer/muon",
+             "--trainer.val_check_interval=2", "--model.schedule.kind=constant"),
     "sft": ("--config=sft.yaml", *LORA),
     "distill": ("--config=distill.yaml", "--model.objective.labels_weight=0.5"),
     "cached": ("--config=distill.yaml", "--model.objective.labels_weight=0.5", "--model.teacher_logprobs=cached"),

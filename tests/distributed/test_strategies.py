@@ -31,11 +31,11 @@ def runs(tmp_path_factory, texts, network, cache):
     two = [fit(stage, f"{stage}-fsdp2", FSDP2, *TWO) for stage in STAGES]
     two += [
         fit(stage, f"{stage}-ddp", DDP, *TWO)
-        for stage in ("sft", "distill", "cached", "written", "reward", "dpo", "kto")
+        for stage in ("muon", "sft", "distill", "cached", "written", "reward", "dpo", "kto")
     ]
     two += [fit("pretrain", root, FSDP2, *TWO, *SIX) for root in ("parts-of-one", "pretrain-one")]
     two += [fit("sft", "sft-fsdp2", FSDP2, *TWO, *SIX)]
-    two += [fit("pretrain", "pretrain-shared", *SHARED)]
+    two += [fit(stage, f"{stage}-shared", *SHARED) for stage in ("pretrain", "muon")]
     run_all(folder, cache, two, num_ranks=2)
     run_all(folder, cache, [fit("pretrain", "pretrain-fsdp2", FSDP2, *SIX)])
     return folder
@@ -46,6 +46,9 @@ def runs(tmp_path_factory, texts, network, cache):
     [
         "pretrain-fsdp2",
         "pretrain-shared",
+        "muon-fsdp2",
+        "muon-shared",
+        "muon-ddp",
         "sft-fsdp2",
         "distill-fsdp2",
         "distill-ddp",
