@@ -29,6 +29,7 @@ from datamodules.storage.held_out import unlike_share
 from datamodules.storage.rows import RowIndex, Selection, TooLong, hashes_of, pack_rows, split_documents
 from datamodules.storage.shards import Document, Encoder, Shard
 from datamodules.storage.statistics import check_any, notes_in_words, skipped_in_words, statistics_of
+from datamodules.transformations.draws import Draw, DrawnDocuments, drawn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -103,6 +104,14 @@ class PackedDataModule(ResumableDataModule):
         rows = PackedRows(sources)
         return NumberedRows(rows) if self.numbers_rows else rows
 
+    def make_draw(self, part: Part) -> Draw | None:
+        """What makes another version of a row each time that it is served; None: it stays the same."""
+        return None
+
+    def room(self) -> tuple[int, int]:
+        """Tokens of a training row, and beside each of its pieces, that packing leaves for what draws add."""
+        return 0, 0
+
     def make_collator(self) -> Collate:
         """What makes a batch of rows."""
         collate = PackedCollator(self.seq_len, self.pad_token_id, self.document_mask)
@@ -111,7 +120,8 @@ class PackedDataModule(ResumableDataModule):
     def in_order(self, part: Part) -> EvaluationLoader | list:
         """All rows of a part, each once, in their order."""
         rows = self.make_rows(self._part(part))
-        return self.evaluation_loader(rows, self.make_collator()) if len(rows) else []
+        served = drawn(rows, self.make_draw(part))
+        return self.evaluation_loader(served, self.make_collator()) if len(rows) else []
 
     def num_rows(self, part: Part) -> int:
         """How many `in_order` has, without the blank ones."""
@@ -154,7 +164,7 @@ class PackedDataModule(ResumableDataModule):
             val = Selection()
         else:
             val_shards = train_shards if share else []
-        self._train = [(self._rows(shards, train), shards) for shards in train_shards]
+        self._train = [(self._rows(shards, train, *self.room()), shards) for shards in train_shards]
         self._val = [(self._rows(shards, val), shards) for shards in val_shards]
         for source, (index, _) in zip(self.train_sources, self._train, strict=True):
             self._check_not_empty(source, index.statistics)
@@ -169,14 +179,14 @@ class PackedDataModule(ResumableDataModule):
             rank_zero_warn(words)
         if added_shards:
             held_out = Selection(exceptions=hashes_of([shard for shards in val_shards for shard in shards], val))
-            self._train += [(self._rows(shards, held_out), shards) for shards in added_shards]
+            self._train += [(self._rows(shards, held_out, *self.room()), shards) for shards in added_shards]
 
     def split(self, shards: list[Shard], share: float) -> tuple[Selection, Selection]:
         """What trains and what validates."""
         return split_documents(shards, share)
 
-    def _rows(self, shards: list[Shard], selection: Selection) -> RowIndex:
-        return pack_rows(shards, selection, self.seq_len, self.root, self.too_long)
+    def _rows(self, shards: list[Shard], selection: Selection, of_row: int = 0, of_piece: int = 0) -> RowIndex:
+        return pack_rows(shards, selection, self.seq_len - of_row, self.root, self.too_long, of_piece)
 
     def _check_not_empty(self, source: Source, statistics: dict[str, int]) -> None:
         if statistics["num_rows"] or (len(self._train) > 1 and not source.weight):
@@ -213,11 +223,12 @@ class PackedDataModule(ResumableDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled batches without end, from where the checkpoint left off: `input_ids`, `labels`, `position_ids`."""
-        rows = self.make_rows(self._train)
+        rows, draw = self.make_rows(self._train), self.make_draw("train")
+        period = 0 if draw is None else len(rows)
         per_batch = self.global_batch_size
-        order = ShuffledOrder(*self._mixture(rows.num_rows), self.seed)
+        order = ShuffledOrder(*self._mixture(rows.num_rows), self.seed, period)
         if (few := self.rows_to_overfit(len(rows))) is not None:
-            order = ShuffledOrder([few], seed=self.seed)
+            order = ShuffledOrder([few], seed=self.seed, period=period)
         if order.epoch_len < per_batch:
             rank_zero_warn(
                 f"The data has {order.epoch_len} rows of {self.seq_len} tokens, fewer than a batch of all ranks"
@@ -225,7 +236,7 @@ class PackedDataModule(ResumableDataModule):
             )
         if self.trainer is not None:
             self._log_statistics(self.trainer)
-        return self.training_loader(rows, order, self.make_collator())
+        return self.training_loader(drawn(rows, draw), order, self.make_collator())
 
     def _mixture(self, num_rows: list[int]) -> tuple[list[int], list[float] | None]:
         """How many rows of each source an epoch draws from, and the sources' weights."""
@@ -250,7 +261,7 @@ class PackedDataModule(ResumableDataModule):
         """The validation rows in a fixed order, equally many batches on each rank (blank rows complete the last)."""
         if not self._val:
             return []
-        return self.evaluation_loader(self.make_rows(self._val), self.make_collator())
+        return self.evaluation_loader(drawn(self.make_rows(self._val), self.make_draw("val")), self.make_collator())
 
     def predict_dataloader(self) -> EvaluationLoader | list:
         """What to go on from in the validation documents: `prompt_ids`, `attention_mask`."""
@@ -273,7 +284,8 @@ class PackedDataModule(ResumableDataModule):
     def preview(self, num_records: int) -> Iterator[str]:
         """Lines to print: the first training documents as the model will see them, and the statistics of all."""
         assert self.tokenizer is not None
-        return preview(Documents(self._train), self.tokenizer, num_records)
+        documents, draw = Documents(self._train), self.make_draw("train")
+        return preview(documents if draw is None else DrawnDocuments(documents, draw), self.tokenizer, num_records)
 
     def describe(self) -> dict[str, Any]:
         """What is trained on, for experiment trackers: `path`, `rows` (named by their content) and the statistics."""
@@ -290,6 +302,8 @@ class PackedDataModule(ResumableDataModule):
             logger.log_metrics(metrics, step=trainer.global_step)
 
     def rows_key(self) -> str:
-        """Names the rows, their mixture and the seed."""
-        mixture = [self.added_share] if self.added else []
-        return key_of(self.seed, self.weights, [index.folder.name for index, _ in self._train], *mixture)
+        """Names the rows, their mixture, the seed, and what is made of rows by it."""
+        mixture: list[Any] = [self.added_share] if self.added else []
+        draw = self.make_draw("train")
+        drawn_by = [] if draw is None else [draw.key()]
+        return key_of(self.seed, self.weights, [index.folder.name for index, _ in self._train], *mixture, *drawn_by)

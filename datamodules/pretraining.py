@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from datamodules.contract import Part
 from datamodules.encoding.texts import TextEncoder
 from datamodules.encoding.tokenizer import SMALLEST_VOCAB, framing, load_tokenizer, trained_tokenizer
 from datamodules.errors import DataError
@@ -17,11 +18,14 @@ from datamodules.serving.collate import Piece
 from datamodules.serving.dataset import DocumentPrompts, Documents
 from datamodules.sources.units import Unit
 from datamodules.storage.shards import Encoder
+from datamodules.transformations.draws import Draw
+from datamodules.transformations.infilling import FillInTheMiddle, Infilling, room
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 DEFAULT_VOCAB_SIZE = 8192
+LEAST_TO_FILL_IN = 32  # tokens of a row, a third of which its markers may take
 
 
 class TextDataModule(PackedDataModule):
@@ -38,6 +42,8 @@ class TextDataModule(PackedDataModule):
         vocab_size: where no tokenizer is named, a byte-level BPE with so many tokens is trained from the text. 8,192
             by default: a small model's embeddings stay small. A small corpus may yield fewer. Excludes `tokenizer`.
         prompt_len: tokens of a document's beginning that `predict` goes on from.
+        fim: rearrange some documents so that the network learns to fill in, at other cuts each epoch; what validates
+            stays from left to right. None: none.
         val_text_column: as `text_column`, for `val_path`. None: `text_column` where it has that, else as without one.
         kwargs: see `PackedDataModule`.
     """
@@ -52,6 +58,7 @@ class TextDataModule(PackedDataModule):
         vocab_size: int | None = None,
         prompt_len: int = 32,
         val_text_column: str | None = None,
+        fim: FillInTheMiddle | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(path, **kwargs)
@@ -60,6 +67,8 @@ class TextDataModule(PackedDataModule):
         self.vocab_size = vocab_size
         self.prompt_len = prompt_len
         self.val_text_column = val_text_column
+        self.fim = fim if fim is not None and fim.rate else None
+        self._infilling: Infilling | None = None
 
     def check_settings(self) -> None:
         """As every DataModule over packed rows, and what only texts have."""
@@ -70,6 +79,8 @@ class TextDataModule(PackedDataModule):
             raise DataError("val_text_column: it is that of val_path, which is not given")
         if self.tokenizer_name is not None and self.vocab_size is not None:
             raise DataError("tokenizer and vocab_size: a named tokenizer has its vocabulary; leave out vocab_size")
+        if self.fim is not None:
+            self.fim.check()
 
     def limits(self) -> dict[str, tuple[int, int]]:
         """With those of a tokenizer that is trained, and of prompts."""
@@ -77,7 +88,8 @@ class TextDataModule(PackedDataModule):
             "vocab_size": (self.vocab_size or DEFAULT_VOCAB_SIZE, SMALLEST_VOCAB),
             "prompt_len": (self.prompt_len, 1),
         }
-        return super().limits() | own
+        limits = super().limits() | own
+        return limits if self.fim is None else limits | {"seq_len": (self.seq_len, LEAST_TO_FILL_IN)}
 
     def source_of(self, path: str) -> TextSource:
         """A path, read at `text_column`."""
@@ -97,10 +109,24 @@ class TextDataModule(PackedDataModule):
         return text_units(source, root, look_again)
 
     def make_tokenizer(self, units: list[Unit], root: Path) -> PreTrainedTokenizerFast:
-        """The one that is named, else one trained from the text."""
+        """The one that is named, else one trained from the text, which gets the markers of `fim`."""
         if self.tokenizer_name is not None:
-            return load_tokenizer(self.tokenizer_name, self.new_tokens)
-        return trained_tokenizer(units, self.vocab_size or DEFAULT_VOCAB_SIZE, root, self.on_bad_record)
+            tokenizer = load_tokenizer(self.tokenizer_name, self.new_tokens)
+        else:
+            tokenizer = trained_tokenizer(units, self.vocab_size or DEFAULT_VOCAB_SIZE, root, self.on_bad_record)
+            if self.fim is not None:
+                tokenizer.add_tokens(self.fim.new_markers.names(), special_tokens=True)
+        if self.fim is not None:
+            self._infilling = Infilling(self.fim, tokenizer, self.seq_len, self.seed)
+        return tokenizer
+
+    def make_draw(self, part: Part) -> Draw | None:
+        """Fills in where training asks for it."""
+        return self._infilling if part == "train" else None
+
+    def room(self) -> tuple[int, int]:
+        """For markers."""
+        return (0, 0) if self.fim is None else room(self.fim)
 
     def make_encoder(self, tokenizer: PreTrainedTokenizerFast) -> Encoder:
         """Each text framed by what begins and what ends a document."""

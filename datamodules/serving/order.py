@@ -56,15 +56,19 @@ class ShuffledOrder:
         num_rows: rows of each source; row ids count through the sources.
         weights: the sources' relative shares; None for every row once an epoch.
         seed: names the order.
+        period: what is added to a row's id each time that it comes again, for rows of which there are many versions.
 
     Raises:
         DataError: a source's weight is too small for a single row of an epoch.
     """
 
-    def __init__(self, num_rows: Sequence[int], weights: Sequence[float] | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, num_rows: Sequence[int], weights: Sequence[float] | None = None, seed: int = 0, period: int = 0
+    ) -> None:
         self.num_rows = np.array(num_rows, np.int64)
         self.epoch_len = int(self.num_rows.sum())
         self.seed = seed
+        self.period = period
         self.counts = self.num_rows if weights is None else _shares(np.array(weights, float), self.epoch_len)
         if weights is not None and not self.counts.all():
             raise DataError(f"sources: a weight of {weights} is too small for even one of {self.epoch_len} rows")
@@ -84,7 +88,7 @@ class ShuffledOrder:
         for source, turn in {*zip(sources.tolist(), rounds.tolist(), strict=True)}:
             now = (sources == source) & (rounds == turn)
             order = permute(places[now], int(self.num_rows[source]), self.seed, turn, source)
-            rows[now] = bases[source] + order
+            rows[now] = bases[source] + order + turn * self.period
         return rows
 
 

@@ -6,12 +6,11 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from datamodules.serving.collate import Piece
-from datamodules.serving.dataset import Documents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -19,6 +18,14 @@ if TYPE_CHECKING:
 GREEN, PLAIN = "\033[32m", "\033[0m"
 OPEN, CLOSE = "⟦", "⟧"  # where a terminal has no colours
 LONGEST_COUNTED = 1 << 20  # tokens; longer documents count as that long in the statistics
+
+
+class SomeDocuments(Protocol):
+    """Documents by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Piece: ...
 
 
 def has_colours() -> bool:
@@ -40,7 +47,7 @@ def marked(document: Piece, tokenizer: PreTrainedTokenizerFast, colours: bool) -
     return "".join(parts)
 
 
-def statistics_in_words(documents: Documents) -> list[str]:
+def statistics_in_words(documents: SomeDocuments) -> list[str]:
     """Lengths, the trained share, and exact duplicates; every token is read once, and none is held."""
     lengths = np.zeros(LONGEST_COUNTED + 1, np.int64)
     hashes = np.empty(len(documents), np.uint64)
@@ -60,7 +67,7 @@ def statistics_in_words(documents: Documents) -> list[str]:
     ]
 
 
-def _all(documents: Documents) -> Iterable[Piece]:
+def _all(documents: SomeDocuments) -> Iterable[Piece]:
     return (documents[number] for number in range(len(documents)))
 
 
@@ -68,7 +75,7 @@ def _hash(ids: np.ndarray) -> int:
     return int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little")
 
 
-def preview(documents: Documents, tokenizer: PreTrainedTokenizerFast, num_records: int) -> Iterator[str]:
+def preview(documents: SomeDocuments, tokenizer: PreTrainedTokenizerFast, num_records: int) -> Iterator[str]:
     """Lines to print: the first documents, then the statistics of all."""
     colours = has_colours()
     for number in range(min(num_records, len(documents))):

@@ -101,7 +101,12 @@ class RowIndex:
 
 
 def pack_rows(
-    shards: Sequence[Shard], selection: Selection, seq_len: int, root: Path, too_long: TooLong = "split"
+    shards: Sequence[Shard],
+    selection: Selection,
+    seq_len: int,
+    root: Path,
+    too_long: TooLong = "split",
+    room: int = 0,
 ) -> RowIndex:
     """The selected documents as packed rows of `seq_len` tokens, from the cache where they are there.
 
@@ -109,8 +114,10 @@ def pack_rows(
         too_long: what becomes of a document longer than a row. `split`: it is cut into full rows and a rest, and every
             token is in exactly one row. `drop`: it is left out. `left` and `right`: its beginning or its end is cut
             off. A piece without a trained token is left out.
+        room: tokens beside each piece that stay free.
     """
-    key = key_of(VERSION, WINDOW, seq_len, too_long, asdict(selection), [shard.name for shard in shards])
+    names = [shard.name for shard in shards]
+    key = key_of(VERSION, WINDOW, seq_len, too_long, asdict(selection), names, *([room] if room else []))
     folder = root / "rows" / key
     if not _is_intact(folder):
         with build_lock(folder.parent, "the packed rows of this data"):
@@ -119,7 +126,7 @@ def pack_rows(
                 say_damaged(folder, "packed rows")
                 shutil.rmtree(folder, ignore_errors=True)
                 with room_on_disk(root), atomic_folder(folder) as temporary:
-                    _write(shards, selection, seq_len, too_long, temporary)
+                    _write(shards, selection, seq_len, too_long, room, temporary)
     return RowIndex(folder)
 
 
@@ -131,7 +138,10 @@ def _is_intact(folder: Path) -> bool:
         return False
 
 
-def _write(shards: Sequence[Shard], selection: Selection, seq_len: int, too_long: TooLong, folder: Path) -> None:
+def _write(
+    shards: Sequence[Shard], selection: Selection, seq_len: int, too_long: TooLong, room: int, folder: Path
+) -> None:
+    longest = seq_len - room
     statistics = dict.fromkeys(STATISTICS, 0)
     num_spans = 0
     paths = [folder / name for name in ("documents", "spans", "rows")]
@@ -149,19 +159,19 @@ def _write(shards: Sequence[Shard], selection: Selection, seq_len: int, too_long
         rests = np.empty(0, SPAN)
         for spans, documents, shard, base in _selected(shards, selection):
             documents_file.write(_whole(spans, documents).tobytes())
-            pieces = _fit(spans, documents["trained"], seq_len, too_long, shard, base)
+            pieces = _fit(spans, documents["trained"], longest, too_long, shard, base)
             statistics["num_documents"] += len(documents)
             statistics["num_document_tokens"] += int(spans["length"].sum())
             statistics["num_trained"] += pieces.num_trained
             statistics["num_bytes"] += int(documents["bytes"].sum())
-            statistics["num_too_long"] += int((spans["length"] > seq_len).sum())
+            statistics["num_too_long"] += int((spans["length"] > longest).sum())
             statistics["num_dropped"] += pieces.num_dropped
             add(pieces.full, np.ones(len(pieces.full), np.int64))
             rests = np.concatenate([rests, pieces.rest])
             while len(rests) >= WINDOW:
-                add(*_packed(rests[:WINDOW], seq_len))
+                add(*_packed(rests[:WINDOW], seq_len, room))
                 rests = rests[WINDOW:]
-        add(*_packed(rests, seq_len))
+        add(*_packed(rests, seq_len, room))
         rows_file.write(np.array([num_spans], "<i8").tobytes())
     sizes = {path.name: path.stat().st_size for path in paths}
     write_json(folder / "facts.json", statistics | {"sizes": sizes})
@@ -249,7 +259,7 @@ def _num_trained(pieces: np.ndarray, shard: Shard, base: int) -> np.ndarray:
     )
 
 
-def _packed(rests: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+def _packed(rests: np.ndarray, seq_len: int, room: int) -> tuple[np.ndarray, np.ndarray]:
     """The spans in the order of the rows they were packed into, and the number of spans of each row."""
-    row_of, num_rows = best_fit(rests["length"], seq_len)
+    row_of, num_rows = best_fit(rests["length"] + room, seq_len)
     return rests[np.argsort(row_of, kind="stable")], np.bincount(row_of, minlength=num_rows)

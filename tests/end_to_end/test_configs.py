@@ -64,7 +64,10 @@ ON_TOP_OF = {"synthetic.yaml": "sft.yaml", "safety.yaml": "sft.yaml", "distill_c
 NEEDS = {"peft/qlora.yaml": "bitsandbytes", "safety.yaml": "lm_eval"} | dict.fromkeys(
     ["compress.yaml", "quickstart/compress.yaml", "quantize.yaml"], "torchao"
 )
-OVERLAYS = {"callbacks": "pretrain.yaml", "logger": "pretrain.yaml", "peft": "sft.yaml", "trainer": "sft.yaml"}
+OVERLAYS = {
+    "callbacks": "pretrain.yaml", "logger": "pretrain.yaml", "objectives": "pretrain.yaml", "peft": "sft.yaml",
+    "trainer": "sft.yaml",
+}  # fmt: skip
 OTHER_MACHINES = [f"trainer/{name}.yaml" for name in ("deepspeed_zero2", "deepspeed_zero3_offload", "tpu", "tpu_xla")]
 OTHER_MACHINES += ["trainer/tensor_parallel.yaml"]  # two devices: tests/distributed
 # Those in sweeps/ are for `wandb sweep`, see test_wandb.py; those in inference/ for `generate`, see test_generate.py.

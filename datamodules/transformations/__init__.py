@@ -1,0 +1,1 @@
+"""What is made of rows as they are served, another thing each time."""
