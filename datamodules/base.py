@@ -17,8 +17,11 @@ from datamodules.cache import cache_root
 from datamodules.contract import BatchKind
 from datamodules.errors import DataError
 from datamodules.records.contamination import TrainingTexts
+from datamodules.serving.collate import SourceCollator
+from datamodules.serving.dataset import NumberedRows
 from datamodules.serving.loader import EvaluationLoader, Order, ResumableLoader
-from datamodules.serving.order import SequentialOrder
+from datamodules.serving.orders.order import SequentialOrder
+from datamodules.serving.orders.schedule import check_weights, is_scheduled
 from datamodules.sources.bad_records import OnBadRecord
 from datamodules.sources.discover import Source, files_in_words, paths_of, sources_to_validate_on
 
@@ -56,6 +59,9 @@ class ResumableDataModule(LightningDataModule):
 
     batch_kind: BatchKind
     default_val_share = 0.01
+    temperature: float | None = None
+    mixes = False
+    """Whether the weights of sources may change while they are read."""
     sources: Sequence[Source] | None = None
     new_tokens: Sequence[str] = ()
     """Control tokens that the network gets and its tokenizer has not; set it before anything is read."""
@@ -161,10 +167,11 @@ class ResumableDataModule(LightningDataModule):
             raise DataError(f"path and sources: give one of them ({given} given)")
         if not (self.path or self.sources):
             raise DataError("path: it names nothing to read")
-        if len({source.weight is None for source in self.train_sources}) > 1:
-            raise DataError("sources: give a weight to all of them or to none")
-        if any(weight <= 0 for weight in self.weights or ()):
-            raise DataError("sources: a weight must be above 0; leave out what is not to be read")
+        check_weights(self.train_sources, self.temperature)
+        if is_scheduled(self.train_sources) and not self.mixes:
+            raise DataError(
+                f"sources: {type(self).__name__} knows neither weight_schedule nor max_epochs; give a weight alone"
+            )
         if self.val_path is not None and self.val_share is not None:
             raise DataError("val_path and val_share: give one of them (both are given)")
         for name, (value, least) in self.limits().items():
@@ -207,8 +214,14 @@ class ResumableDataModule(LightningDataModule):
         Args:
             num_rows: so many of the first ones; None for all.
         """
-        order = SequentialOrder(len(rows) if num_rows is None else num_rows, self.global_batch_size)
-        return self._loader(EvaluationLoader, rows, order, collate)
+        return self._evaluation_loader(rows, collate, [len(rows) if num_rows is None else num_rows])
+
+    def evaluation_loader_by_source(self, rows: NumberedRows, collate: Collate) -> EvaluationLoader:
+        """The same of rows of several sources: each batch of all ranks has those of one, and its `source_number`."""
+        return self._evaluation_loader(rows, SourceCollator(collate, rows.num_rows), rows.num_rows)
+
+    def _evaluation_loader(self, rows: Any, collate: Collate, num_rows: Sequence[int]) -> EvaluationLoader:
+        return self._loader(EvaluationLoader, rows, SequentialOrder(num_rows, self.global_batch_size), collate)
 
     def _loader(self, kind: type, rows: Dataset, order: Order, collate: Collate, **options: Any) -> Any:
         workers = {"num_workers": self.num_workers}

@@ -18,8 +18,10 @@ from datamodules.records.contamination import TrainingTexts
 from datamodules.serving.collate import NumberedCollator, PackedCollator, PromptCollator
 from datamodules.serving.dataset import DocumentPrompts, Documents, NumberedRows, PackedRows
 from datamodules.serving.judging import held_out
-from datamodules.serving.loader import EvaluationLoader, ResumableLoader
-from datamodules.serving.order import ShuffledOrder
+from datamodules.serving.loader import EvaluationLoader, Order, ResumableLoader
+from datamodules.serving.orders.mixture import MixtureOrder
+from datamodules.serving.orders.order import ShuffledOrder
+from datamodules.serving.orders.schedule import is_scheduled, names_of, plan_in_words, scheduled, tempered
 from datamodules.serving.preview import preview
 from datamodules.sources.bad_records import BadRecords
 from datamodules.sources.discover import Source
@@ -48,6 +50,8 @@ class PackedDataModule(ResumableDataModule):
         tokenizer: a hub id, a folder or a `.gguf` file.
         seq_len: T, tokens of a row.
         document_mask: True: documents that share a row do not see each other. False: a row is read as one document.
+        temperature: of sources without weights: 1 gives each a share in proportion to its rows, more makes shares more
+            even. None: every row once an epoch.
         kwargs: see `ResumableDataModule`.
 
     Attributes:
@@ -59,6 +63,7 @@ class PackedDataModule(ResumableDataModule):
     """What else is trained on: nothing of it validates, and what asks a question of validation is left out."""
     added_share = 0.5
     """The share of the rows that come from there, at most; the first ones are taken."""
+    mixes = True
     numbers_rows = False
     """Whether batches bring the numbers of their rows (`row_numbers`), for what is kept of each elsewhere."""
 
@@ -68,9 +73,11 @@ class PackedDataModule(ResumableDataModule):
         tokenizer: str | None = None,
         seq_len: int = 1024,
         document_mask: bool = True,
+        temperature: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(path, tokenizer, **kwargs)
+        self.temperature = temperature
         self.seq_len = seq_len
         self.document_mask = document_mask
         self.statistics: dict[str, dict[str, float]] = {}
@@ -102,7 +109,7 @@ class PackedDataModule(ResumableDataModule):
     def make_rows(self, sources: Packed) -> Any:
         """The rows to read."""
         rows = PackedRows(sources)
-        return NumberedRows(rows) if self.numbers_rows else rows
+        return NumberedRows(rows, rows.num_rows) if self.numbers_rows else rows
 
     def make_draw(self, part: Part) -> Draw | None:
         """What makes another version of a row each time that it is served; None: it stays the same."""
@@ -226,7 +233,7 @@ class PackedDataModule(ResumableDataModule):
         rows, draw = self.make_rows(self._train), self.make_draw("train")
         period = 0 if draw is None else len(rows)
         per_batch = self.global_batch_size
-        order = ShuffledOrder(*self._mixture(rows.num_rows), self.seed, period)
+        order: Order = self._order(rows.num_rows, period)
         if (few := self.rows_to_overfit(len(rows))) is not None:
             order = ShuffledOrder([few], seed=self.seed, period=period)
         if order.epoch_len < per_batch:
@@ -238,6 +245,17 @@ class PackedDataModule(ResumableDataModule):
             self._log_statistics(self.trainer)
         return self.training_loader(drawn(rows, draw), order, self.make_collator())
 
+    def _order(self, num_rows: list[int], period: int) -> ShuffledOrder | MixtureOrder:
+        counts, weights = self._mixture(num_rows)
+        if not is_scheduled(self.train_sources):
+            return ShuffledOrder(counts, weights, self.seed, period)
+        order = scheduled(self.train_sources, counts, self.seq_len, self.seed, period)
+        if self.trainer is not None and (steps := self.trainer.max_steps) > 0:
+            planned = steps * self.trainer.accumulate_grad_batches * self.global_batch_size
+            for line in plan_in_words(order, names_of(self.train_sources), planned):
+                rank_zero_info(f"  {line}")
+        return order
+
     def _mixture(self, num_rows: list[int]) -> tuple[list[int], list[float] | None]:
         """How many rows of each source an epoch draws from, and the sources' weights."""
         weights, num_real = self.weights, len(num_rows) - len(self.added)
@@ -247,6 +265,8 @@ class PackedDataModule(ResumableDataModule):
         for rows in num_rows[num_real:]:
             counts.append(min(rows, room))
             room -= counts[-1]
+        if weights is None and self.temperature is not None:
+            weights = tempered(counts[:num_real], self.temperature)
         if weights is not None:
             weights += [sum(weights) * count / real for count in counts[num_real:]]
         return counts, weights
@@ -261,7 +281,18 @@ class PackedDataModule(ResumableDataModule):
         """The validation rows in a fixed order, equally many batches on each rank (blank rows complete the last)."""
         if not self._val:
             return []
-        return self.evaluation_loader(drawn(self.make_rows(self._val), self.make_draw("val")), self.make_collator())
+        rows = drawn(self.make_rows(self._val), self.make_draw("val"))
+        if not self.val_source_names:
+            return self.evaluation_loader(rows, self.make_collator())
+        numbered = rows if isinstance(rows, NumberedRows) else NumberedRows(rows, PackedRows(self._val).num_rows)
+        return self.evaluation_loader_by_source(numbered, self.make_collator())
+
+    @property
+    def val_source_names(self) -> list[str]:
+        """Of the sources that validate, where several were named as `sources`: each has its own loss, too."""
+        if self.sources is None or len(self._val) < 2:
+            return []
+        return names_of(self.val_sources or self.train_sources)
 
     def predict_dataloader(self) -> EvaluationLoader | list:
         """What to go on from in the validation documents: `prompt_ids`, `attention_mask`."""
@@ -304,6 +335,10 @@ class PackedDataModule(ResumableDataModule):
     def rows_key(self) -> str:
         """Names the rows, their mixture, the seed, and what is made of rows by it."""
         mixture: list[Any] = [self.added_share] if self.added else []
+        if self.temperature is not None:
+            mixture.append(["temperature", self.temperature])
+        if is_scheduled(self.train_sources):
+            mixture.append([[source.weight_schedule, source.max_epochs] for source in self.train_sources])
         draw = self.make_draw("train")
         drawn_by = [] if draw is None else [draw.key()]
         return key_of(self.seed, self.weights, [index.folder.name for index, _ in self._train], *mixture, *drawn_by)

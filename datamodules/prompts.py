@@ -21,9 +21,9 @@ from datamodules.record_data import RecordDataModule
 from datamodules.records.own_keys import unread_in_words
 from datamodules.records.record_source import RecordSource
 from datamodules.records.shapes import PROMPT_SHAPES
-from datamodules.serving.grouped_order import GroupedOrder
 from datamodules.serving.loader import EvaluationLoader, Order, ResumableLoader
-from datamodules.serving.order import ShuffledOrder
+from datamodules.serving.orders.grouped import GroupedOrder
+from datamodules.serving.orders.order import ShuffledOrder
 from datamodules.serving.prompts import PromptBatchCollator, Prompts, split_prompts
 from datamodules.sources.bad_records import BadRecords
 from datamodules.sources.units import Unit

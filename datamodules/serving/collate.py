@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -80,6 +82,20 @@ class NumberedCollator:
         """See `collate`."""
         numbers, plain = zip(*rows, strict=True)
         return self.collate(plain) | {"row_numbers": torch.tensor(numbers)}
+
+
+class SourceCollator:
+    """A batch of numbered rows of one source, with its number, as `source_number`; of blank rows alone, -1."""
+
+    def __init__(self, collate: Callable[[Sequence[Any]], Any], num_rows: Sequence[int]) -> None:
+        self.collate = collate
+        self.ends = list(accumulate(num_rows))
+
+    def __call__(self, rows: Sequence[tuple[int, Row]]) -> Any:
+        """See `collate`, which gets the rows with their numbers where it makes something of them."""
+        last = max(number for number, _ in rows)
+        given = rows if isinstance(self.collate, NumberedCollator) else [row for _, row in rows]
+        return self.collate(given) | {"source_number": bisect_right(self.ends, last) if last >= 0 else -1}
 
 
 @dataclass(frozen=True)

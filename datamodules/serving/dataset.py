@@ -64,14 +64,19 @@ class PackedRows(Dataset[Row]):
 
 
 class NumberedRows(Dataset[tuple[int, Row]]):
-    """Each row behind its number, -1 for a blank one, for what is kept of rows elsewhere."""
+    """Each row behind its number, -1 for a blank one, for what is kept of rows elsewhere.
 
-    def __init__(self, rows: PackedRows) -> None:
+    Args:
+        rows: by number.
+        num_rows: of each source, through which numbers count.
+    """
+
+    def __init__(self, rows: Dataset[Row], num_rows: Sequence[int]) -> None:
         self.rows = rows
-        self.num_rows = rows.num_rows
+        self.num_rows = list(num_rows)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return sum(self.num_rows)
 
     def __getitem__(self, row: int) -> tuple[int, Row]:
         return row, self.rows[row]

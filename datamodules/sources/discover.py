@@ -35,12 +35,17 @@ class Source:
         name: the hub data set's configuration, where it has several.
         split: the split to read, of a hub data set, or of a folder or glob whose files' names tell their splits (see
             `splits_of`). `all` reads every file. By default `train`: what is for validation or testing is left out.
+        weight_schedule: how the weight goes on: points of trained tokens and the weight there, `[[1e9, 1], [2e9, 4]]`.
+            It begins at `weight`, is linear between points, and stays at the last one.
+        max_epochs: how often its rows are trained on at most; then the other sources take this one's share.
     """
 
     path: str
     weight: float | None = None
     name: str | None = None
     split: str = "train"
+    weight_schedule: list[tuple[float, float]] | None = None
+    max_epochs: float | None = None
 
     @cached_property
     def found(self) -> FoundFiles | None:

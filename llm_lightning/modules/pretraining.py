@@ -12,6 +12,7 @@ from llm_lightning.models.generation import check_options
 from llm_lightning.models.heads import language_loss
 from llm_lightning.models.tokens import token_bytes
 from llm_lightning.modules.base import LanguageModule
+from llm_lightning.modules.metrics.sources import SourceLosses
 
 
 class CausalPretraining(LanguageModule):
@@ -35,7 +36,14 @@ class CausalPretraining(LanguageModule):
         self.evaluation: Any = torch.nn.ModuleDict(
             {name: SumMetric().set_dtype(torch.float64) for name in ("nll", "correct", "tokens", "bytes")}
         )
+        self.source_losses = SourceLosses(())
         self._token_bytes: Tensor | None = None
+
+    def setup(self, stage: str) -> None:
+        """Take the sources that validate from the DataModule, too."""
+        super().setup(stage)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        self.source_losses = SourceLosses(getattr(datamodule, "val_source_names", ()))
 
     def check(self, datamodule: LightningDataModule | None = None) -> None:
         """Find a user's mistakes before any long work starts; raises `UserError`."""
@@ -63,6 +71,8 @@ class CausalPretraining(LanguageModule):
         self.evaluation["correct"].update(correct)
         self.evaluation["tokens"].update(self._num_tokens(batch))
         self.evaluation["bytes"].update(self._num_bytes(batch["targets"]))
+        if "source_number" in batch:
+            self.source_losses.update(batch["source_number"], nll, self._num_tokens(batch))
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, str]]:
         """Continue each prompt: `prompt_ids` (B, T), left-padded, with their `attention_mask`."""
@@ -87,11 +97,11 @@ class CausalPretraining(LanguageModule):
         return {f"train/{name}": value for name, value in metrics.items()}
 
     def evaluation_metrics(self, name: str) -> dict[str, float]:
-        """Loss, perplexity, token accuracy and bits per byte of the whole set."""
+        """Loss, perplexity, token accuracy and bits per byte of the whole set, and each source's loss in it."""
         sums = {key: float(metric.compute()) for key, metric in self.evaluation.items()}
         for metric in self.evaluation.values():
             metric.reset()
-        return _language_metrics(sums) if sums["tokens"] else {}
+        return _language_metrics(sums) | self.source_losses.compute() if sums["tokens"] else {}
 
     def _num_tokens(self, batch: dict[str, Any]) -> Tensor:
         return torch.tensor(float(len(batch["targets"])), device=self.device)

@@ -19,7 +19,7 @@ from llm_lightning.models.rewards import prepare_texts, rewards
 from llm_lightning.models.tasks import REWARD
 from llm_lightning.modules.base import LanguageModule
 from llm_lightning.modules.checks import check_shared_prompts, require_pairs
-from llm_lightning.modules.reward_metrics import PreferenceMetrics, Reliability, is_right
+from llm_lightning.modules.metrics.rewards import PreferenceMetrics, Reliability, is_right
 from llm_lightning.objectives.preference import BradleyTerry
 
 

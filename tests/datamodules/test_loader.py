@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import Dataset
 
 from datamodules.serving.loader import EvaluationLoader, ResumableLoader
-from datamodules.serving.order import SequentialOrder, ShuffledOrder
+from datamodules.serving.orders.order import SequentialOrder, ShuffledOrder
 
 
 class Numbers(Dataset):
@@ -110,7 +110,7 @@ def test_fewer_rows_than_a_batch_still_make_one():
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 def test_evaluation_shows_each_row_once_each_time_equally_often_on_each_rank(num_ranks):
-    order = SequentialOrder(13, 4 * num_ranks)
+    order = SequentialOrder([13], 4 * num_ranks)
     loaders = [loader(rank=r, num_ranks=num_ranks, kind=EvaluationLoader, order=order) for r in range(num_ranks)]
     for _ in range(2):
         batches = [list(each) for each in loaders]

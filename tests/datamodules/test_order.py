@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from datamodules.errors import DataError
-from datamodules.serving.order import SequentialOrder, ShuffledOrder, permute
+from datamodules.serving.orders.order import SequentialOrder, ShuffledOrder, permute
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 1000, 4097, 65536])
@@ -59,6 +59,12 @@ def test_a_weight_that_gives_no_row_is_an_error():
 
 
 def test_sequential_order_fills_up_with_blank_rows():
-    order = SequentialOrder(5, multiple=4)
+    order = SequentialOrder([5], multiple=4)
     assert order.epoch_len == 8
     assert order[np.arange(8)].tolist() == [0, 1, 2, 3, 4, -1, -1, -1]
+
+
+def test_sources_are_read_one_after_the_other_each_up_to_a_whole_batch():
+    order = SequentialOrder([3, 0, 4, 2], multiple=2)
+    assert order.epoch_len == 10
+    assert order[np.arange(10)].tolist() == [0, 1, 2, -1, 3, 4, 5, 6, 7, 8]

@@ -265,3 +265,26 @@ def test_a_share_that_copies_exceed_is_said(module, write_jsonl):
     path = write_jsonl(["the same text"] * 40 + ["the other text"] * 40, "copies.jsonl")
     with pytest.warns(UserWarning, match=r"val_share=0\.05: 40 of 80 validate \(50\.0%\)"):
         ready(module(path=path, val_share=0.05))
+
+
+def test_batches_of_validation_have_one_source_each(tmp_path):
+    paths = [tmp_path / f"{name}.jsonl" for name in ("letters", "digits")]
+    for path, word in zip(paths, ("abc ", "123 "), strict=True):
+        path.write_text("".join(json.dumps({"text": word * (20 + i)}) + "\n" for i in range(60)))
+    sources = [TextSource(str(path), weight=1) for path in paths]
+    data = TextDataModule(
+        sources=sources, seq_len=64, batch_size=4, val_share=0.3, vocab_size=300, cache_dir=str(tmp_path)
+    )
+    data.prepare_data()
+    data.setup("fit")
+    assert data.val_source_names == ["letters", "digits"]
+    seen, num_rows = [], 0
+    for batch in data.val_dataloader():
+        text = data.tokenizer.decode(batch["input_ids"][batch["labels"] >= 0])
+        assert ("a" in text, "1" in text) == ((True, False), (False, True))[batch["source_number"]]
+        seen.append(batch["source_number"])
+        num_rows += int((batch["labels"] >= 0).any(dim=1).sum())
+    assert seen == sorted(seen) and set(seen) == {0, 1}
+    assert num_rows == data.statistics["val"]["num_rows"]
+    data.sources = None
+    assert data.val_source_names == []

@@ -9,9 +9,9 @@ import torch
 
 from datamodules import DataError, PromptDataModule
 from datamodules.encoding.tokenizer import train
-from datamodules.serving.grouped_order import BATCHES_A_WINDOW, GroupedOrder
 from datamodules.serving.loader import EvaluationLoader, ResumableLoader
-from datamodules.serving.order import SequentialOrder, ShuffledOrder
+from datamodules.serving.orders.grouped import BATCHES_A_WINDOW, GroupedOrder
+from datamodules.serving.orders.order import SequentialOrder, ShuffledOrder
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"  # noqa: E501
 
@@ -181,7 +181,7 @@ def test_a_folder_s_splits_are_kept_apart(make, plain, tmp_path):
 
 def test_the_last_validation_batch_may_hold_nothing(make, plain):
     module = make([{"prompt": "what"}] * 3, plain, batch_size=2)
-    loader = EvaluationLoader(module._train, SequentialOrder(3, 4), module.make_collator(), 2, rank=1, num_ranks=2)
+    loader = EvaluationLoader(module._train, SequentialOrder([3], 4), module.make_collator(), 2, rank=1, num_ranks=2)
     (batch,) = loader
     assert batch["prompts"] == ["what"]
     empty = module.make_collator()([])

@@ -13,7 +13,7 @@ import numpy as np
 
 from datamodules.cache import key_of
 from datamodules.errors import DataError
-from datamodules.serving.order import permute
+from datamodules.serving.orders.order import permute
 from datamodules.synthetic.candidate import Message
 from datamodules.synthetic.engine import Reply, Request
 from datamodules.synthetic.seeds import Seed, Seeds

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import SumMetric
 
 from llm_lightning.evaluation.statistics import wilson_interval
-from llm_lightning.modules.reward_metrics import is_right
+from llm_lightning.modules.metrics.rewards import is_right
 
 SIDES = ("chosen", "rejected")
 OF_A_SIDE = ("count", "logprob", "moved", "reward", "tokens")

@@ -19,7 +19,7 @@ from llm_lightning.modules import (
     SupervisedFinetuning,
 )
 from llm_lightning.modules.base import LanguageModule
-from llm_lightning.modules.reward_metrics import Reliability
+from llm_lightning.modules.metrics.rewards import Reliability
 from llm_lightning.strategies import FSDP2Strategy
 
 OF_ALL = (

@@ -13,7 +13,7 @@ from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.rewards import prepare_texts
 from llm_lightning.models.tasks import REWARD
 from llm_lightning.modules import RewardModeling
-from llm_lightning.modules.reward_metrics import PreferenceMetrics
+from llm_lightning.modules.metrics.rewards import PreferenceMetrics
 from llm_lightning.modules.schedule import Schedule
 from llm_lightning.objectives.preference import BradleyTerry
 from tests.datamodules.chat_tokenizers import chat_tokenizer

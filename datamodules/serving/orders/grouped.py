@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from datamodules.serving.loader import Order
-from datamodules.serving.order import permute
+from datamodules.serving.orders.order import permute
 
 BATCHES_A_WINDOW = 16
 """Within so many batches rows change places: enough that a batch's lengths are alike, and still well mixed."""

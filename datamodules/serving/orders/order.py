@@ -93,18 +93,22 @@ class ShuffledOrder:
 
 
 class SequentialOrder:
-    """Every row once, in order, then blank rows (-1) up to a multiple of `multiple`.
+    """Every row once, source by source, in order, then blank rows (-1) up to a multiple of `multiple` for each source.
 
     Blank rows let all ranks validate on equally many batches of equal shape, each real row counted once.
     """
 
-    def __init__(self, num_rows: int, multiple: int) -> None:
-        self.num_rows = num_rows
-        self.epoch_len = -(-num_rows // multiple) * multiple
+    def __init__(self, num_rows: Sequence[int], multiple: int) -> None:
+        self.num_rows = np.array(num_rows, np.int64)
+        self._ends = np.cumsum(-(-self.num_rows // multiple) * multiple)
+        self.epoch_len = int(self._ends[-1])
 
     def __getitem__(self, samples: np.ndarray) -> np.ndarray:
         """(N,) int64 row ids for (N,) int64 sample indices."""
-        return np.where(samples < self.num_rows, samples, -1)
+        sources = np.minimum(np.searchsorted(self._ends, samples, side="right"), len(self._ends) - 1)
+        within = samples - np.concatenate([[0], self._ends])[sources]
+        bases = np.cumsum(self.num_rows) - self.num_rows
+        return np.where(within < self.num_rows[sources], bases[sources] + within, -1)
 
 
 def _shares(weights: np.ndarray, total: int) -> np.ndarray:

@@ -1,0 +1,138 @@
+"""A mixture of sources whose shares change while it is read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from datamodules.errors import DataError
+from datamodules.serving.orders.order import permute
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""2^64 over the golden ratio: its multiples fall more evenly than those of any other number (Weyl's sequence)."""
+BLOCK = 1 << 14
+"""Samples that are chosen at once."""
+
+
+class Share(NamedTuple):
+    """A source's part in a mixture.
+
+    Args:
+        num_rows: the rows it has.
+        weight: (P, 2) points of a sample index and the weight there; between them it is linear.
+        most: samples it may give in all; None for any number, its rows again and again.
+    """
+
+    num_rows: int
+    weight: np.ndarray
+    most: int | None = None
+
+
+class MixtureOrder:
+    """An endless stream over several sources, each with the share that its weight has at that moment.
+
+    The source of a sample is where a multiple of the golden ratio falls among the shares: a function of the index, the
+    seed and the weights alone, and in any thousand samples within about 1 % of what the weights say. A source walks
+    through its own rows, each once before any comes again, each time in another order. What was used up leaves its
+    share to the others.
+
+    How many samples of each source came before is counted block by block, some seven million a second, once a start.
+
+    Args:
+        shares: of the sources; row ids count through them.
+        seed: names the order.
+        period: what is added to a row's id each time that it comes again; see `ShuffledOrder`.
+    """
+
+    def __init__(self, shares: Sequence[Share], seed: int = 0, period: int = 0) -> None:
+        self.shares = list(shares)
+        self.period = period
+        self.num_rows = np.array([share.num_rows for share in shares], np.int64)
+        self.epoch_len = int(self.num_rows.sum())
+        self.seed = seed
+        digest = hashlib.blake2b(repr(("mixture", seed)).encode(), digest_size=8).digest()
+        self._offset = np.uint64(int.from_bytes(digest, "little"))
+        endless = np.iinfo(np.int64).max
+        self._most = np.array([endless if share.most is None else share.most for share in shares], np.int64)
+        self._before = [np.zeros(len(shares), np.int64)]
+        self._newest = lru_cache(maxsize=4)(self._block)
+
+    def __getitem__(self, samples: np.ndarray) -> np.ndarray:
+        """(N,) int64 row ids for (N,) int64 global sample indices, which go on without end.
+
+        Raises:
+            DataError: all sources are used up.
+        """
+        rows = np.empty(len(samples), np.int64)
+        blocks, within = np.divmod(samples, BLOCK)
+        bases = np.cumsum(self.num_rows) - self.num_rows
+        for block in np.unique(blocks):
+            here = blocks == block
+            sources, steps = (column[within[here]] for column in self._newest(int(block)))
+            self._check(sources, samples[here])
+            rounds, places = np.divmod(steps, self.num_rows[sources])
+            found = np.empty(len(sources), np.int64)
+            for source, turn in {*zip(sources.tolist(), rounds.tolist(), strict=True)}:
+                now = (sources == source) & (rounds == turn)
+                order = permute(places[now], int(self.num_rows[source]), self.seed, turn, source)
+                found[now] = bases[source] + order + turn * self.period
+            rows[here] = found
+        return rows
+
+    def counts(self, num_samples: int) -> np.ndarray:
+        """(S,) int64: how many of the first samples come from each source."""
+        block, within = divmod(num_samples, BLOCK)
+        counts = self._counts_before(block)
+        if within:
+            sources = self._newest(block)[0][:within]
+            self._check(sources, block * BLOCK + np.arange(within))
+            counts = counts + np.bincount(sources, minlength=len(self.shares))
+        return counts
+
+    def _check(self, sources: np.ndarray, samples: np.ndarray) -> None:
+        if (sources < 0).any():
+            first = int(samples[sources < 0].min())
+            raise DataError(
+                f"sources: at row {first:,} of the run every source is used up (max_epochs) or has the weight 0; raise "
+                "one, or train on fewer tokens"
+            )
+
+    def _counts_before(self, block: int) -> np.ndarray:
+        while len(self._before) <= block:
+            last = len(self._before) - 1
+            chosen = self._choose(last)
+            self._check(chosen, last * BLOCK + np.arange(BLOCK))
+            self._before.append(self._before[last] + np.bincount(chosen, minlength=len(self.shares)))
+        return self._before[block]
+
+    def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """(BLOCK,) the source of each sample of a block, and how many samples of that source came before it."""
+        before = self._counts_before(block)
+        sources = self._choose(block)
+        steps = np.empty(BLOCK, np.int64)
+        for source, count in enumerate(before):
+            places = np.flatnonzero(sources == source)
+            steps[places] = count + np.arange(len(places))
+        return sources, steps
+
+    def _choose(self, block: int) -> np.ndarray:
+        """(BLOCK,) the source of each sample; -1 from where every source is used up or has the weight 0."""
+        samples = block * BLOCK + np.arange(BLOCK)
+        with np.errstate(over="ignore"):
+            places = ((samples.astype(np.uint64) * GOLDEN + self._offset) >> np.uint64(32)) * 2.0**-32
+        weights = np.stack([np.interp(samples, *share.weight.T) for share in self.shares], axis=1)
+        left = (self._most - self._counts_before(block)).tolist()
+        sources, start = np.empty(BLOCK, np.int64), 0
+        while start < BLOCK:
+            ends = np.cumsum(weights[start:], axis=1)
+            sources[start:] = (places[start:, None] * ends[:, -1:] >= ends[:, :-1]).sum(axis=1)
+            sources[start:][ends[:, -1] == 0] = -1
+            beyond = [np.flatnonzero(sources == source)[count:] for source, count in enumerate(left)]
+            start = min((int(places[0]) for places in beyond if len(places)), default=BLOCK)
+            if start < BLOCK:
+                weights[start:, sources[start]] = 0.0
+        return sources
