@@ -16,6 +16,23 @@ from llm_lightning_safety.files import read_text, write_text
 ENVIRONMENTS = {
     # Its builder reads the network by transformers; the versions that we run on.
     "onnx-genai": ["torch==2.13.0", "transformers==5.23.0", "onnxruntime-genai==0.18.0", "onnx-ir==1.1.0"],
+    # Optimum's ONNX refuses transformers 5.
+    "onnx-optimum": [
+        "torch==2.13.0",
+        "transformers==4.57.6",
+        "optimum==2.1.0",
+        "optimum-onnx==0.1.0",
+        "onnx==1.23.2",
+        "onnxruntime==1.32.0",
+    ],
+    # A Triton server for CPUs, with what the models that it serves import.
+    "triton": [
+        "torch==2.13.0",
+        "transformers==5.23.0",
+        "nvidia-pytriton==0.7.0",
+        "tritonclient==2.73.0",
+        "numpy==1.26.4",
+    ],
     # llama.cpp itself, built for CPUs.
     "llama.cpp": ["xllamacpp==2026.10.11549", "numpy==2.4.6"],
 }

@@ -105,6 +105,7 @@ def export(
     Raises:
         UserError: the model or a setting does not fit, before anything is written.
     """
+    output = output.expanduser().absolute()  # what asks it runs in another folder
     source, text = read_source(path), proof.read_text()
     if proof.text_tokens < 2:
         raise UserError(f"--text_tokens {proof.text_tokens} must be at least 2.")

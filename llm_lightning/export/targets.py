@@ -9,9 +9,11 @@ from llm_lightning.errors import UserError
 from llm_lightning.export.gguf.target import Gguf
 from llm_lightning.export.merged import Merged
 from llm_lightning.export.onnx_genai import OnnxGenai
+from llm_lightning.export.onnx_optimum import OnnxOptimum
 from llm_lightning.export.proof.asking import OtherEngine
 from llm_lightning.export.proof.limits import Limits
 from llm_lightning.export.source import Source
+from llm_lightning.export.triton.target import Triton
 
 
 class Target(Protocol):
@@ -47,7 +49,13 @@ class Target(Protocol):
         """The interpreter that has the engine; raises `UserError` where it is not installed."""
 
 
-TARGETS: Mapping[str, Target] = {"merged": Merged(), "gguf": Gguf(), "onnx-genai": OnnxGenai()}
+TARGETS: Mapping[str, Target] = {
+    "merged": Merged(),
+    "gguf": Gguf(),
+    "onnx-genai": OnnxGenai(),
+    "onnx-optimum": OnnxOptimum(),
+    "triton": Triton(),
+}
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ from transformers.utils import logging
 class Model:
     """Network and tokenizer; the network computes in float32, whatever type its weights have."""
 
-    def __init__(self, path: Path, base: str | None, is_reward_model: bool) -> None:
-        self.tokenizer, network = load(path, base, is_reward_model)
-        self.network = network.eval()
+    def __init__(self, tokenizer: Any, network: Any) -> None:
+        self.tokenizer, self.network = tokenizer, network
         config = network.config
         self.num_positions = getattr(config, "max_position_embeddings", None) or 2**30
         ends = getattr(getattr(network, "generation_config", None), "eos_token_id", None)
@@ -100,8 +99,9 @@ def run(questions: dict[str, Any], folder: Path) -> None:
     """Answer about what lies at `path`."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    kind = Rewards if questions["is_reward_model"] else Writer
-    answer(kind(Path(questions["path"]), questions["base"], questions["is_reward_model"]), questions, folder)
+    scores = questions["is_reward_model"]
+    tokenizer, network = load(Path(questions["path"]), questions["base"], scores)
+    answer((Rewards if scores else Writer)(tokenizer, network.eval()), questions, folder)
 
 
 if __name__ == "__main__":

@@ -33,5 +33,7 @@ class Limits:
 EXACT = Limits(max_kl=1e-6, max_perplexity_increase=1e-4, max_reward_difference=1e-3)
 HALF = Limits(max_kl=0.005, max_perplexity_increase=0.01, max_reward_difference=0.1)
 EIGHT_BITS = Limits(max_kl=0.02, max_perplexity_increase=0.02, max_reward_difference=0.25)
+# Activations in eight bits, one scale for all of a text, cost a network with outliers far more than its weights do.
+EIGHT_BIT_ACTIVATIONS = Limits(max_kl=0.1, max_perplexity_increase=0.05, max_reward_difference=0.5)
 # Four bits cost small models more than their users expect: that is refused until they say otherwise.
 FOUR_BITS = Limits(max_kl=0.5, max_perplexity_increase=0.2, max_reward_difference=1.0)

@@ -1,18 +1,24 @@
 """Environments of their own, and what runs in them: `pytest -m slow tests/llm_lightning/export` once they are made."""
 
 import json
+import shutil
 import subprocess
 import zipfile
 
 import pytest
+from transformers import LlamaConfig
 
 from llm_lightning.commands.export import run
 from llm_lightning.errors import UserError
 from llm_lightning.export import environments
 from llm_lightning.export.environments import ENVIRONMENTS, folder_of, is_made, python_of
 from llm_lightning.export.onnx_genai import OnnxGenai
+from llm_lightning.export.onnx_optimum import older_config, write_older
 from llm_lightning.export.proof.asking import last_error
+from llm_lightning.export.source import read_source
 from llm_lightning.export.targets import TARGETS
+from llm_lightning.models.tasks import REWARD
+from tests.llm_lightning.export.conftest import SIZES, save
 from tests.llm_lightning.export.test_export import left_in
 
 
@@ -108,3 +114,63 @@ def test_llama_cpp_itself_answers_as_the_network(models, tmp_path, name):
     manifest = json.loads((tmp_path / "out" / "gguf-f32" / "export_manifest.json").read_text())
     found = manifest["others"]["llama.cpp"]
     assert found["kl"] < 1e-3 and found["same_ids"] == found["num_texts"] and found["same_chats"] == 4
+
+
+def proven(model, output, *exports):
+    assert run([str(model), "--output", str(output), "--text_tokens", "600", "--to", *exports]) == 0
+    places = [output / export.replace(":", "-") / "export_manifest.json" for export in exports]
+    return [json.loads(place.read_text())["comparison"] for place in places]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_made("onnx-optimum"), reason="llm-lightning export --make onnx-optimum")
+def test_optimum_answers_as_the_network_and_in_8_bits_nearly(models, tmp_path):
+    whole, bits = proven(models("llama"), tmp_path / "out", "onnx-optimum:fp32", "onnx-optimum:int8")
+    assert whole["kl"] < 1e-8 and whole["same_written"] == whole["num_written"] == 192 and whole["same_chats"] == 4
+    assert bits["kl"] > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_made("onnx-optimum"), reason="llm-lightning export --make onnx-optimum")
+def test_optimum_reads_the_rotary_settings_that_newer_transformers_write(models, tmp_path):
+    for name in ("mistral", "qwen2"):
+        (found,) = proven(models(name), tmp_path / name, "onnx-optimum:fp32")
+        assert found["kl"] < 1e-8 and found["same_ids"] == found["num_texts"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["onnx-optimum", "triton"])
+def test_a_reward_model_keeps_its_rewards_elsewhere(tmp_path, target):
+    if not is_made(target):
+        pytest.skip(f"llm-lightning export --make {target}")
+    folder = save(tmp_path / "reward", LlamaConfig(**SIZES), REWARD)
+    (found,) = proven(folder, tmp_path / "out", f"{target}:{TARGETS[target].default(read_source(folder))}")
+    assert found["max_difference"] < 1e-3 and found["same_ids"] == found["num_texts"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_made("triton"), reason="llm-lightning export --make triton")
+def test_triton_answers_as_the_network(models, tmp_path):
+    whole, half = proven(models("qwen3"), tmp_path / "out", "triton:float32", "triton:bfloat16")
+    assert whole["kl"] < 1e-9 and whole["same_written"] == whole["num_written"] == 192 and whole["same_chats"] == 4
+    assert half["kl"] > 0
+
+
+def test_older_transformers_are_told_what_newer_ones_wrote():
+    older = older_config({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "hidden_size": 8})
+    assert (older["rope_theta"], older["rope_scaling"], older["hidden_size"]) == (5e5, None, 8)
+    scaled = {"rope_type": "linear", "factor": 2.0}
+    assert older_config({"rope_parameters": {**scaled, "rope_theta": 1e4}})["rope_scaling"] == scaled
+    with pytest.raises(UserError, match="Take --to merged"):
+        older_config({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}})
+
+
+def test_older_transformers_can_read_the_tokenizer_files(models, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(models("llama"), folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"extra_special_tokens": ["<x>"]}))
+    write_older(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert settings["additional_special_tokens"] == ["<x>"] and "extra_special_tokens" not in settings

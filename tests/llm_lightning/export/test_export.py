@@ -62,6 +62,13 @@ def test_an_adapter_is_merged_and_proven_against_itself_on_its_base(adapter, tmp
     assert "--overwrite" in capsys.readouterr().err
 
 
+def test_folders_are_those_of_where_the_command_is_given(models, tmp_path, monkeypatch):
+    shutil.copytree(models("llama"), tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    assert exported("model", "out", "merged") == 0
+    assert left_in(tmp_path / "out") == ["merged-float32"]
+
+
 def test_a_refused_export_leaves_nothing_and_the_others_stay(models, tmp_path, capsys, monkeypatch, ask_here):
     monkeypatch.setattr(exporting, "ask", ask_here)
     output = tmp_path / "out"
