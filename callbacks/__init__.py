@@ -20,6 +20,7 @@ from callbacks.monitoring.summary import RunSummary
 from callbacks.monitoring.throughput import Throughput
 from callbacks.pruning import Pruning
 from callbacks.quantization import Quantization
+from callbacks.regularization import NEFTune, StochasticDepth
 from callbacks.safety import SafetyGate
 from callbacks.stopping.conditions import Budget, Divergence, NoImprovement, NotFinite, StopCondition, Target
 from callbacks.stopping.graceful_stop import GracefulStop
@@ -39,6 +40,7 @@ __all__ = [
     "GracefulStop",
     "Heartbeat",
     "ModelFolder",
+    "NEFTune",
     "NoImprovement",
     "NotFinite",
     "Predictions",
@@ -51,6 +53,7 @@ __all__ = [
     "RunSummary",
     "SafetyGate",
     "Samples",
+    "StochasticDepth",
     "StopCondition",
     "StopWhen",
     "Target",

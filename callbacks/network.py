@@ -24,6 +24,13 @@ def base_layer(layer: Any) -> Any:
     return getattr(layer, "base_layer", layer)
 
 
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """The network's blocks, first to last; of several stacks, those of the largest. Empty where none is found."""
+    stacks = [stack for stack in network.modules() if isinstance(stack, nn.ModuleList)]
+    alike = [stack for stack in stacks if len({type(block) for block in stack}) == 1]
+    return list(max(alike, key=lambda stack: sum(weight.numel() for weight in stack.parameters()), default=[]))
+
+
 def is_sharded(network: nn.Module) -> bool:
     """Whether ranks hold different parts of the weights (FSDP2 and tensor parallelism, or DeepSpeed's ZeRO 3)."""
     return any(isinstance(weight, DTensor) or is_zero_3(weight) for weight in network.parameters())

@@ -132,13 +132,15 @@ def _accepts_use_cache(kind: Any) -> bool:
 
 
 @with_head
-def language_loss(model: nn.Module, batch: Mapping[str, Any], z_loss: float = 0.0) -> TokenLoss:
+def language_loss(
+    model: nn.Module, batch: Mapping[str, Any], z_loss: float = 0.0, label_smoothing: float = 0.0
+) -> TokenLoss:
     """Summed next-token loss of a prepared batch.
 
     Args:
         model: as in `hidden_states`.
         batch: from `prepare_batch`.
-        z_loss: see `linear_cross_entropy`.
+        z_loss, label_smoothing: see `linear_cross_entropy`.
 
     Returns:
         Its `loss` has an adapter's own penalty in it, and a mixture's `balance`.
@@ -149,11 +151,12 @@ def language_loss(model: nn.Module, batch: Mapping[str, Any], z_loss: float = 0.
     states = hidden_states(model, batch, routing).flatten(0, 1).index_select(0, batch["target_positions"])
     penalty = orthogonality(model) * len(targets)
     head, scaling = output_head(network), head_scaling(network)
+    penalties = {"z_loss": z_loss, "label_smoothing": label_smoothing}
     if type(head) is nn.Linear and head.bias is None and not is_zero3(head.weight):
-        sums = linear_cross_entropy(states, head.weight, targets, z_loss=z_loss, scaling=scaling)
+        sums = linear_cross_entropy(states, head.weight, targets, **penalties, scaling=scaling)
     else:
         vocab_size = network.config.get_text_config(decoder=True).vocab_size
-        sums = head_cross_entropy(states, lambda x: scaling(head(x)), targets, vocab_size, z_loss=z_loss)
+        sums = head_cross_entropy(states, lambda x: scaling(head(x)), targets, vocab_size, **penalties)
     if routing is None:
         return sums._replace(loss=sums.loss + penalty)
     balance = routing.loss() * len(targets)

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torchmetrics import SumMetric
 
+from llm_lightning.errors import UserError
 from llm_lightning.models.generation import check_options
 from llm_lightning.models.heads import language_loss
 from llm_lightning.models.tokens import token_bytes
@@ -20,6 +21,8 @@ class CausalPretraining(LanguageModule):
 
     Args:
         z_loss: factor on log(Z)^2, against drifting logits (PaLM, arXiv:2204.02311, uses 1e-4).
+        label_smoothing: share of each target that is spread over the whole vocabulary (arXiv:1512.00567); metrics and
+            validation are without.
         generation: options of `model.generate` for `predict`; by default 64 tokens, each the most likely one.
         kwargs: see `LanguageModule`.
     """
@@ -27,10 +30,16 @@ class CausalPretraining(LanguageModule):
     batch_kind = "texts"
 
     def __init__(
-        self, *args: Any, z_loss: float = 0.0, generation: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        z_loss: float = 0.0,
+        label_smoothing: float = 0.0,
+        generation: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.z_loss = z_loss
+        self.label_smoothing = label_smoothing
         self.generation = {"max_new_tokens": 64, "do_sample": False} | (generation or {})
         # Sums in float64: a validation set has more tokens than float32 has integers.
         self.evaluation: Any = torch.nn.ModuleDict(
@@ -49,10 +58,12 @@ class CausalPretraining(LanguageModule):
         """Find a user's mistakes before any long work starts; raises `UserError`."""
         super().check(datamodule)
         check_options(self.generation)
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"model.label_smoothing={self.label_smoothing} must be at least 0 and below 1.")
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Summed loss over the micro-batch's trained tokens; see `LanguageModule` for its divisor."""
-        loss, nll, correct, balance = language_loss(self.model, batch, self.z_loss)
+        loss, nll, correct, balance = language_loss(self.model, batch, self.z_loss, self.label_smoothing)
         sums = {} if balance is None else {"balance": balance}
         self.step.collect(
             loss=loss,

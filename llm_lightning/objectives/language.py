@@ -58,7 +58,7 @@ class TokenLoss(NamedTuple):
     """Sums over the trained tokens.
 
     Args:
-        loss: scalar to back-propagate once, z-loss included.
+        loss: scalar to back-propagate once, z-loss and smoothing included.
         nll: scalar, the plain negative log-likelihood in nats, without gradient.
         correct: scalar, how many tokens the network would have chosen itself, without gradient. Of equal logits, which
             are not rare in bfloat16, it chooses the first.
@@ -91,7 +91,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, trained_weight: Tensor, targets: Tensor, z_loss: float, scaling: HeadScaling
+        ctx: Any,
+        hidden: Tensor,
+        trained_weight: Tensor,
+        targets: Tensor,
+        z_loss: float,
+        label_smoothing: float,
+        scaling: HeadScaling,
     ) -> tuple[Tensor, Tensor, Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         count, weight = len(hidden), trained_weight.to(hidden.dtype)
@@ -104,12 +110,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         step = chunk_length(len(weight), hidden.device)
         for start in range(0, len(hidden), step):
             h, y = hidden[start : start + step], targets[start : start + step]
-            losses, is_right, lse, grad = _chunk(h, weight, y, z_loss, scaling)
+            losses, is_right, lse, smoothing, grad = _chunk(h, weight, y, z_loss, label_smoothing, scaling)
             own = slice(0, count - start)  # padding has no loss; its states are zero, so it moves no weight
             nll += losses[own].sum()
             correct += is_right[own].sum()
             if z_loss:
                 penalty += z_loss * lse[own].square().sum()
+            if smoothing is not None:
+                penalty += smoothing[own].sum()
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[start : start + step])
             if grad_weight is not None:
@@ -122,28 +130,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        return *ready_gradients(ctx, grad_loss), *(None,) * 3
+        return *ready_gradients(ctx, grad_loss), *(None,) * 4
 
 
 def _chunk(
-    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, scaling: HeadScaling
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One chunk: losses (N,), whether each token is guessed right (N,), log-sum-exps (N,), and d(loss) / d(head output)
-    (N, V), written over its logits.
+    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, label_smoothing: float, scaling: HeadScaling
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+    """One chunk: losses (N,), whether each token is guessed right (N,), log-sum-exps (N,), what smoothing adds to the
+    losses (N,), and d(loss) / d(head output) (N, V), written over its logits.
     """
     logits = scaling(hidden @ weight.t()).float()
     slope = scaling.slope(logits)
     target_logits = logits.gather(1, targets[:, None]).squeeze(1)
+    smoothing = label_smoothing * (target_logits - logits.mean(dim=-1)) if label_smoothing else None
     highest, choice = highest_logits(logits)
     is_right = choice.squeeze(1) == targets
     exps = logits.sub_(highest).exp_()
     sums = exps.sum(dim=-1)
     lse = highest.squeeze(1) + sums.log()
     grad = exps.mul_(((1 + 2 * z_loss * lse) / sums)[:, None])
-    grad[torch.arange(len(targets), device=targets.device), targets] -= 1
+    if label_smoothing:
+        grad -= label_smoothing / len(weight)
+    grad[torch.arange(len(targets), device=targets.device), targets] -= 1 - label_smoothing
     if scaling != HeadScaling():
         grad *= slope
-    return lse - target_logits, is_right, lse, grad.to(hidden.dtype)
+    return lse - target_logits, is_right, lse, smoothing, grad.to(hidden.dtype)
 
 
 def linear_cross_entropy(
@@ -152,6 +163,7 @@ def linear_cross_entropy(
     targets: Tensor,
     *,
     z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
     scaling: HeadScaling = HeadScaling(),
 ) -> TokenLoss:
     """Summed next-token loss of a bias-free linear head, with one chunk of logits in memory at a time.
@@ -161,15 +173,22 @@ def linear_cross_entropy(
         weight: (V, H), the head's weight.
         targets: (N,) token ids; every one counts (select trained positions first: `next_token_targets`).
         z_loss: factor on log(Z)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311, uses 1e-4).
+        label_smoothing: share of each target that is spread over the whole vocabulary (arXiv:1512.00567).
         scaling: what the architecture does to its logits.
     """
     if torch.is_autocast_enabled(hidden_states.device.type):
         hidden_states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
-    return TokenLoss(*_LinearCrossEntropy.apply(hidden_states, weight, targets, z_loss, scaling))
+    return TokenLoss(*_LinearCrossEntropy.apply(hidden_states, weight, targets, z_loss, label_smoothing, scaling))
 
 
 def head_cross_entropy(
-    hidden_states: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, vocab_size: int, *, z_loss: float = 0.0
+    hidden_states: Tensor,
+    head: Callable[[Tensor], Tensor],
+    targets: Tensor,
+    vocab_size: int,
+    *,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> TokenLoss:
     """The same for any head (with a bias, an adapter, quantized): chunks are recomputed in the backward pass.
 
@@ -178,14 +197,16 @@ def head_cross_entropy(
         head: maps (n, H) to logits (n, V), with all that the architecture does to them.
         targets: (N,) token ids.
         vocab_size: V, for the size of a chunk.
-        z_loss: as in `linear_cross_entropy`.
+        z_loss, label_smoothing: as in `linear_cross_entropy`.
     """
 
     def chunk_loss(h: Tensor, y: Tensor) -> TokenLoss:
         with own_casts(h.device):
             logits = head(h).float()
         nll = F.cross_entropy(logits, y, reduction="sum")
-        loss = nll + z_loss * logits.logsumexp(dim=-1).square().sum() if z_loss else nll
+        loss = F.cross_entropy(logits, y, reduction="sum", label_smoothing=label_smoothing) if label_smoothing else nll
+        if z_loss:
+            loss = loss + z_loss * logits.logsumexp(dim=-1).square().sum()
         return TokenLoss(loss, nll.detach(), (highest_logits(logits)[1].squeeze(1) == y).sum())
 
     loss = hidden_states.sum() * 0.0

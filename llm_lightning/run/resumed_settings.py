@@ -23,7 +23,8 @@ TABLE: Mapping[On, tuple[str, ...]] = {
     On.EFFECT: (
         "model.backbone.dropout", "model.backbone.attention",
         "model.optimizer.lr", "model.optimizer.weight_decay", "model.optimizer.betas", "model.optimizer.eps",
-        "model.schedule.*", "model.max_skipped_steps", "model.z_loss", "model.generation", "model.generation.*",
+        "model.schedule.*", "model.max_skipped_steps", "model.z_loss", "model.label_smoothing",
+        "model.generation", "model.generation.*",
         "model.objective.*", "model.displacement", "model.displacement.*", "model.weights",
         "model.teacher", "model.teacher.*", "model.teacher_logprobs", "model.top_k", "model.context",
         "model.on_policy_share", "model.sampling.*",

@@ -21,7 +21,7 @@ AROUND = 40
 """Characters that are shown of two templates where they begin to differ."""
 
 
-def check_objective(objective: DistillationLoss, z_loss: float) -> None:
+def check_objective(objective: DistillationLoss, z_loss: float, label_smoothing: float) -> None:
     """Raise `UserError` for settings outside of their range, or without an effect."""
     if objective.temperature <= 0:
         raise UserError(f"model.objective.temperature={objective.temperature} must be above 0.")
@@ -36,6 +36,10 @@ def check_objective(objective: DistillationLoss, z_loss: float) -> None:
         raise UserError(f"model.objective.beta has no effect on kind={objective.kind}, only on jensen_shannon.")
     if z_loss:
         raise UserError(f"model.z_loss={z_loss} is for training without a teacher, whose logits do not drift.")
+    if label_smoothing:
+        raise UserError(
+            f"model.label_smoothing={label_smoothing} is for training without a teacher, whose distribution is smooth."
+        )
 
 
 def check_weights(weights: Sequence[float] | None, num_teachers: int) -> None:

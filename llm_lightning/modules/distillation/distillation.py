@@ -119,7 +119,7 @@ class Distillation(SupervisedFinetuning):
     def check(self, datamodule: LightningDataModule | None = None) -> None:
         """Find a user's mistakes before any long work starts; raises `UserError`."""
         super().check(datamodule)
-        check_objective(self.objective, self.z_loss)
+        check_objective(self.objective, self.z_loss, self.label_smoothing)
         check_weights(self.teacher_weights, len(self.teachers))
         if self.endpoint is not None:
             check_endpoint(self.endpoint, self.teachers, self.teacher_logprobs, self.objective)

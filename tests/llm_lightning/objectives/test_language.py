@@ -30,26 +30,28 @@ def inputs(dtype=torch.float64):
     return hidden, weight, torch.randint(V, (N,), generator=g)
 
 
-def reference(hidden, weight, targets, z_loss=0.0, scaling=HeadScaling()):  # noqa: B008 (frozen)
+def reference(hidden, weight, targets, z_loss=0.0, scaling=HeadScaling(), smoothing=0.0):  # noqa: B008 (frozen)
     logits = hidden @ weight.t() * scaling.scale
     if scaling.softcap:
         logits = scaling.softcap * torch.tanh(logits / scaling.softcap)
     nll = F.cross_entropy(logits, targets, reduction="sum")
-    return nll + z_loss * logits.logsumexp(-1).square().sum(), nll
+    spread = -logits.log_softmax(-1).mean(dim=-1).sum()
+    return (1 - smoothing) * nll + smoothing * spread + z_loss * logits.logsumexp(-1).square().sum(), nll
 
 
-@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+@pytest.mark.parametrize(("z_loss", "smoothing"), [(0.0, 0.0), (1e-2, 0.0), (0.0, 0.1), (1e-2, 0.3)])
 @pytest.mark.parametrize("scaling", [HeadScaling(), HeadScaling(0.3), HeadScaling(1.0, 5.0), HeadScaling(0.5, 3.0)])
 @pytest.mark.parametrize("form", ["linear", "head"])
-def test_loss_and_gradients_equal_the_plain_formula(form, scaling, z_loss):
+def test_loss_and_gradients_equal_the_plain_formula(form, scaling, z_loss, smoothing):
     hidden, weight, targets = inputs()
+    penalties = {"z_loss": z_loss, "label_smoothing": smoothing}
     if form == "linear":
-        sums = linear_cross_entropy(hidden, weight, targets, z_loss=z_loss, scaling=scaling)
+        sums = linear_cross_entropy(hidden, weight, targets, **penalties, scaling=scaling)
     else:
-        sums = head_cross_entropy(hidden, lambda h: scaling(h @ weight.t()), targets, V, z_loss=z_loss)
+        sums = head_cross_entropy(hidden, lambda h: scaling(h @ weight.t()), targets, V, **penalties)
     loss, nll, correct = sums.loss, sums.nll, sums.correct
     ours = torch.autograd.grad(loss / 3, (hidden, weight))
-    expected, expected_nll = reference(hidden, weight, targets, z_loss, scaling)
+    expected, expected_nll = reference(hidden, weight, targets, z_loss, scaling, smoothing)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(nll.double(), expected_nll, rtol=1e-6, atol=1e-6)
     assert correct == ((hidden @ weight.t()).argmax(-1) == targets).sum()

@@ -1,0 +1,6 @@
+"""Noise that keeps a network from learning its data by heart."""
+
+from callbacks.regularization.neftune import NEFTune
+from callbacks.regularization.stochastic_depth import StochasticDepth
+
+__all__ = ["NEFTune", "StochasticDepth"]
