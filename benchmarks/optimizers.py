@@ -3,7 +3,8 @@
     python benchmarks/optimizers.py --folder optimizers learning
     python benchmarks/optimizers.py --folder optimizers speed
 
-`learning`: the 9M shape on the documentation of Python's library, 400 steps of 4,096 tokens by the real command line.
+`learning`: the 9M shape on the documentation of Python's library, 400 steps of 4,096 tokens (`--steps`, `--batch_size` in
+rows of 512) by the real command line.
 Each optimizer is tried at each learning rate with the first seed; all seeds then run at the best one. A run reaches the
 target where the line between two validations does: the worst of AdamW's last losses. What is in --folder is not done
 again. `speed`: CPU-seconds of whole steps, the two in turns, at several numbers of tokens a step.
@@ -24,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 from benchmarks.preference_learning import llm_lightning
 from benchmarks.workload import SHAPES
 
-VOCAB, SEQ_LEN, ROWS = 8192, 512, 8
+VOCAB, SEQ_LEN = 8192, 512
 VALIDATIONS = 10
 CONFIG = SHAPES["9m", "cpu"].config
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -35,9 +36,9 @@ Losses = list[tuple[float, float]]
 """Steps and the loss on held-out documents."""
 
 
-def trained(folder: Path, name: str, lr: float, seed: int, steps: int) -> Losses:
+def trained(args: argparse.Namespace, name: str, lr: float, seed: int) -> Losses:
     """The validation losses of a run, which is made where that was not done."""
-    run = folder / f"{name}-{lr:g}-{seed}"
+    run, steps = args.folder / f"{name}-{lr:g}-{seed}", args.steps
     kept = run.with_suffix(".json")
     if not kept.exists():
         class_path, settings = OPTIMIZERS[name]
@@ -47,7 +48,7 @@ def trained(folder: Path, name: str, lr: float, seed: int, steps: int) -> Losses
             "fit", "--model=CausalPretraining", f"--model.backbone={json.dumps(backbone)}",
             f"--model.optimizer={json.dumps(optimizer)}", "--model.schedule.warmup=0.05", "--data=TextDataModule",
             "--data.path=python_docs", f"--data.vocab_size={VOCAB}", f"--data.seq_len={SEQ_LEN}",
-            f"--data.batch_size={ROWS}", "--data.val_share=0.02", f"--seed_everything={seed}", f"--data.seed={seed}",
+            f"--data.batch_size={args.batch_size}", "--data.val_share=0.005", f"--seed_everything={seed}", f"--data.seed={seed}",
             f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps // VALIDATIONS}",
             "--trainer.precision=32-true", f"--trainer.default_root_dir={run}",
         )  # fmt: skip
@@ -69,12 +70,12 @@ def learning(args: argparse.Namespace) -> None:
     """Tune, then run all seeds."""
     runs: dict[str, list[Losses]] = {}
     for name, rates in (("AdamW", args.adamw), ("Muon", args.muon)):
-        tried = {lr: trained(args.folder, name, lr, args.seeds[0], args.steps)[-1][1] for lr in rates}
+        tried = {lr: trained(args, name, lr, args.seeds[0])[-1][1] for lr in rates}
         print(name, ", ".join(f"lr {lr:g}: {loss:.4f}" for lr, loss in tried.items()), flush=True)
         best = min(tried, key=lambda lr: tried[lr])
         if best in (min(rates), max(rates)):
             print(f"{name}: the best rate is at the grid's end", flush=True)
-        runs[name] = [trained(args.folder, name, best, seed, args.steps) for seed in args.seeds]
+        runs[name] = [trained(args, name, best, seed) for seed in args.seeds]
     target = max(losses[-1][1] for losses in runs["AdamW"])
     for name, found in runs.items():
         last = " ".join(f"{losses[-1][1]:.4f}" for losses in found)
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("task", choices=tasks)
     parser.add_argument("--folder", type=Path, required=True, help="keeps runs")
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--batch_size", type=int, default=8, help="of `learning`")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--adamw", type=float, nargs="+", default=[2e-3, 4e-3, 8e-3], help="learning rates")
     parser.add_argument("--muon", type=float, nargs="+", default=[2e-3, 4e-3, 8e-3], help="learning rates")
