@@ -3,11 +3,11 @@
     python benchmarks/optimizers.py --folder optimizers learning
     python benchmarks/optimizers.py --folder optimizers speed
 
-`learning`: the 9M shape on the documentation of Python's library, 400 steps of 4,096 tokens (`--steps`, `--batch_size` in
-rows of 512) by the real command line.
-Each optimizer is tried at each learning rate with the first seed; all seeds then run at the best one. A run reaches the
-target where the line between two validations does: the worst of AdamW's last losses. What is in --folder is not done
-again. `speed`: CPU-seconds of whole steps, the two in turns, at several numbers of tokens a step.
+`learning`: the 9M shape on the documentation of Python's library, by the real command line: 400 steps of 4,096 tokens,
+or --steps of --batch_size rows of 512. Each optimizer is tried at each learning rate with the first seed; all seeds
+then run at the best one. A run reaches the target where the line between two validations does: the worst of AdamW's
+last losses. What is in --folder is not done again. `speed`: CPU-seconds of whole steps, the two in turns, at several
+numbers of tokens a step.
 """
 
 import argparse
@@ -48,7 +48,8 @@ def trained(args: argparse.Namespace, name: str, lr: float, seed: int) -> Losses
             "fit", "--model=CausalPretraining", f"--model.backbone={json.dumps(backbone)}",
             f"--model.optimizer={json.dumps(optimizer)}", "--model.schedule.warmup=0.05", "--data=TextDataModule",
             "--data.path=python_docs", f"--data.vocab_size={VOCAB}", f"--data.seq_len={SEQ_LEN}",
-            f"--data.batch_size={args.batch_size}", "--data.val_share=0.005", f"--seed_everything={seed}", f"--data.seed={seed}",
+            f"--data.batch_size={args.batch_size}", "--data.val_share=0.005", f"--seed_everything={seed}",
+            f"--data.seed={seed}",
             f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps // VALIDATIONS}",
             "--trainer.precision=32-true", f"--trainer.default_root_dir={run}",
         )  # fmt: skip
