@@ -12,6 +12,7 @@ from llm_lightning.errors import UserError
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
 from llm_lightning.rollouts import LocalEngine
+from llm_lightning.rollouts.speculation import PromptLookup
 from tests.datamodules.chat_tokenizers import chat_tokenizer
 
 CONFIG = LlamaConfig(
@@ -63,6 +64,17 @@ def test_a_text_is_over_where_a_pattern_finds_something(folder):
     for pattern, words in (("(", "is no regular expression"), ("a*", "finds something in an empty text")):
         with pytest.raises(UserError, match=words):
             LocalEngine(str(folder), stop_at=pattern).check()
+
+
+def test_drafts_change_nothing_where_a_pattern_ends_texts(folder):
+    requests = [ask("the user " * (1 + i), seed=i, temperature=float(i % 2)) for i in range(8)]
+    plain, drafted = (
+        LocalEngine(str(folder), num_slots=3, stop_at="[aeiou]{2}|u", speculative=speculative)
+        for speculative in (None, PromptLookup())
+    )
+    expected = dict(plain.write(requests))
+    assert dict(drafted.write(requests)) == expected
+    assert len({answer.num_tokens for answer in expected.values()}) > 2
 
 
 def test_greedy_texts_are_those_of_generate(folder):
