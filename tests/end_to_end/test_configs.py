@@ -23,6 +23,10 @@ RULE = "--model.rewards={length: {function: {class_path: llm_lightning.rewards.L
 STAGES = {
     "pretrain.yaml": [*TEXTS, "--model.backbone.config.num_hidden_layers=1"],
     "quickstart/pretrain.yaml": TEXTS,
+    "continual/replay.yaml": [
+        "--model.backbone.path=network", "--data.seq_len=64", "--data.batch_size=1",
+        "--data.sources=[{path: texts.jsonl, weight: 7}, {path: old.jsonl, weight: 3}]",
+    ],
     "prune.yaml": [
         "--model.backbone.path=network",
         "--data.path=texts.jsonl",
@@ -65,8 +69,8 @@ NEEDS = {"peft/qlora.yaml": "bitsandbytes", "safety.yaml": "lm_eval"} | dict.fro
     ["compress.yaml", "quickstart/compress.yaml", "quantize.yaml"], "torchao"
 )
 OVERLAYS = {
-    "callbacks": "pretrain.yaml", "logger": "pretrain.yaml", "objectives": "pretrain.yaml", "peft": "sft.yaml",
-    "trainer": "sft.yaml",
+    "callbacks": "pretrain.yaml", "logger": "pretrain.yaml", "objectives": "pretrain.yaml",
+    "optimizer": "pretrain.yaml", "peft": "sft.yaml", "trainer": "sft.yaml",
 }  # fmt: skip
 OTHER_MACHINES = [f"trainer/{name}.yaml" for name in ("deepspeed_zero2", "deepspeed_zero3_offload", "tpu", "tpu_xla")]
 OTHER_MACHINES += ["trainer/tensor_parallel.yaml"]  # two devices: tests/distributed
@@ -95,6 +99,7 @@ def small(tmp_path, cache, network, monkeypatch):
     preferences = [{"prompt": f"{i} {'abcde'[i % 5] * 30}", "chosen": "yes", "rejected": "no"} for i in range(40)]
     Path("preferences.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in preferences))
     Path("texts.jsonl").write_text("".join(json.dumps({"text": str(pair)}) + "\n" for pair in pairs))
+    shutil.copy("texts.jsonl", "old.jsonl")
     write_items(Path())
     Path("network").symlink_to(network)
     shutil.copytree(network, "chat")
