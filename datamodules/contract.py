@@ -13,8 +13,8 @@ from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
 
-BatchKind = Literal["texts", "conversations", "preference pairs", "prompts"]
-"""What a batch holds. The batches of texts and of conversations are both `PackedBatch`es."""
+BatchKind = Literal["texts", "masked texts", "conversations", "preference pairs", "prompts"]
+"""What a batch holds. Those of texts, masked ones too, and of conversations are `PackedBatch`es."""
 
 
 Part = Literal["train", "val"]
@@ -26,7 +26,9 @@ class PackedBatch(TypedDict):
     input_ids: Tensor
     """(B, T) int64."""
     labels: Tensor
-    """(B, T) int64, not shifted; -100 where there is no loss, as on padding and on a document's first token."""
+    """(B, T) int64, not shifted; -100 where there is no loss, as on padding and on a document's first token; of masked
+    texts the tokens that are hidden, where they are.
+    """
     position_ids: Tensor
     """(B, T) int64, from 0 on in each document; what is padded at a row's end is one too."""
 

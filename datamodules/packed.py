@@ -64,6 +64,8 @@ class PackedDataModule(ResumableDataModule):
     added_share = 0.5
     """The share of the rows that come from there, at most; the first ones are taken."""
     mixes = True
+    is_causal = True
+    """Whether a token is predicted by those before it."""
     numbers_rows = False
     """Whether batches bring the numbers of their rows (`row_numbers`), for what is kept of each elsewhere."""
 
@@ -121,7 +123,7 @@ class PackedDataModule(ResumableDataModule):
 
     def make_collator(self) -> Collate:
         """What makes a batch of rows."""
-        collate = PackedCollator(self.seq_len, self.pad_token_id, self.document_mask)
+        collate = PackedCollator(self.seq_len, self.pad_token_id, self.document_mask, self.is_causal)
         return NumberedCollator(collate) if self.numbers_rows else collate
 
     def in_order(self, part: Part) -> EvaluationLoader | list:

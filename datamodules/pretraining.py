@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamodules.contract import Part
+from datamodules.contract import BatchKind, Part
 from datamodules.encoding.texts import TextEncoder
 from datamodules.encoding.tokenizer import SMALLEST_VOCAB, framing, load_tokenizer, trained_tokenizer
 from datamodules.errors import DataError
@@ -20,6 +20,7 @@ from datamodules.sources.units import Unit
 from datamodules.storage.shards import Encoder
 from datamodules.transformations.draws import Draw
 from datamodules.transformations.infilling import FillInTheMiddle, Infilling, room
+from datamodules.transformations.masking import MASK, Masking, Masks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -44,11 +45,12 @@ class TextDataModule(PackedDataModule):
         prompt_len: tokens of a document's beginning that `predict` goes on from.
         fim: rearrange some documents so that the network learns to fill in, at other cuts each epoch; what validates
             stays from left to right. None: none.
+        masking: hide tokens, others each epoch, for an encoder to tell; in validation always the same ones. None: none.
         val_text_column: as `text_column`, for `val_path`. None: `text_column` where it has that, else as without one.
         kwargs: see `PackedDataModule`.
     """
 
-    batch_kind = "texts"
+    batch_kind: BatchKind = "texts"
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class TextDataModule(PackedDataModule):
         prompt_len: int = 32,
         val_text_column: str | None = None,
         fim: FillInTheMiddle | None = None,
+        masking: Masking | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(path, **kwargs)
@@ -68,7 +71,11 @@ class TextDataModule(PackedDataModule):
         self.prompt_len = prompt_len
         self.val_text_column = val_text_column
         self.fim = fim if fim is not None and fim.rate else None
+        self.masking = masking
+        if masking is not None:
+            self.batch_kind, self.is_causal = "masked texts", False
         self._infilling: Infilling | None = None
+        self._masks: Masks | None = None
 
     def check_settings(self) -> None:
         """As every DataModule over packed rows, and what only texts have."""
@@ -79,8 +86,11 @@ class TextDataModule(PackedDataModule):
             raise DataError("val_text_column: it is that of val_path, which is not given")
         if self.tokenizer_name is not None and self.vocab_size is not None:
             raise DataError("tokenizer and vocab_size: a named tokenizer has its vocabulary; leave out vocab_size")
-        if self.fim is not None:
-            self.fim.check()
+        if self.fim is not None and self.masking is not None:
+            raise DataError("fim and masking: give one of them; an encoder fills in what is masked")
+        for objective in (self.fim, self.masking):
+            if objective is not None:
+                objective.check()
 
     def limits(self) -> dict[str, tuple[int, int]]:
         """With those of a tokenizer that is trained, and of prompts."""
@@ -109,20 +119,24 @@ class TextDataModule(PackedDataModule):
         return text_units(source, root, look_again)
 
     def make_tokenizer(self, units: list[Unit], root: Path) -> PreTrainedTokenizerFast:
-        """The one that is named, else one trained from the text, which gets the markers of `fim`."""
+        """The one that is named, else one trained from the text, which gets what `fim` or `masking` needs."""
         if self.tokenizer_name is not None:
             tokenizer = load_tokenizer(self.tokenizer_name, self.new_tokens)
         else:
             tokenizer = trained_tokenizer(units, self.vocab_size or DEFAULT_VOCAB_SIZE, root, self.on_bad_record)
             if self.fim is not None:
                 tokenizer.add_tokens(self.fim.new_markers.names(), special_tokens=True)
+            if self.masking is not None:
+                tokenizer.add_special_tokens({"mask_token": MASK})
         if self.fim is not None:
             self._infilling = Infilling(self.fim, tokenizer, self.seq_len, self.seed)
+        if self.masking is not None:
+            self._masks = Masks(self.masking, tokenizer, self.seed)
         return tokenizer
 
     def make_draw(self, part: Part) -> Draw | None:
-        """Fills in where training asks for it."""
-        return self._infilling if part == "train" else None
+        """Rearranges documents in training, or hides tokens."""
+        return self._masks or (self._infilling if part == "train" else None)
 
     def room(self) -> tuple[int, int]:
         """For markers."""
@@ -130,12 +144,12 @@ class TextDataModule(PackedDataModule):
 
     def make_encoder(self, tokenizer: PreTrainedTokenizerFast) -> Encoder:
         """Each text framed by what begins and what ends a document."""
-        return TextEncoder.of(tokenizer)
+        return TextEncoder.of(tokenizer, needs_end=self.masking is None)
 
     def make_prompts(self, sources: Packed) -> DocumentPrompts:
         """The beginnings of the texts."""
         assert self.tokenizer is not None
-        num_suffix = len(framing(self.tokenizer).suffix)
+        num_suffix = len(framing(self.tokenizer, self.is_causal).suffix)
         return DocumentPrompts(
             Documents(sources), partial(beginning, num_tokens=self.prompt_len, num_suffix=num_suffix)
         )

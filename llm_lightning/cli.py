@@ -40,6 +40,7 @@ from llm_lightning.modules import (
     PPO,
     CausalPretraining,
     Distillation,
+    MaskedPretraining,
     PreferenceOptimization,
     RewardModeling,
     SupervisedFinetuning,
@@ -72,7 +73,8 @@ from llm_lightning_safety.redaction import remember
 
 # jsonargparse finds a class by its short name once it is imported: --model CausalPretraining.
 SHORT_NAMES = (
-    CausalPretraining, SupervisedFinetuning, Distillation, RewardModeling, PreferenceOptimization, PPO,
+    CausalPretraining, MaskedPretraining, SupervisedFinetuning, Distillation, RewardModeling, PreferenceOptimization,
+    PPO,
     TextDataModule, InstructionDataModule, PreferenceDataModule, PromptDataModule, SyntheticDataModule,
     OpenAIEngine,
 )  # fmt: skip

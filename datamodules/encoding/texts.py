@@ -36,9 +36,9 @@ class TextEncoder:
     suffix: list[int]
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerFast) -> TextEncoder:
-        """With the tokenizer's own marks around a document."""
-        marks = framing(tokenizer)
+    def of(cls, tokenizer: PreTrainedTokenizerFast, needs_end: bool = True) -> TextEncoder:
+        """With the tokenizer's own marks around a document; see `framing`."""
+        marks = framing(tokenizer, needs_end)
         return cls(bare(tokenizer), marks.prefix, marks.suffix)
 
     @cached_property

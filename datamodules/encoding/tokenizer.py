@@ -40,19 +40,24 @@ class Framing:
     suffix: list[int]
 
 
-def framing(tokenizer: PreTrainedTokenizerFast) -> Framing:
+def framing(tokenizer: PreTrainedTokenizerFast, needs_end: bool = True) -> Framing:
     """How documents are framed with this tokenizer.
 
+    Args:
+        tokenizer: with its own convention.
+        needs_end: whether the model has to learn to stop; an encoder does not.
+
     Raises:
-        DataError: the tokenizer has no EOS token.
+        DataError: the tokenizer has no EOS token, which is needed.
     """
-    if tokenizer.eos_token_id is None:
+    if tokenizer.eos_token_id is None and needs_end:
         raise DataError("tokenizer: it has no EOS token; set one (tokenizer.eos_token = ...) and save it again")
     bare = tokenizer("a", add_special_tokens=False).input_ids
     framed = tokenizer("a", add_special_tokens=True).input_ids
     begin = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), 0)
     prefix, suffix = framed[:begin], framed[begin + len(bare) :]
-    return Framing(prefix, suffix if suffix[-1:] == [tokenizer.eos_token_id] else [*suffix, tokenizer.eos_token_id])
+    ends = suffix[-1:] == [tokenizer.eos_token_id] or tokenizer.eos_token_id is None
+    return Framing(prefix, suffix if ends or (suffix and not needs_end) else [*suffix, tokenizer.eos_token_id])
 
 
 def load_tokenizer(name: str, new_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:

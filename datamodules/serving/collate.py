@@ -24,15 +24,19 @@ class Piece(NamedTuple):
         ids: (n,) token ids.
         trained: (n,) bool, which of them are in the loss; None for all.
         prompt: of a whole conversation, the tokens before its last reply.
+        targets: (n,) int64, labels other than the ids, -100 for none; None where they are the ids.
     """
 
     ids: np.ndarray
     trained: np.ndarray | None = None
     prompt: int = 0
+    targets: np.ndarray | None = None
 
     @property
     def labels(self) -> np.ndarray:
         """(n,) the ids that are in the loss, else -100."""
+        if self.targets is not None:
+            return self.targets
         return self.ids if self.trained is None else np.where(self.trained, self.ids.astype(np.int64), IGNORE)
 
 
@@ -47,11 +51,13 @@ class PackedCollator:
         seq_len: T, the length of each row; what its pieces leave free is padded.
         pad_token_id: what is padded with; never trained on.
         document_mask: True: each piece is a document of its own to the model. False: a row is one document.
+        is_causal: a document's first token has no loss, since nothing precedes it.
     """
 
     seq_len: int
     pad_token_id: int
     document_mask: bool = True
+    is_causal: bool = True
 
     def __call__(self, rows: Sequence[Row]) -> PackedBatch:
         """Without the document mask labels count across the pieces of a row, and positions too."""
@@ -62,8 +68,8 @@ class PackedCollator:
                 begins = self.document_mask or not layout.lengths[row]
                 place = layout.put(row, piece.ids, 0 if begins else layout.lengths[row])
                 labels[row, place] = piece.labels
-                if begins:
-                    labels[row, place.start] = IGNORE  # nothing precedes it
+                if begins and self.is_causal:
+                    labels[row, place.start] = IGNORE
         layout.pad()
         return {
             "input_ids": torch.from_numpy(layout.input_ids),

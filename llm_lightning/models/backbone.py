@@ -21,14 +21,17 @@ from llm_lightning.models.generation import FILE as GENERATION
 from llm_lightning.models.generation import mended, read_generation_config
 from llm_lightning.models.loading.gguf import converted, gguf_config
 from llm_lightning.models.loading.new_tokens import NEW_IDS, add_rows, new_ids, own_tokenizer
-from llm_lightning.models.loading.sharding import Sharding, initialize, load_weights
+from llm_lightning.models.loading.sharding import Sharding, initialize, layers_of, load_weights
 from llm_lightning.models.running.behaviour import Behaviour
 from llm_lightning.models.tasks import LANGUAGE, Task, trained_for, with_fresh_head
 
 VOCAB_MULTIPLE = 64
 """A from-scratch vocabulary is rounded up to this: matrix products run slower on odd widths."""
 
-DROPOUT_NAMES = ("attention_dropout", "hidden_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "dropout")
+DROPOUT_NAMES = (
+    "attention_dropout", "hidden_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "dropout",
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "embedding_dropout", "mlp_dropout",
+)  # fmt: skip
 
 
 @dataclass
@@ -168,7 +171,7 @@ class Backbone:
         if self.activation_checkpointing:
             model.activation_checkpointing_enable()
         if self.compile:
-            for layer in model.get_decoder().layers:
+            for layer in model.get_decoder().layers if task.is_causal else layers_of(model):
                 layer.compile()
         return model
 

@@ -20,6 +20,7 @@ from llm_lightning.objectives.language import (
     HeadScaling,
     TokenLoss,
     head_cross_entropy,
+    hidden_token_targets,
     linear_cross_entropy,
     next_token_targets,
 )
@@ -64,18 +65,20 @@ def output_head(network: Any) -> Callable[[Tensor], Tensor]:
     return nn.Identity() if behaviour_of(network).own_logits else network.get_output_embeddings()
 
 
-def prepare_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
+def prepare_batch(batch: Mapping[str, Any], *, two_way: bool = False) -> dict[str, Any]:
     """Add what the network needs to know of a batch, while it is on the CPU, so that no step waits for the device.
 
     Args:
         batch: as the DataModules yield it, `position_ids` (B, T) optional.
+        two_way: labels are told where they stand, and not by the token before.
 
     Returns:
         The batch with `documents` (packed rows only), `target_positions` (N,) into the flattened (B * T) states, and
         `targets` (N,), the tokens to predict there; of packed rows also `real`, see `is_text`.
     """
     prepared = dict(batch)
-    prepared["target_positions"], prepared["targets"] = next_token_targets(batch["labels"])
+    targets_of = hidden_token_targets if two_way else next_token_targets
+    prepared["target_positions"], prepared["targets"] = targets_of(batch["labels"])
     if "position_ids" in batch and "attention_mask" not in batch:
         prepared["documents"] = Documents.of(batch["position_ids"])
         prepared["real"] = is_text(batch["input_ids"], batch["labels"])
@@ -110,6 +113,8 @@ def hidden_states(model: nn.Module, batch: Mapping[str, Any], routing: Routing |
 
     def run(rows: Mapping[str, Any]) -> Tensor:
         inputs = {name: rows[name] for name in ("input_ids", *names) if name in rows}
+        if behaviour.two_way and not behaviour.own_logits:
+            return before_head(network, inputs)
         forward = network.forward if behaviour.own_logits else network.get_decoder()
         options = {"use_cache": False} if _accepts_use_cache(kind) else {}
         if routing is not None:
@@ -124,6 +129,25 @@ def hidden_states(model: nn.Module, batch: Mapping[str, Any], routing: Routing |
     if documents is None or (behaviour.packs and not shares):
         return run(batch)
     return run_apart(run, batch, at_once=hasattr(network, RUN) or is_zero3(next(network.parameters())))
+
+
+def before_head(network: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """What a network's output layer reads (B, T, H), behind all that it does to its states before: an encoder's head is
+    more than that layer. The layer itself runs on nothing.
+    """
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        seen.append(args[0])
+        return (args[0][:, :0],)
+
+    handle = network.get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        network.forward(**inputs)
+    finally:
+        handle.remove()
+    (states,) = seen
+    return states
 
 
 @cache

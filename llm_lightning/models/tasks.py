@@ -1,4 +1,4 @@
-"""What a network is for, which decides its head: the next token's logits, or one number, the reward of a text."""
+"""What a network is for, which decides its head: logits of the next or of a hidden token, or the reward of a text."""
 
 import copy
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
@@ -29,12 +30,14 @@ class Task:
         auto_class: transformers' class that finds an architecture's network of this kind.
         peft_type: peft's name for it, which stands in adapter folders.
         head: name of the head where it is not part of the pretrained weights, None for a language head.
+        is_causal: whether a token sees only those before it.
     """
 
     name: str
     auto_class: Any
     peft_type: str
     head: str | None = None
+    is_causal: bool = True
 
     def configure(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """A copy of an architecture's config for this task.
@@ -95,6 +98,7 @@ class Task:
 
 
 LANGUAGE = Task("language model", AutoModelForCausalLM, "CAUSAL_LM")
+MASKED = Task("masked language model", AutoModelForMaskedLM, "FEATURE_EXTRACTION", is_causal=False)
 REWARD = Task("reward model", AutoModelForSequenceClassification, "SEQ_CLS", head="score")
 TASKS = {task.peft_type: task for task in (LANGUAGE, REWARD)}
 

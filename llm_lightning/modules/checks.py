@@ -20,6 +20,7 @@ from llm_lightning.models.tasks import Task
 
 DATA = {
     "texts": "TextDataModule",
+    "masked texts": "TextDataModule --data.masking.probability 0.15",
     "conversations": "InstructionDataModule",
     "preference pairs": "PreferenceDataModule",
     "prompts": "PromptDataModule",

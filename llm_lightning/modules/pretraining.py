@@ -1,89 +1,35 @@
 """Causal pretraining: every token predicts the next one of its document."""
 
-import math
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torchmetrics import SumMetric
 
-from llm_lightning.errors import UserError
 from llm_lightning.models.generation import check_options
-from llm_lightning.models.heads import language_loss
 from llm_lightning.models.tokens import token_bytes
-from llm_lightning.modules.base import LanguageModule
-from llm_lightning.modules.metrics.sources import SourceLosses
+from llm_lightning.modules.prediction.tokens import TokenPrediction
 
 
-class CausalPretraining(LanguageModule):
+class CausalPretraining(TokenPrediction):
     """Next-token prediction over packed rows.
 
     Args:
-        z_loss: factor on log(Z)^2, against drifting logits (PaLM, arXiv:2204.02311, uses 1e-4).
-        label_smoothing: share of each target that is spread over the whole vocabulary (arXiv:1512.00567); metrics and
-            validation are without.
         generation: options of `model.generate` for `predict`; by default 64 tokens, each the most likely one.
-        kwargs: see `LanguageModule`.
+        kwargs: see `TokenPrediction`; `z_loss` and `label_smoothing` are among them.
     """
 
     batch_kind = "texts"
 
-    def __init__(
-        self,
-        *args: Any,
-        z_loss: float = 0.0,
-        label_smoothing: float = 0.0,
-        generation: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, generation: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.z_loss = z_loss
-        self.label_smoothing = label_smoothing
         self.generation = {"max_new_tokens": 64, "do_sample": False} | (generation or {})
-        # Sums in float64: a validation set has more tokens than float32 has integers.
-        self.evaluation: Any = torch.nn.ModuleDict(
-            {name: SumMetric().set_dtype(torch.float64) for name in ("nll", "correct", "tokens", "bytes")}
-        )
-        self.source_losses = SourceLosses(())
         self._token_bytes: Tensor | None = None
-
-    def setup(self, stage: str) -> None:
-        """Take the sources that validate from the DataModule, too."""
-        super().setup(stage)
-        datamodule = getattr(self.trainer, "datamodule", None)
-        self.source_losses = SourceLosses(getattr(datamodule, "val_source_names", ()))
 
     def check(self, datamodule: LightningDataModule | None = None) -> None:
         """Find a user's mistakes before any long work starts; raises `UserError`."""
         super().check(datamodule)
         check_options(self.generation)
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"model.label_smoothing={self.label_smoothing} must be at least 0 and below 1.")
-
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Summed loss over the micro-batch's trained tokens; see `LanguageModule` for its divisor."""
-        loss, nll, correct, balance = language_loss(self.model, batch, self.z_loss, self.label_smoothing)
-        sums = {} if balance is None else {"balance": balance}
-        self.step.collect(
-            loss=loss,
-            nll=nll,
-            correct=correct,
-            tokens=self._num_tokens(batch),
-            bytes=self._num_bytes(batch["targets"]),
-            **sums,
-        )
-        return loss
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Add the batch to the running sums."""
-        _, nll, correct, _ = language_loss(self.model, batch)
-        self.evaluation["nll"].update(nll)
-        self.evaluation["correct"].update(correct)
-        self.evaluation["tokens"].update(self._num_tokens(batch))
-        self.evaluation["bytes"].update(self._num_bytes(batch["targets"]))
-        if "source_number" in batch:
-            self.source_losses.update(batch["source_number"], nll, self._num_tokens(batch))
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, str]]:
         """Continue each prompt: `prompt_ids` (B, T), left-padded, with their `attention_mask`."""
@@ -98,25 +44,6 @@ class CausalPretraining(LanguageModule):
         replies = self.tokenizer.batch_decode(tokens[:, prompts.shape[1] :], skip_special_tokens=True)
         return [{"prompt": p, "continuation": r} for p, r in zip(texts, replies, strict=True)]
 
-    def step_metrics(self, totals: dict[str, float]) -> dict[str, float]:
-        """Loss, perplexity, token accuracy and bits per byte of the step, over all ranks, and its gradient norm; of a
-        mixture `aux_loss`, what of the trained loss balances its load.
-        """
-        metrics = _language_metrics(totals) | {"grad_norm": totals["grad_norm"]}
-        if "balance" in totals:
-            metrics["aux_loss"] = totals["balance"] / max(totals["tokens"], 1)
-        return {f"train/{name}": value for name, value in metrics.items()}
-
-    def evaluation_metrics(self, name: str) -> dict[str, float]:
-        """Loss, perplexity, token accuracy and bits per byte of the whole set, and each source's loss in it."""
-        sums = {key: float(metric.compute()) for key, metric in self.evaluation.items()}
-        for metric in self.evaluation.values():
-            metric.reset()
-        return _language_metrics(sums) | self.source_losses.compute() if sums["tokens"] else {}
-
-    def _num_tokens(self, batch: dict[str, Any]) -> Tensor:
-        return torch.tensor(float(len(batch["targets"])), device=self.device)
-
     def _num_bytes(self, targets: Tensor) -> Tensor:
         """UTF-8 bytes of the predicted tokens; 0 where there is no tokenizer to ask."""
         if self._token_bytes is None:
@@ -124,17 +51,3 @@ class CausalPretraining(LanguageModule):
             rows = self.model.config.get_text_config(decoder=True).vocab_size
             self._token_bytes = torch.nn.functional.pad(table, (0, max(0, rows - len(table)))).to(self.device)
         return self._token_bytes[targets].sum()
-
-
-def _language_metrics(sums: dict[str, float]) -> dict[str, float]:
-    num_tokens = max(sums["tokens"], 1)
-    loss = sums["nll"] / num_tokens
-    metrics = {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
-        "accuracy": sums["correct"] / num_tokens,
-    }
-    if sums["bytes"]:
-        # Independent of the tokenizer, so that models with different vocabularies compare.
-        metrics["bits_per_byte"] = sums["nll"] / math.log(2) / sums["bytes"]
-    return metrics

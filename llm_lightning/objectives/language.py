@@ -86,6 +86,13 @@ def next_token_targets(labels: Tensor) -> tuple[Tensor, Tensor]:
     return positions, shifted[positions]
 
 
+def hidden_token_targets(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """As `next_token_targets`, for labels that are told where they stand: of masked tokens."""
+    flat = labels.flatten()
+    positions = (flat != IGNORE_INDEX).nonzero().squeeze(1)
+    return positions, flat[positions]
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of the cross-entropies of `hidden @ weight.T`; gradients are ready when the forward pass ends."""
 

@@ -46,7 +46,7 @@ TABLE: Mapping[On, tuple[str, ...]] = {
         "data", "data.column", "data.columns", "data.columns.*", "data.text_column", "data.template", "data.turns",
         "data.reasoning", "data.too_long", "data.labels", "data.score_margins", "data.share_prompts", "data.chat",
         "data.max_prompt_tokens", "data.vocab_size", "data.seq_len", "data.document_mask", "data.val_share",
-        "data.seed", "data.temperature", "data.fim", "data.fim.*", "seed_everything",
+        "data.seed", "data.temperature", "data.fim", "data.fim.*", "data.masking", "data.masking.*", "seed_everything",
         "trainer.overfit_batches", "trainer.limit_train_batches", "trainer.callbacks.Pruning",
         "trainer.callbacks.Pruning.*",
     ),

@@ -27,6 +27,7 @@ STAGES = {
         "--model.backbone.path=network", "--data.seq_len=64", "--data.batch_size=1",
         "--data.sources=[{path: texts.jsonl, weight: 7}, {path: old.jsonl, weight: 3}]",
     ],
+    "objectives/masked.yaml": [*TEXTS, "--model.backbone.config.num_hidden_layers=1"],
     "prune.yaml": [
         "--model.backbone.path=network",
         "--data.path=texts.jsonl",

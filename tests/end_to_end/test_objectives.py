@@ -1,10 +1,14 @@
 """Other objectives of pretraining, through the command line."""
 
 import csv
+import subprocess
+import sys
 
 import pytest
 import torch
 from transformers import AutoTokenizer
+
+from tests.config_files import adamw, config_of, part, saves_every
 
 CONSTANT = ("--model.schedule.kind=constant", "--model.schedule.warmup=0", "--trainer.val_check_interval=100")
 
@@ -64,3 +68,61 @@ def test_a_trained_network_without_markers_gets_new_ones(run, folder, network):
 def test_a_wrong_setting_is_named(run, folder, setting, words):
     code, output = run("fit", "--config=tiny.yaml", f"--data.fim.{setting}")
     assert code == 2 and words in output and "Traceback" not in output
+
+
+MASKED = config_of(
+    part(
+        "MaskedPretraining",
+        backbone={
+            "config": part(
+                "transformers.ModernBertConfig", hidden_size=32, intermediate_size=64, num_hidden_layers=3,
+                num_attention_heads=4, max_position_embeddings=64, local_attention=16, mlp_dropout=0.1,
+            ),
+        },
+        optimizer=adamw(1e-2),
+    ),
+    part("TextDataModule", path="texts.jsonl", vocab_size=500, seq_len=64, batch_size=4, val_share=0.1,
+         masking={"probability": 0.3}),
+    max_steps=40, val_check_interval=20, accumulate_grad_batches=2, callbacks=[saves_every(10)],
+)  # fmt: skip
+
+FILLED_IN_A_CLEAN_PROCESS = """
+import sys, torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+model, tokenizer = (kind.from_pretrained(sys.argv[1]) for kind in (AutoModelForMaskedLM, AutoTokenizer))
+ids = tokenizer(f"Return the {tokenizer.mask_token} of the items.", return_tensors="pt").input_ids
+assert (ids == tokenizer.mask_token_id).sum() == 1
+torch.save({"ids": ids, "logits": model(ids).logits.detach()}, sys.argv[2])
+assert not any(name.startswith(("llm_lightning", "lightning")) for name in sys.modules)
+"""
+
+
+def test_masked_pretraining_resumes_bit_for_bit_learns_and_leaves_an_encoder(run, folder):
+    (folder / "masked.yaml").write_text(MASKED)
+    fitted = same_after_resuming(run, folder, ("fit", "--config=masked.yaml"))
+    assert sum(fitted[-5:]) / 5 < fitted[0] - 0.5
+    root = folder / "run"
+    assert not (root / "samples").exists()
+    out = folder / "logits.pt"
+    subprocess.run([sys.executable, "-c", FILLED_IN_A_CLEAN_PROCESS, root / "model" / "last", out], check=True, cwd="/")
+    saved = torch.load(out)
+    from llm_lightning.models import tasks
+    from llm_lightning.models.backbone import Backbone
+
+    network = Backbone(path=str(root / "model" / "last")).build(task=tasks.MASKED).eval()
+    trained = {name.removeprefix("model."): t for name, t in weights(root, 40).items() if name.startswith("model.")}
+    network.load_state_dict(trained)
+    torch.testing.assert_close(network(saved["ids"]).logits, saved["logits"], rtol=1e-5, atol=1e-5)
+
+    code, output = run("validate", "--config=masked.yaml")
+    assert code == 0 and "step=40.ckpt" in output, output
+    code, output = run("predict", "--config=masked.yaml")
+    assert code == 2 and "fill-mask" in output and "Traceback" not in output, output
+
+
+def test_modules_and_data_of_different_objectives_are_told_apart(run, folder):
+    code, output = run("fit", "--config=tiny.yaml", "--data.masking.probability=0.2")
+    assert code == 2 and "CausalPretraining learns from texts, and TextDataModule gives masked texts" in output
+    (folder / "masked.yaml").write_text(MASKED)
+    code, output = run("fit", "--config=masked.yaml", "--data.masking=null")
+    assert code == 2 and "--data TextDataModule --data.masking.probability 0.15" in output

@@ -14,7 +14,8 @@ from llm_lightning.run.trainer import RunTrainer
 
 ROOT = Path(__file__).parents[2]
 MODULES = (
-    "CausalPretraining", "SupervisedFinetuning", "Distillation", "RewardModeling", "PreferenceOptimization", "PPO"
+    "CausalPretraining", "MaskedPretraining", "SupervisedFinetuning", "Distillation", "RewardModeling",
+    "PreferenceOptimization", "PPO",
 )  # fmt: skip
 DATA = ("TextDataModule", "InstructionDataModule", "PreferenceDataModule", "PromptDataModule", "SyntheticDataModule")
 

@@ -11,7 +11,7 @@ from llm_lightning.models.attention.branches import Branches
 from llm_lightning.models.attention.cpu import cpu_attention
 from llm_lightning.models.attention.cuda import varlen_attention
 from llm_lightning.models.attention.documents import Documents
-from llm_lightning.models.attention.plain import plain_attention, span_attention, window_mask
+from llm_lightning.models.attention.plain import plain_attention, span_attention, two_way_attention, window_mask
 
 ATTENTION = "llm_lightning_documents"
 
@@ -43,9 +43,14 @@ def document_attention(
     """transformers' attention function: query (B, heads, T, D), key and value (B, KV heads, T, D) to (B, T, heads, D).
 
     Without `documents` (generation, padded batches) it is transformers' own SDPA attention. A `prefix` is seen by every
-    document, before its own tokens.
+    document, before its own tokens. Where the layer is not causal (an encoder's) a token sees all of its document.
     """
     softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
+    if not getattr(module, "is_causal", True) and softcap is None and sinks is None and prefix is None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if not isinstance(documents, Documents) or attention_mask is not None:
+            return two_way_attention(query, key, value, scale, dropout, attention_mask, sliding_window), None
+        return span_attention(query, key, value, documents.spans, scale, dropout, sliding_window, causal=False), None
     if documents is None or attention_mask is not None:
         T, window = query.shape[2], sliding_window
         if attention_mask is None and window is not None and window < T == key.shape[2]:

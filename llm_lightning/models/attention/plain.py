@@ -17,29 +17,44 @@ def span_attention(
     window: int | None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    causal: bool = True,
 ) -> Tensor:
-    """SDPA a document: any device, precision, dropout and window; with a cap or sinks by plain products."""
+    """SDPA a document: any device, precision, dropout and window; with a cap or sinks, causal, by plain products."""
     outputs = []
     for span in merge_rows(spans, -1, 0):
         q, k, v = (span.of(x) for x in (query, key, value))
         mask = None
         if window is not None and window < span.length:
-            mask = window_mask(span.length, window, query.device)
+            mask = window_mask(span.length, window, query.device, causal)
         if softcap is not None or sinks is not None:
             out = plain_attention(q, k, v, scale, dropout, mask, softcap, sinks).transpose(1, 2)
         else:
+            is_causal = causal and mask is None
             out = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=True
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=scale, enable_gqa=True
             )
         outputs.append(out.squeeze(0)[:, span.shared :])
     B, heads, T, _D = query.shape
     return torch.cat(outputs, dim=1).view(heads, B, T, value.shape[-1]).permute(1, 2, 0, 3).contiguous()
 
 
-def window_mask(num_tokens: int, window: int, device: torch.device) -> Tensor:
-    """(T, T) bool, true where a token may look: at itself and the `window` - 1 before it."""
+def window_mask(num_tokens: int, window: int, device: torch.device, causal: bool = True) -> Tensor:
+    """(T, T) bool, true where a token may look: at itself and the `window` - 1 before it, or else after it as well."""
     ones = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device)
-    return ones.tril() & ~ones.tril(-window)
+    return ones.tril(0 if causal else window - 1) & ~ones.tril(-window)
+
+
+def two_way_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float, mask: Tensor | None, window: int | None
+) -> Tensor:
+    """(B, heads, T, D) to (B, T, heads, D), where a token sees those after it too; `mask` as SDPA takes it."""
+    T = query.shape[2]
+    if mask is None and window is not None and window < T:
+        mask = window_mask(T, window, query.device, causal=False)
+    out = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=True
+    )
+    return out.transpose(1, 2).contiguous()
 
 
 def plain_attention(

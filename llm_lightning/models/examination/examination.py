@@ -102,7 +102,7 @@ class Examination:
     def result(self, attention: str) -> Behaviour:
         """The first way that is right, the fastest first."""
         self._check_causal()
-        if self.task.head is None:
+        if self.task.head is None and self.task.is_causal:
             check_balance(self.reference)
             self._check_loss()
         reasons: list[str] = []
@@ -110,10 +110,11 @@ class Examination:
         for own_logits in (False, True) if self.task.head is None else (False,):
             for packs in (True, False):
                 for name in _attentions(attention):
-                    way = Behaviour(name, packs, own_logits, reason=reasons[0] if reasons else None, unruled=unruled)
-                    if (reason := self._why_not(way)) is None:
+                    reason, two_way = reasons[0] if reasons else None, not self.task.is_causal
+                    way = Behaviour(name, packs, own_logits, reason, two_way, unruled)
+                    if (why_not := self._why_not(way)) is None:
                         return way
-                    reasons.append(reason)
+                    reasons.append(why_not)
         way_out = (
             "Choose another network" if attention == ATTENTION else f"Leave out model.backbone.attention={attention}"
         )
@@ -189,7 +190,13 @@ class Examination:
             return
         for length in (3, 10):
             text = self.texts[-1][:, :length]
-            if not is_close(self.reference(input_ids=text).logits[0], self.alone[-1][:length]):
+            is_causal = is_close(self.reference(input_ids=text).logits[0], self.alone[-1][:length])
+            if is_causal and not self.task.is_causal:
+                raise UserError(
+                    f"{self.kind} networks of this config do not look at the tokens behind a hidden one: they are no "
+                    f"{self.task.name}s (an encoder has is_decoder=false in its config)."
+                )
+            if self.task.is_causal and not is_causal:
                 raise UserError(
                     f"{self.kind} networks of this config look at the tokens that they are to predict: they are no "
                     "causal language models (an encoder is one with is_decoder=true in its config)."
@@ -233,12 +240,12 @@ class Examination:
         """For a single text, from transformers' own, with its load-balancing where it has one."""
         if self.task.head is not None:
             return None
-        text = self.texts[-1]
+        text, two_way = self.texts[-1], not self.task.is_causal
         labels = F.pad(text[:, 1:], (1, 0), value=-100)
         batch = {"input_ids": text, "labels": labels, "position_ids": torch.arange(text.shape[1])[None]}
         with torch.enable_grad():
-            ours = language_loss(network, prepare_batch(batch)).loss.item() / (text.shape[1] - 1)
-        theirs = float(self.reference(input_ids=text, labels=text).loss)
+            ours = language_loss(network, prepare_batch(batch, two_way=two_way)).loss.item() / (text.shape[1] - 1)
+        theirs = float(self.reference(input_ids=text, labels=labels if two_way else text).loss)
         if abs(ours - theirs) <= 1e-4 * max(1.0, abs(theirs)):
             return None
         return f"the loss of a text is {ours:.5f} instead of {theirs:.5f}"

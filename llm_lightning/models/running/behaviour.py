@@ -16,6 +16,7 @@ class Behaviour:
         own_logits: logits come from the network's own forward pass, of all tokens at once; False: from its hidden
             states and its head, chunk by chunk.
         reason: why not the fast way, in words; None where it is.
+        two_way: a token sees those after it too; its hidden state is then what the output layer reads.
         unruled: a weight of which the architecture's rules for a start from scratch say nothing, so that only its
             constructor does; None: they name all, and the network can be built empty and loaded sharded.
     """
@@ -24,6 +25,7 @@ class Behaviour:
     packs: bool = True
     own_logits: bool = False
     reason: str | None = None
+    two_way: bool = False
     unruled: str | None = None
 
     def attach(self, network: Any) -> None:

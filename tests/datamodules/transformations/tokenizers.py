@@ -21,6 +21,7 @@ def sentence_piece(texts: list[str], markers: tuple[str, ...] = tuple(CODELLAMA)
     """As Llama 2's: a space before every text, and bytes for what it has never seen."""
     learner = Tokenizer(models.BPE())
     learner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    learner.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
     learner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=300, show_progress=False))
     words = sorted(learner.get_vocab(), key=learner.get_vocab().__getitem__)
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]

@@ -14,6 +14,7 @@ from llm_lightning.modules import (
     PPO,
     CausalPretraining,
     Distillation,
+    MaskedPretraining,
     PreferenceOptimization,
     RewardModeling,
     SupervisedFinetuning,
@@ -95,6 +96,7 @@ def has_bins(bins: Reliability) -> contract.ReliabilityBins:
     ("make", "more"),
     [
         (CausalPretraining, ()),
+        (MaskedPretraining, ()),
         (SupervisedFinetuning, ()),
         (PreferenceOptimization, ()),
         (lambda backbone: Distillation(backbone, teacher=backbone), ()),

@@ -1,0 +1,1 @@
+"""Objectives that predict single tokens: what they share, and the masked one."""
