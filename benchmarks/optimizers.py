@@ -39,7 +39,7 @@ Losses = list[tuple[float, float]]
 def trained(args: argparse.Namespace, name: str, lr: float, seed: int) -> Losses:
     """The validation losses of a run, which is made where that was not done."""
     run, steps = args.folder / f"{name}-{lr:g}-{seed}", args.steps
-    kept = run.with_suffix(".json")
+    kept = args.folder / f"{run.name}.json"
     if not kept.exists():
         class_path, settings = OPTIMIZERS[name]
         optimizer = {"class_path": class_path, "init_args": settings | {"lr": lr}}

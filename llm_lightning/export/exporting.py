@@ -1,7 +1,7 @@
 """Exports of one model: each is written, asked, and only then put in its place."""
 
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -181,11 +181,11 @@ def _export(
             answers = ask(plan.target.script, its_questions, place_of_answers, python=plan.target.python())
             unsaid = plan.target.unsaid(source)
             comparison, reasons = compare(trained, answers, asked["texts"], plan.limits, unsaid)
-            for reason in unsaid.values():
+            for reason in dict.fromkeys(unsaid.values()):
                 tell(f"{plan.name}: {reason}")
             for engine in plan.target.others(source, folder):
                 tell(f"{plan.name}: asking it in {engine.name}")
-                others[engine.name], more = _in_other(engine, asked_again, trained, place_of_answers, plan, unsaid)
+                others[engine.name], more = _in_other(engine, asked_again, trained, place_of_answers, plan)
                 reasons += more
             if reasons:
                 raise RefusedError("; ".join(reasons))
@@ -202,12 +202,12 @@ def _export(
 
 
 def _in_other(
-    engine: OtherEngine, asked: dict[str, Any], trained: Answers, place: Path, plan: _Plan, unsaid: Collection[str]
+    engine: OtherEngine, asked: dict[str, Any], trained: Answers, place: Path, plan: _Plan
 ) -> tuple[Comparison, list[str]]:
     """As `compare`. Such a program computes and caches in half precision, whatever the weights are."""
     limits = replace(plan.limits, max_kl=max(plan.limits.max_kl, HALF.max_kl))
     answers = ask(engine.script, asked | engine.questions, place.with_suffix(f".{engine.name}"), python=engine.python)
-    found, reasons = compare(trained, answers, asked["texts"], limits, unsaid)
+    found, reasons = compare(trained, answers, asked["texts"], limits, engine.may_differ)
     return found, [f"in {engine.name} {reason}" for reason in reasons]
 
 

@@ -13,10 +13,10 @@ from tqdm import tqdm
 from llm_lightning.errors import UserError
 from llm_lightning.export.environments import is_made, python_of
 from llm_lightning.export.gguf.network import add_settings, architecture_of, laid_out, tensor_names
-from llm_lightning.export.gguf.tokenizer import add_tokenizer, describe
+from llm_lightning.export.gguf.tokenizer import DIGITS, add_tokenizer, describe
 from llm_lightning.export.proof.asking import OtherEngine
 from llm_lightning.export.proof.limits import EIGHT_BITS, EXACT, HALF, Limits
-from llm_lightning.export.proof.questions import DECOMPOSED
+from llm_lightning.export.proof.questions import DECOMPOSED, TEXTS
 from llm_lightning.export.source import Source
 from llm_lightning.models.loading.weights import described_weights, opened_weights
 
@@ -45,7 +45,13 @@ class Gguf:
         if source.is_reward_model:
             raise UserError("--to gguf: the file has no place for a reward model's head. Take --to merged.")
         architecture_of(source.config)
-        describe(source.tokenizer, source.config.vocab_size)
+        described = describe(source.tokenizer, source.config.vocab_size)
+        if described.split == DIGITS and not is_made(LLAMA_CPP):
+            raise UserError(
+                "--to gguf: the tokenizer takes each digit by itself, which llama.cpp does and transformers' reader of "
+                "such files does not, so that llama.cpp has to prove it: make its environment once, by `llm-lightning "
+                f"export --make {LLAMA_CPP}`."
+            )
 
     def write(self, source: Source, form: str, folder: Path) -> None:
         """One file; see `check` for what is raised."""
@@ -83,16 +89,24 @@ class Gguf:
             return []
         positions = min(source.config.max_position_embeddings, MOST_POSITIONS)
         asked = self.questions(folder) | {"num_positions": positions}
-        return [OtherEngine(LLAMA_CPP, "llama_cpp_answers", asked, python_of(LLAMA_CPP))]
+        normalizes = describe(source.tokenizer, source.config.vocab_size).normalizes
+        may_differ = (DECOMPOSED,) if normalizes else ()
+        return [OtherEngine(LLAMA_CPP, "llama_cpp_answers", asked, python_of(LLAMA_CPP), may_differ)]
 
     def file(self, form: str) -> str:
         """Its name in the folder."""
         return f"model-{form}.gguf"
 
     def unsaid(self, source: Source) -> dict[str, str]:
-        """llama.cpp splits texts as they are; tokenizers of the Qwen family compose accents first."""
-        if describe(source.tokenizer, source.config.vocab_size).normalizes:
+        """llama.cpp splits texts as they are; tokenizers of the Qwen family compose accents first. And transformers,
+        which is asked first, does not read that digits stand by themselves.
+        """
+        described = describe(source.tokenizer, source.config.vocab_size)
+        if described.normalizes:
             return {DECOMPOSED: "texts that are not in Unicode's NFC get other token ids: the file cannot ask for it"}
+        if described.split == DIGITS:
+            words = "texts with digits get other token ids in transformers, which cannot read how the file splits them"
+            return {text: words for text in TEXTS if any(character.isnumeric() for character in text)}
         return {}
 
     def questions(self, folder: Path) -> dict[str, Any]:

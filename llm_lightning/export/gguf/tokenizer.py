@@ -10,6 +10,10 @@ from llm_lightning.models.generation import end_of_turn
 ADVICE = "Take --to merged, and llama.cpp's own convert_hf_to_gguf.py on its folder."
 
 
+DIGITS = "smollm"
+"""llama.cpp's name for GPT-2's way to split with each digit by itself, as SmolLM and StarCoder have it."""
+
+
 @dataclass(frozen=True)
 class Description:
     """What is written of a tokenizer.
@@ -104,6 +108,8 @@ def _split(pre_tokenizer: Any) -> str:
     if last["type"] == "ByteLevel" and not last["add_prefix_space"]:
         if not before and last["use_regex"]:
             return "gpt-2"
+        if before == [{"type": "Digits", "individual_digits": True}] and last["use_regex"]:
+            return DIGITS
         if len(before) == 1 and before[0]["type"] == "Split" and not last["use_regex"]:
             pattern, keeps = before[0]["pattern"].get("Regex"), before[0]["behavior"] == "Isolated"
             for name in ("llama-bpe", "qwen2", "qwen35", "gpt-4o", "tekken"):

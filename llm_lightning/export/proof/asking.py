@@ -36,12 +36,14 @@ class OtherEngine:
         script: of `answers/`.
         questions: what the script has to know.
         python: the interpreter that has it.
+        may_differ: texts that it gives other token ids.
     """
 
     name: str
     script: str
     questions: dict[str, Any]
     python: Path
+    may_differ: tuple[str, ...] = ()
 
 
 def ask(script: str, questions: dict[str, Any], place: Path, *, python: Path | str = sys.executable) -> Answers:

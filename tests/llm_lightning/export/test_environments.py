@@ -6,7 +6,8 @@ import subprocess
 import zipfile
 
 import pytest
-from transformers import LlamaConfig
+from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer, LlamaConfig
 
 from llm_lightning.commands.export import run
 from llm_lightning.errors import UserError
@@ -111,6 +112,34 @@ class Breaking(OnnxGenai):
 @pytest.mark.parametrize("name", ["llama", "llama, untied, other heads", "mistral", "qwen2", "qwen3"])
 def test_llama_cpp_itself_answers_as_the_network(models, tmp_path, name):
     assert run([str(models(name)), "--to", "gguf:f32", "--output", str(tmp_path / "out")]) == 0
+    manifest = json.loads((tmp_path / "out" / "gguf-f32" / "export_manifest.json").read_text())
+    found = manifest["others"]["llama.cpp"]
+    assert found["kl"] < 1e-3 and found["same_ids"] == found["num_texts"] and found["same_chats"] == 4
+
+
+@pytest.fixture
+def by_digits(models, tmp_path):
+    """A model whose tokenizer takes each digit by itself."""
+    shutil.copytree(models("llama"), tmp_path / "digits")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "digits")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    assert len(tokenizer(" 2323").input_ids) > len(AutoTokenizer.from_pretrained(models("llama"))(" 2323").input_ids)
+    tokenizer.save_pretrained(tmp_path / "digits")
+    return tmp_path / "digits"
+
+
+def test_digits_by_themselves_are_for_llama_cpp_to_prove(by_digits, no_environments, tmp_path, capsys):
+    assert run([str(by_digits), "--to", "gguf:f32", "--output", str(tmp_path / "out")]) == 2
+    assert "takes each digit by itself" in (said := capsys.readouterr().err) and "--make llama.cpp" in said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_made("llama.cpp"), reason="llm-lightning export --make llama.cpp")
+def test_llama_cpp_takes_each_digit_by_itself(by_digits, tmp_path, capsys):
+    assert run([str(by_digits), "--to", "gguf:f32", "--output", str(tmp_path / "out")]) == 0
+    assert "texts with digits get other token ids in transformers" in capsys.readouterr().out
     manifest = json.loads((tmp_path / "out" / "gguf-f32" / "export_manifest.json").read_text())
     found = manifest["others"]["llama.cpp"]
     assert found["kl"] < 1e-3 and found["same_ids"] == found["num_texts"] and found["same_chats"] == 4
