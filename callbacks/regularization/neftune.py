@@ -5,17 +5,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from callbacks.contract import HoldsNetwork, required
 from callbacks.errors import CallbackError
-from callbacks.network import base_network
+from callbacks.regularization.noise import Noise, is_training
 
 
-class NEFTune(Callback):
+class NEFTune(Noise):
     """Adds uniform noise of at most alpha / sqrt(L d) to the embeddings in training (arXiv:2310.05914).
 
     d is the size of an embedding, and L the tokens of its own text: where several texts share a row, each has the noise
@@ -31,41 +30,28 @@ class NEFTune(Callback):
     def __init__(self, alpha: float = 5.0) -> None:
         if not 0 < alpha < math.inf:
             raise CallbackError(f"NEFTune.alpha={alpha} must be above 0; the paper's are 5 to 15.")
+        super().__init__()
         self.alpha = alpha
         self._lengths: Tensor | None = None
-        self._hook: RemovableHandle | None = None
 
     @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        network = base_network(required(pl_module, HoldsNetwork, self).model)
-        self._hook = network.get_input_embeddings().register_forward_hook(self._add_noise)
+    def attach(self, network: Any) -> list[RemovableHandle]:
+        return [network.get_input_embeddings().register_forward_hook(self._add_noise)]
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         positions = batch.get("position_ids") if isinstance(batch, Mapping) else None
         self._lengths = None if positions is None else text_lengths(positions)
 
-    @override
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._remove()
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._remove()
-
-    def _remove(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-        self._hook = self._lengths = None
-
     def _add_noise(self, embeddings: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        if not (embeddings.training and torch.is_grad_enabled()):
+        if not is_training(embeddings):
             return None
         num_tokens, size = output.shape[-2:]
-        lengths: Tensor | float = float(num_tokens)
         if self._lengths is not None and self._lengths.shape == output.shape[:-1]:
-            lengths = self._lengths.unsqueeze(-1).to(output.dtype)
-        most = self.alpha / (lengths * size) ** 0.5
+            lengths = self._lengths.unsqueeze(-1).to(output.device)
+        else:
+            lengths = torch.tensor(num_tokens, device=output.device)
+        most = (self.alpha / (lengths * size).float().sqrt()).to(output.dtype)
         return output + torch.empty_like(output).uniform_(-1, 1) * most
 
 

@@ -3,17 +3,16 @@
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from callbacks.contract import HoldsNetwork, required
 from callbacks.errors import CallbackError
-from callbacks.network import base_network, blocks
+from callbacks.network import blocks
+from callbacks.regularization.noise import Noise, is_training
 
 
-class StochasticDepth(Callback):
+class StochasticDepth(Noise):
     """Leaves out what a block adds to a row, by chance (arXiv:1603.09382), as LayerDrop does (arXiv:1909.11556).
 
     The chance grows from the first block to the last one, which has `rate`; what is kept counts for what was left out,
@@ -30,30 +29,18 @@ class StochasticDepth(Callback):
     def __init__(self, rate: float = 0.1) -> None:
         if not 0 < rate < 1:
             raise CallbackError(f"StochasticDepth.rate={rate} must be above 0 and below 1; 0.1 to 0.3 are usual.")
+        super().__init__()
         self.rate = rate
-        self._hooks: list[RemovableHandle] = []
 
     @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        found = blocks(base_network(required(pl_module, HoldsNetwork, self).model))
+    def attach(self, network: Any) -> list[RemovableHandle]:
+        found = blocks(network)
         if not found:
-            raise CallbackError(f"StochasticDepth: no blocks were found in {type(pl_module).__name__}'s network.")
-        for number, block in enumerate(found, start=1):
-            drop = Drop(self.rate * number / len(found))
-            self._hooks.append(block.register_forward_hook(drop, with_kwargs=True))
-
-    @override
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._remove()
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._remove()
-
-    def _remove(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+            raise CallbackError(f"StochasticDepth: no blocks were found in a {type(network).__name__}.")
+        return [
+            block.register_forward_hook(Drop(self.rate * number / len(found)), with_kwargs=True)
+            for number, block in enumerate(found, start=1)
+        ]
 
 
 class Drop:
@@ -64,7 +51,7 @@ class Drop:
 
     def __call__(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """What comes out of the block: of rows that leave it out, what went in."""
-        if not (block.training and torch.is_grad_enabled()):
+        if not is_training(block):
             return None
         states: Tensor = args[0] if args else kwargs["hidden_states"]
         after = output[0] if isinstance(output, tuple) else output

@@ -1,0 +1,46 @@
+"""What all noise in training shares: where it is added, and that it is gone when the fit is over."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
+
+from callbacks.contract import HoldsNetwork, required
+from callbacks.network import base_network
+
+
+class Noise(Callback, ABC):
+    """Hooks in a network, from the beginning of a fit to its end."""
+
+    def __init__(self) -> None:
+        self._hooks: list[RemovableHandle] = []
+
+    @abstractmethod
+    def attach(self, network: Any) -> list[RemovableHandle]:
+        """Put the hooks into a transformers network; each of them asks `is_training`."""
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._hooks = self.attach(base_network(required(pl_module, HoldsNetwork, self).model))
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._detach()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._detach()
+
+    def _detach(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+
+def is_training(module: nn.Module) -> bool:
+    """Whether what a module computes now is learned from: not in validation, samples, rollouts or a reference."""
+    return module.training and torch.is_grad_enabled()
