@@ -2,8 +2,8 @@
 
     python benchmarks/trained_exports.py MODEL FOLDER [--to TARGET[:FORMAT] ...]
 
-A few steps each on the data that come with the package: fine-tuning by LoRA, structured pruning of channels and groups
-of heads, and a reward model. The proof does not ask whether they are good, but whether an export is the model. Each is
+A few steps each on the data that come with the package: fine-tuning by LoRA, structured pruning of channels, and a
+reward model. The proof does not ask whether they are good, but whether an export is the model. Each is
 exported to all targets that hold it and whose environment is there (`llm-lightning export --make`). The exit code is 1
 where an export that should be there is refused.
 """
@@ -22,7 +22,7 @@ from llm_lightning.export.source import read_source
 
 EXACT = ("merged:float32", "gguf:f32", "onnx-genai:fp32", "onnx-optimum:fp32", "triton:float32")
 PRUNING = "[{class_path: Pruning, init_args: {structure: {class_path: Structured, init_args: %s}, %s}}]"
-SHAPE = "{channels: 0.25, kv_groups: 0.5}"
+SHAPE = "{channels: 0.25}"
 ONE_SHOT = "criterion: Wanda, schedule: {class_path: OneShot, init_args: {end: 4}}"
 
 

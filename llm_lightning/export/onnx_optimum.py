@@ -8,6 +8,7 @@ from typing import Any
 
 from llm_lightning.errors import UserError
 from llm_lightning.export.environments import python_of
+from llm_lightning.export.gguf.network import head_size
 from llm_lightning.export.merged import Merged
 from llm_lightning.export.proof.asking import OtherEngine, last_error, run_apart
 from llm_lightning.export.proof.limits import EIGHT_BIT_ACTIVATIONS, EXACT, Limits
@@ -28,8 +29,15 @@ class OnnxOptimum:
         return "fp32"
 
     def check(self, source: Source, form: str) -> None:
-        """Raises `UserError` for rotary embeddings that its transformers could not read."""
+        """Raises `UserError` for rotary embeddings that its transformers, and heads that Optimum could not read."""
         older_config(source.config.to_dict())
+        text = source.config.get_text_config()
+        size = text.hidden_size // text.num_attention_heads
+        if not source.is_reward_model and head_size(text) != size:
+            raise UserError(
+                f"--to onnx-optimum: its cache has heads of hidden_size / num_attention_heads = {size}, the network's "
+                f"are of {head_size(text)}, as where groups of heads were pruned. Take --to onnx-genai or merged."
+            )
 
     def write(self, source: Source, form: str, folder: Path) -> None:
         """Both in processes of their own; raises `UserError` with what they said where they fail."""

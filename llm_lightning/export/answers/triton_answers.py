@@ -10,9 +10,8 @@ import tritonclient.grpc
 import tritonclient.http
 from measuring import answer, read_questions
 from triton_server import Server
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-DTYPES = {np.dtype(np.int64): "INT64", np.dtype(np.int32): "INT32", np.dtype(np.bool_): "BOOL", np.dtype("O"): "BYTES"}
 NO_TEMPLATE = "The model has no chat template"
 
 
@@ -28,7 +27,7 @@ class Connection:
         """The outputs of one request with one prompt, without the axis of the batch."""
         sent = []
         for name, array in inputs.items():
-            sent.append(self.module.InferInput(name, (1, *array.shape), DTYPES[array.dtype]))
+            sent.append(self.module.InferInput(name, (1, *array.shape), np_to_triton_dtype(array.dtype)))
             sent[-1].set_data_from_numpy(array[None])
         wanted = [self.module.InferRequestedOutput(name) for name in outputs]
         reply = self.client.infer(self.model, sent, outputs=wanted)

@@ -194,6 +194,11 @@ def test_older_transformers_are_told_what_newer_ones_wrote():
         older_config({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}})
 
 
+def test_heads_that_optimum_has_no_place_for_are_refused(models):
+    with pytest.raises(UserError, match=r"num_attention_heads = 16, the network's are of 32"):
+        TARGETS["onnx-optimum"].check(read_source(models("llama, untied, other heads")), "fp32")
+
+
 def test_older_transformers_can_read_the_tokenizer_files(models, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(models("llama"), folder)
