@@ -38,7 +38,7 @@ TEXTS = (
 
 
 def requests() -> list[dict[str, Any]]:
-    """Forty: each text as it is and as a message, the most probable tokens and drawn ones, of different lengths."""
+    """Forty: each text as it is, then as a message; the most probable tokens and drawn ones, of different lengths."""
     return [
         {
             "text": text,
@@ -47,8 +47,8 @@ def requests() -> list[dict[str, Any]]:
             "temperature": 0.8 * drawn,
             "seed": number,
         }
-        for number, text in enumerate(TEXTS)
         for as_message in (False, True)
+        for number, text in enumerate(TEXTS)
         for drawn in (False, True)
     ]
 
@@ -95,11 +95,13 @@ class Clients:
 def load(clients: Clients, num_requests: int, expected: list[list[int]]) -> dict[str, Any]:
     """All clients at once; how many requests were answered, how many as expected, and how fast."""
     kinds, count = requests(), len(clients.each)
+    half = len(kinds) // 2
 
     def work(client: int) -> list[tuple[int, list[int] | None, float]]:
         found = []
         for number in range(client, num_requests, count):
-            kind = number * 7 % len(kinds)  # neighbours in time are different ones
+            # Neighbours in time are different ones; Triton makes batches of requests that have the same inputs.
+            kind = (number * 7 % half) + (half if number >= num_requests / 2 else 0)
             start = time.perf_counter()
             try:
                 answer: list[int] | None = clients.ask(client, kinds[kind])
@@ -127,11 +129,11 @@ def load(clients: Clients, num_requests: int, expected: list[list[int]]) -> dict
     }
 
 
-def mean_batch(url: str) -> float:
-    """Requests a batch, by the server's own count."""
+def counted(url: str) -> tuple[int, int]:
+    """Requests and batches, by the server's own count."""
     with urllib.request.urlopen(f"http://{url}/v2/models/language_model/stats") as reply:
-        counted = json.load(reply)["model_stats"][0]
-    return float(counted["inference_count"] / counted["execution_count"])
+        found = json.load(reply)["model_stats"][0]
+    return found["inference_count"], found["execution_count"]
 
 
 def measure(folder: Path, num_requests: int, num_clients: int) -> dict[str, Any]:
@@ -142,8 +144,10 @@ def measure(folder: Path, num_requests: int, num_clients: int) -> dict[str, Any]
     has_template = (version / "chat_template.jinja").is_file()
     with Server(folder / "models") as server:
         expected = Clients(server, 2, has_template).alone()
+        before = counted(server.http)
         found = load(Clients(server, num_clients, has_template), num_requests, expected)
-        found["mean_batch"] = mean_batch(server.http)
+        answered, batches = (b - a for a, b in zip(before, counted(server.http), strict=True))
+        found["mean_batch"] = answered / batches
     with Server(folder / "models") as server:
         again = Clients(server, 2, has_template).alone()
     found |= {"asked_again": len(again), "equal_again": sum(a == b for a, b in zip(again, expected, strict=True))}
