@@ -143,7 +143,7 @@ def train_shards(rank: int, address: str, num_ranks: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("num_ranks", [2, 3])
+@pytest.mark.parametrize("num_ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_shards_are_trained_as_whole_matrices(tmp_path, num_ranks):
     """Uneven and empty shards, numbers of matrices that ranks do not divide, and layers that two ranks share."""
     torch.multiprocessing.spawn(train_shards, (f"file://{tmp_path}/meeting", num_ranks, str(tmp_path)), num_ranks)
