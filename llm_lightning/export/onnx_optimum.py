@@ -44,6 +44,7 @@ class OnnxOptimum:
         older = folder / ".older"
         older.mkdir()
         Merged().write(source, "float32", older)
+        source.tokenizer.save_pretrained(older)  # as 5 splits texts, whatever the file said
         write_older(older)
         task = "text-classification" if source.is_reward_model else "text-generation-with-past"
         whole = folder if form == "fp32" else folder / ".fp32"
