@@ -103,8 +103,11 @@ def test_pieces_that_begin_and_end_inside_of_a_character_come_back_too(tokenizer
     assert len(pieces) > 10
     for seed, piece in enumerate(pieces):
         new = made.rearrange(piece, generator(seed), 100)
-        assert new[-len(made.behind) :] == made.behind
         _, inner, _ = made._taken_apart(piece)
+        if not inner:  # the end of a document may stand alone
+            assert new is None
+            continue
+        assert new[-len(made.behind) :] == made.behind
         assert made.restore(new) == made.parts.decode(inner)
 
 
