@@ -17,7 +17,7 @@ class StochasticDepth(Noise):
 
     The chance grows from the first block to the last one, which has `rate`; what is kept counts for what was left out,
     so that validation and generation use the network as it is. Blocks are computed all the same: each row has its own
-    chance, ranks stay in step, and every strategy and adapter will do. It regularizes, and saves no time.
+    chance, and ranks stay in step. It regularizes, and saves no time.
 
     Args:
         rate: Of the last block.
