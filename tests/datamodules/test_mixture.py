@@ -1,10 +1,12 @@
 """Mixtures whose shares change: the order against what the weights say, and what users may write."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 
+from datamodules import TextDataModule
 from datamodules.errors import DataError
 from datamodules.records.text_source import TextSource
 from datamodules.serving.orders.mixture import BLOCK, MixtureOrder, Share
@@ -116,3 +118,24 @@ def test_names_are_short_and_different():
 def test_mistakes_are_named(sources, temperature, words):
     with pytest.raises(DataError, match=words):
         check_weights(sources, temperature)
+
+
+def test_a_source_of_which_nothing_trains_is_named_though_its_weight_begins_at_0(tmp_path):
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps({"text": f"{i} abc " * 30}) + "\n" for i in range(40)))
+    later = {"weight": 0.0, "weight_schedule": [(100.0, 1.0)]}
+    refused = 0
+    for number in range(8):
+        (tmp_path / f"one-{number}.jsonl").write_text(json.dumps({"text": f"only this {number} " * 20}) + "\n")
+        sources = [
+            TextSource(str(tmp_path / "many.jsonl"), 1.0),
+            TextSource(str(tmp_path / f"one-{number}.jsonl"), **later),
+        ]
+        data = TextDataModule(
+            sources=sources, vocab_size=300, seq_len=32, batch_size=2, val_share=0.5, cache_dir=str(tmp_path)
+        )
+        try:
+            data.prepare_data()
+        except DataError as error:
+            assert f"one-{number}.jsonl" in str(error) and "falls to validation" in str(error)
+            refused += 1
+    assert 0 < refused < 8
