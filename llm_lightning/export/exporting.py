@@ -17,7 +17,8 @@ from llm_lightning.export.proof.limits import HALF, Limits
 from llm_lightning.export.proof.questions import DEFAULT_TEXT, questions
 from llm_lightning.export.proof.verdict import Comparison, compare
 from llm_lightning.export.source import Source, merged, read_source
-from llm_lightning.export.targets import TARGETS, Target, Wanted
+from llm_lightning.export.target import Target
+from llm_lightning.export.targets import TARGETS, Wanted
 from llm_lightning_safety.files import atomic_folder, remove
 
 LOCK = ".export.lock"

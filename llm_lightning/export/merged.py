@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from llm_lightning.errors import UserError
-from llm_lightning.export.proof.asking import OtherEngine
 from llm_lightning.export.proof.limits import EXACT, HALF, Limits
 from llm_lightning.export.source import Source
+from llm_lightning.export.target import Target
 from llm_lightning.models.export import FILE_SIZE
 from llm_lightning.models.loading.weights import described_weights, opened_weights
 from llm_lightning_safety.files import follow_umask
@@ -33,7 +33,7 @@ COPIED = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 NOT_COPIED = ("config.json", "model.safetensors.index.json", "export_manifest.json", "trainer_state.json")
 
 
-class Merged:
+class Merged(Target):
     """transformers' own format. Weights are read and written one file at a time."""
 
     formats: Mapping[str, Limits] = {"float32": EXACT, "bfloat16": HALF, "float16": HALF}
@@ -56,14 +56,6 @@ class Merged:
         (folder / "config.json").write_text(json.dumps(config | {"dtype": form}, indent=2, sort_keys=True) + "\n")
         write_weights(source.folder, getattr(torch, form), folder)
         follow_umask(folder)
-
-    def unsaid(self, source: Source) -> dict[str, str]:
-        """Nothing."""
-        return {}
-
-    def others(self, source: Source, folder: Path) -> list[OtherEngine]:
-        """None."""
-        return []
 
     def questions(self, folder: Path) -> dict[str, Any]:
         """Where it lies."""

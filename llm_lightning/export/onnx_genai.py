@@ -7,14 +7,15 @@ from typing import Any
 
 from llm_lightning.errors import UserError
 from llm_lightning.export.environments import python_of
-from llm_lightning.export.proof.asking import OtherEngine, last_error, run_apart
+from llm_lightning.export.proof.asking import last_error, run_apart
 from llm_lightning.export.proof.limits import EXACT, FOUR_BITS, Limits
 from llm_lightning.export.source import Source
+from llm_lightning.export.target import Target
 
 ENVIRONMENT = "onnx-genai"
 
 
-class OnnxGenai:
+class OnnxGenai(Target):
     """ONNX for onnxruntime-genai, in an environment of its own. Its builder has the network in memory once."""
 
     formats: Mapping[str, Limits] = {"int4": FOUR_BITS, "fp32": EXACT}
@@ -44,14 +45,6 @@ class OnnxGenai:
             raise UserError(
                 f"--to onnx-genai: its builder could not write a {source.config.model_type}: {last_error(done)}"
             )
-
-    def unsaid(self, source: Source) -> dict[str, str]:
-        """Nothing."""
-        return {}
-
-    def others(self, source: Source, folder: Path) -> list[OtherEngine]:
-        """None."""
-        return []
 
     def questions(self, folder: Path) -> dict[str, Any]:
         """Where it lies."""

@@ -10,15 +10,16 @@ from llm_lightning.errors import UserError
 from llm_lightning.export.environments import python_of
 from llm_lightning.export.gguf.network import head_size
 from llm_lightning.export.merged import Merged
-from llm_lightning.export.proof.asking import OtherEngine, last_error, run_apart
+from llm_lightning.export.proof.asking import last_error, run_apart
 from llm_lightning.export.proof.limits import EIGHT_BIT_ACTIVATIONS, EXACT, Limits
 from llm_lightning.export.source import Source
+from llm_lightning.export.target import Target
 
 ENVIRONMENT = "onnx-optimum"
 CLI = ("-s", "-m", "optimum.commands.optimum_cli")
 
 
-class OnnxOptimum:
+class OnnxOptimum(Target):
     """ONNX for Optimum's ORTModelForCausalLM, in an environment of its own; reward models too."""
 
     formats: Mapping[str, Limits] = {"fp32": EXACT, "int8": EIGHT_BIT_ACTIVATIONS}
@@ -69,14 +70,6 @@ class OnnxOptimum:
             raise UserError(
                 f"--to onnx-optimum: Optimum could not write a {source.config.model_type}: {last_error(done)}"
             )
-
-    def unsaid(self, source: Source) -> dict[str, str]:
-        """Nothing."""
-        return {}
-
-    def others(self, source: Source, folder: Path) -> list[OtherEngine]:
-        """None."""
-        return []
 
     def questions(self, folder: Path) -> dict[str, Any]:
         """Where it lies."""

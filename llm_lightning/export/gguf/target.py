@@ -18,6 +18,7 @@ from llm_lightning.export.proof.asking import OtherEngine
 from llm_lightning.export.proof.limits import EIGHT_BITS, EXACT, HALF, Limits
 from llm_lightning.export.proof.questions import DECOMPOSED, TEXTS
 from llm_lightning.export.source import Source
+from llm_lightning.export.target import Target
 from llm_lightning.models.loading.weights import described_weights, opened_weights
 
 LLAMA_CPP = "llama.cpp"
@@ -28,7 +29,7 @@ KINDS = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
 FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 
 
-class Gguf:
+class Gguf(Target):
     """llama.cpp's format, by the gguf package's writer. One weight is in memory at a time."""
 
     formats: Mapping[str, Limits] = {"f16": HALF, "bf16": HALF, "q8_0": EIGHT_BITS, "f32": EXACT}

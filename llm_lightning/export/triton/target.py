@@ -8,9 +8,9 @@ from typing import Any
 
 from llm_lightning.export.environments import ENVIRONMENTS, python_of
 from llm_lightning.export.merged import Merged
-from llm_lightning.export.proof.asking import OtherEngine
 from llm_lightning.export.proof.limits import EXACT, HALF, Limits
 from llm_lightning.export.source import Source
+from llm_lightning.export.target import Target
 
 ENVIRONMENT = "triton"
 REPOSITORY = Path(__file__).with_name("repository")
@@ -18,7 +18,7 @@ BESIDE = ("Dockerfile", "compose.yaml", "client.py")
 VERSION = "1"
 
 
-class Triton:
+class Triton(Target):
     """A repository for NVIDIA Triton Inference Server: prompts in, text out; reward models too."""
 
     formats: Mapping[str, Limits] = {"float32": EXACT, "bfloat16": HALF}
@@ -45,14 +45,6 @@ class Triton:
             shutil.copyfile(REPOSITORY / file, folder / file)
         needed = [each for each in ENVIRONMENTS[ENVIRONMENT] if each.startswith(("torch=", "transformers=", "numpy="))]
         (folder / "requirements.txt").write_text("".join(f"{each}\n" for each in needed), encoding="utf-8")
-
-    def unsaid(self, source: Source) -> dict[str, str]:
-        """Nothing."""
-        return {}
-
-    def others(self, source: Source, folder: Path) -> list[OtherEngine]:
-        """None."""
-        return []
 
     def questions(self, folder: Path) -> dict[str, Any]:
         """The repository, its model, and the most tokens that it takes."""
