@@ -154,13 +154,17 @@ class PackedDataModule(ResumableDataModule):
         val_units = [self.find_units(source, self.root, look_again) for source in self.val_sources]
         tokenizer = self.make_tokenizer([unit for units in train_units for unit in units], self.root)
         added_units = [self.find_units(source, self.root, look_again) for source in self.added]
-        units = [unit for units in [*train_units, *val_units, *added_units] for unit in units]
-        shards = iter(tokenize(units, self.make_encoder(tokenizer), self.root, self.on_bad_record))
+        train, others = ([unit for units in some for unit in units] for some in (train_units, val_units + added_units))
+        shards = iter(self.make_shards(tokenizer, train, others))
         train_shards = [[next(shards) for _ in units] for units in train_units]
         val_shards = [[next(shards) for _ in units] for units in val_units]
         self._pack(train_shards, val_shards, [[next(shards) for _ in units] for units in added_units])
         self.tokenizer = tokenizer
         self._units = {"train": train_units, "val": val_units or train_units}
+
+    def make_shards(self, tokenizer: PreTrainedTokenizerFast, train: list[Unit], others: list[Unit]) -> list[Shard]:
+        """The tokens of what is trained on, and then of what else there is."""
+        return tokenize([*train, *others], self.make_encoder(tokenizer), self.root, self.on_bad_record)
 
     def _pack(
         self, train_shards: list[list[Shard]], val_shards: list[list[Shard]], added_shards: list[list[Shard]]

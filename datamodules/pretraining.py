@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.contract import BatchKind, Part
+from datamodules.encoding.filtered_texts import FilteredTextEncoder
 from datamodules.encoding.texts import TextEncoder
+from datamodules.encoding.tokenization import tokenize
 from datamodules.encoding.tokenizer import SMALLEST_VOCAB, framing, load_tokenizer, trained_tokenizer
 from datamodules.errors import DataError
+from datamodules.filters import Chain, TextFilter
+from datamodules.filters.funnel import table
+from datamodules.filters.kept import keep, read_report
 from datamodules.packed import Packed, PackedDataModule
 from datamodules.records.text_source import OtherTextSource, TextSource, peek_texts, text_units
 from datamodules.serving.collate import Piece
 from datamodules.serving.dataset import DocumentPrompts, Documents
 from datamodules.sources.units import Unit
-from datamodules.storage.shards import Encoder
+from datamodules.storage.shards import Shard
 from datamodules.transformations.draws import Draw
 from datamodules.transformations.infilling import FillInTheMiddle, Infilling, room
 from datamodules.transformations.masking import MASK, Masking, Masks
@@ -46,6 +52,7 @@ class TextDataModule(PackedDataModule):
         fim: rearrange some documents so that the network learns to fill in, at other cuts each epoch; what validates
             stays from left to right. None: none.
         masking: hide tokens, others each epoch, for an encoder to tell; in validation always the same ones. None: none.
+        filters: what takes documents out of what is trained on, in this order; what `val_path` names stays whole.
         val_text_column: as `text_column`, for `val_path`. None: `text_column` where it has that, else as without one.
         kwargs: see `PackedDataModule`.
     """
@@ -62,6 +69,7 @@ class TextDataModule(PackedDataModule):
         val_text_column: str | None = None,
         fim: FillInTheMiddle | None = None,
         masking: Masking | None = None,
+        filters: list[TextFilter] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(path, **kwargs)
@@ -74,6 +82,8 @@ class TextDataModule(PackedDataModule):
         self.masking = masking
         if masking is not None:
             self.batch_kind, self.is_causal = "masked texts", False
+        self.chain = Chain(filters) if filters else None
+        self.filter_report: Path | None = None
         self._infilling: Infilling | None = None
         self._masks: Masks | None = None
 
@@ -91,6 +101,8 @@ class TextDataModule(PackedDataModule):
         for objective in (self.fim, self.masking):
             if objective is not None:
                 objective.check()
+        if self.chain is not None:
+            self.chain.check()
 
     def limits(self) -> dict[str, tuple[int, int]]:
         """With those of a tokenizer that is trained, and of prompts."""
@@ -123,7 +135,9 @@ class TextDataModule(PackedDataModule):
         if self.tokenizer_name is not None:
             tokenizer = load_tokenizer(self.tokenizer_name, self.new_tokens)
         else:
-            tokenizer = trained_tokenizer(units, self.vocab_size or DEFAULT_VOCAB_SIZE, root, self.on_bad_record)
+            tokenizer = trained_tokenizer(
+                units, self.vocab_size or DEFAULT_VOCAB_SIZE, root, self.on_bad_record, self.chain
+            )
             if self.fim is not None:
                 tokenizer.add_tokens(self.fim.new_markers.names(), special_tokens=True)
             if self.masking is not None:
@@ -142,9 +156,26 @@ class TextDataModule(PackedDataModule):
         """For markers."""
         return (0, 0) if self.fim is None else room(self.fim)
 
-    def make_encoder(self, tokenizer: PreTrainedTokenizerFast) -> Encoder:
+    def make_encoder(self, tokenizer: PreTrainedTokenizerFast) -> TextEncoder:
         """Each text framed by what begins and what ends a document."""
         return TextEncoder.of(tokenizer, needs_end=self.masking is None)
+
+    def make_shards(self, tokenizer: PreTrainedTokenizerFast, train: list[Unit], others: list[Unit]) -> list[Shard]:
+        """As every DataModule over packed rows, and what is trained on goes through the filters."""
+        if self.chain is None:
+            return super().make_shards(tokenizer, train, others)
+        plain = self.make_encoder(tokenizer)
+        encoder = FilteredTextEncoder.around(plain, self.chain)
+        shards = tokenize(train, encoder, self.root, self.on_bad_record)
+        kept, self.filter_report = keep(shards, self.chain, encoder.tokenizer, self.root)
+        return kept + tokenize(others, plain, self.root, self.on_bad_record)
+
+    def report(self) -> None:
+        """With what the filters took."""
+        super().report()
+        if self.filter_report is not None:
+            for line in [*table(read_report(self.filter_report)), f"  with examples: {self.filter_report}"]:
+                rank_zero_info(f"  {line}")
 
     def make_prompts(self, sources: Packed) -> DocumentPrompts:
         """The beginnings of the texts."""

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from datamodules.cache import key_of, made_folder
 from datamodules.errors import DataError
+from datamodules.filters.chain import Chain
+from datamodules.filters.filter import spec_of
 from datamodules.records.text_source import texts_of
 from datamodules.sources.bad_records import BadRecords, OnBadRecord
 from datamodules.sources.units import Unit
@@ -111,8 +113,13 @@ def backend_state(tokenizer: Tokenizer) -> dict[str, Any]:
     return state
 
 
-def trained_tokenizer(units: list[Unit], vocab_size: int, root: Path, on_bad: OnBadRecord) -> PreTrainedTokenizerFast:
+def trained_tokenizer(
+    units: list[Unit], vocab_size: int, root: Path, on_bad: OnBadRecord, chain: Chain | None = None
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE of at most `vocab_size` tokens, trained once for these units and kept in the cache.
+
+    Args:
+        chain: of filters; what those that look at one document take out is not learned from.
 
     Raises:
         DataError: a bad record, with `on_bad="stop"`.
@@ -120,19 +127,21 @@ def trained_tokenizer(units: list[Unit], vocab_size: int, root: Path, on_bad: On
     from transformers import PreTrainedTokenizerFast
 
     parts = [[unit.digest, unit.start, unit.stop, unit.column] for unit in units]
-    folder = root / "tokenizers" / key_of(parts, vocab_size, SPECIAL_TOKENS, SAMPLE_CHARACTERS)
-    made_folder(folder, "a tokenizer", lambda new: train(sample(units, on_bad), vocab_size).save_pretrained(new))
+    filters = [] if chain is None else [[spec_of(each) for each in chain.single]]
+    folder = root / "tokenizers" / key_of(parts, vocab_size, SPECIAL_TOKENS, SAMPLE_CHARACTERS, *filters)
+    made_folder(folder, "a tokenizer", lambda new: train(sample(units, on_bad, chain), vocab_size).save_pretrained(new))
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
-def sample(units: list[Unit], on_bad: OnBadRecord) -> Iterator[str]:
+def sample(units: list[Unit], on_bad: OnBadRecord, chain: Chain | None = None) -> Iterator[str]:
     """At most `SAMPLE_CHARACTERS` of text, spread evenly over the units: the same for the same corpus."""
     step = max(1, len(units) // MOST_UNITS_SAMPLED)
     chosen = units[::step]
     left_over = 0
     for unit in chosen:
         budget = SAMPLE_CHARACTERS // len(chosen) + left_over
-        for text in texts_of(unit, BadRecords(unit, on_bad)):
+        texts = texts_of(unit, BadRecords(unit, on_bad))
+        for text in texts if chain is None else chain.passing(texts, chain.funnel()):
             yield text[:budget]
             budget -= len(text)
             if budget <= 0:

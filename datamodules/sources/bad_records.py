@@ -1,7 +1,7 @@
 """What becomes of records that cannot be trained on: the first one stops the run, or all are counted."""
 
 from collections import Counter
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from datamodules.errors import DataError
 from datamodules.sources.formats import FORMATS
@@ -27,6 +27,7 @@ class BadRecords:
         first: where the first one is, and what is wrong with it.
         left_out: how many records were left out, by the reason.
         unread: how many records have a key in their turns of which the chat template writes nothing, by the key.
+        filtered: what filters made of the documents, as JSON can write it; empty where there are none.
     """
 
     def __init__(self, unit: Unit, on_bad_record: OnBadRecord = "stop") -> None:
@@ -36,6 +37,7 @@ class BadRecords:
         self.first = ""
         self.left_out: Counter[str] = Counter()
         self.unread: Counter[str] = Counter()
+        self.filtered: dict[str, Any] = {}
 
     def note(self, place: Place, bad: Bad) -> None:
         """Count one.

@@ -60,14 +60,14 @@ def split_documents(shards: Sequence[Shard], share: float) -> tuple[Selection, S
     It is decided by the text alone, so a document stays on its side when others come and go, and copies of a text
     are never on both sides; see `held_out`.
     """
-    count = sum(shard.statistics["num_documents"] for shard in shards)
-    point, exceptions = held_out((shard.documents()["hash"] for shard in shards), count, share)
+    count = sum(int(shard.uses().sum()) for shard in shards)
+    point, exceptions = held_out((shard.hashes() for shard in shards), count, share)
     return Selection(low=point + 1, exceptions=exceptions), Selection(high=point, exceptions=exceptions)
 
 
 def hashes_of(shards: Sequence[Shard], selection: Selection) -> tuple[int, ...]:
     """The hashes of the selected documents, each once and sorted."""
-    hashes = [shard.documents()["hash"] for shard in shards]
+    hashes = [shard.hashes() for shard in shards]
     chosen = [np.unique(some[selection.mask(some)]) for some in hashes]
     return tuple(np.unique(np.concatenate(chosen)).tolist()) if chosen else ()
 
@@ -186,7 +186,7 @@ def _selected(shards: Sequence[Shard], selection: Selection) -> Iterator[tuple[n
         spans = np.empty(len(ends), SPAN)
         spans["length"] = np.diff(ends, prepend=0)
         spans["start"] = base + ends - spans["length"]
-        mask = selection.mask(documents["hash"])
+        mask = selection.mask(documents["hash"]) & shard.uses()
         yield spans[mask], documents[mask], shard, base
         base += shard.statistics["num_tokens"]
 

@@ -78,12 +78,30 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Shard:
-    """A unit's tokens in the cache: `PATH.tokens`, `PATH.trained` (the loss mask; not there where all are in it),
-    `PATH.documents`, `PATH.details` (where the encoder has some), and `PATH.json`, which is written last.
+class Kept:
+    """Which documents of a shard are used: bools in a file of the cache.
+
+    Args:
+        path: of the file, in a folder whose name stands for its content.
+        start: where those of the shard begin.
     """
 
     path: str
+    start: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A unit's tokens in the cache: `PATH.tokens`, `PATH.trained` (the loss mask; not there where all are in it),
+    `PATH.documents`, `PATH.details` (where the encoder has some), and `PATH.json`, which is written last.
+
+    Args:
+        path: what all of them begin with.
+        kept: which documents are used; None: all of them.
+    """
+
+    path: str
+    kept: Kept | None = None
 
     @staticmethod
     def of(unit: Unit, folder: Path) -> Shard:
@@ -93,8 +111,11 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """What it holds: the digests of the tokenizer and of the unit. Independent of where the cache lies."""
-        return "/".join(Path(self.path).parts[-2:])
+        """What it holds: the digests of the tokenizer and of the unit, and of what chose from it. Independent of where
+        the cache lies.
+        """
+        name = "/".join(Path(self.path).parts[-2:])
+        return name if self.kept is None else f"{name}/{Path(self.kept.path).parent.name}:{self.kept.start}"
 
     @property
     def complete(self) -> bool:
@@ -108,8 +129,8 @@ class Shard:
     @cached_property
     def statistics(self) -> dict[str, Any]:
         """`num_documents`, `num_tokens`, `num_bytes` (UTF-8), `num_bad` and `first_bad` (records), `left_out` (records,
-        by the reason), `unread` (records, by the key of their turns that is not written), `dtype`, `sizes` (bytes of
-        each file).
+        by the reason), `unread` (records, by the key of their turns that is not written), `filtered` (what filters made
+        of the documents, where there are some), `dtype`, `sizes` (bytes of each file).
         """
         return read_json(Path(f"{self.path}.json"))
 
@@ -127,6 +148,17 @@ class Shard:
     def documents(self) -> np.ndarray:
         """All documents, as `DOCUMENT`, in memory: some MB at the most, as units are bounded."""
         return FileArray(f"{self.path}.documents", DOCUMENT)[:]
+
+    def uses(self) -> np.ndarray:
+        """(N,) bool, which of the documents are used."""
+        count = self.statistics["num_documents"]
+        if self.kept is None:
+            return np.ones(count, bool)
+        return FileArray(self.kept.path, np.dtype(bool))[self.kept.start : self.kept.start + count]
+
+    def hashes(self) -> np.ndarray:
+        """(M,) uint64, the split hashes of the documents that are used."""
+        return self.documents()["hash"][self.uses()]
 
     def document_at(self, start: int) -> int:
         """The number of the document that begins with this token, found by halving: none of them are held."""
@@ -159,6 +191,8 @@ def write_shard(unit: Unit, shard: Shard, encoder: Encoder, on_bad_record: OnBad
             names = list(files.opened)
         statistics = files.statistics | {"num_bad": bad.count, "first_bad": bad.first, "dtype": encoder.dtype.str}
         statistics |= {"left_out": dict(bad.left_out), "unread": dict(bad.unread)}
+        if bad.filtered:
+            statistics["filtered"] = bad.filtered
         statistics["sizes"] = {name: Path(f"{shard.path}.{name}").stat().st_size for name in names}
         write_json(Path(f"{shard.path}.json"), statistics)
 

@@ -55,10 +55,21 @@ def check_any(name: str, sources: Sequence[Source], shards: Sequence[Sequence[Sh
         shards: those of each source.
     """
     for source, made in zip(sources, shards, strict=True):
-        if not any(shard.statistics["num_documents"] for shard in made):
-            reasons = [*left_out_in_words(made), *filter(None, [skipped_in_words(made)])]
+        if not any(shard.uses().any() for shard in made):
+            reasons = [*left_out_in_words(made), *filter(None, [skipped_in_words(made), filtered_in_words(made)])]
             why = "; ".join(reasons) or "there is no text in it"
             raise DataError(f"{name}: there is nothing to train on in {source.path!r}: {why}")
+
+
+def filtered_in_words(shards: Iterable[Shard]) -> str | None:
+    """How many documents each filter took; None where there are no filters."""
+    taken: Counter[str] = Counter()
+    for shard in {shard.path: shard for shard in shards}.values():
+        taken["duplicates"] += int((~shard.uses()).sum())
+        for stage in shard.statistics.get("filtered", {}).get("stages", []):
+            taken[stage["name"]] += stage["documents"]
+    words = [f"{count:,} by {name}" for name, count in taken.items() if count]
+    return f"taken out by filters: {', '.join(words)}" if words else None
 
 
 def skipped_in_words(shards: Iterable[Shard]) -> str | None:

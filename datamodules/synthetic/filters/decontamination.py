@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 
+from datamodules.filters.extra import needs
 from datamodules.records.words import Coder, runs
 from datamodules.synthetic.candidate import Candidate, Message
-from datamodules.synthetic.filters.extra import needs
 from datamodules.synthetic.filters.filter import Context, Filter, Scores, Threshold
 from datamodules.synthetic.filters.nearest import Nearest
 from datamodules.synthetic.filters.seed_similarity import prompt_of

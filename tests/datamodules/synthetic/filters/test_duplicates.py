@@ -7,8 +7,8 @@ import pytest
 
 from datamodules.records.words import Coder
 from datamodules.storage.near_duplicates import pieces
+from datamodules.storage.similarity import NUM_BANDS, ROWS
 from datamodules.synthetic.filters import ExactDuplicates, NearDuplicates, Threshold
-from datamodules.synthetic.filters.near_duplicates import NUM_BANDS, ROWS
 from datamodules.synthetic.filters.nearest import Nearest
 from tests.datamodules.synthetic.records import answers, candidates, funnel_of, ids, needs_extra
 

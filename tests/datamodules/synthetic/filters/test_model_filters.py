@@ -147,7 +147,7 @@ def test_unknown_languages(languages):
 def test_a_missing_library_is_named_with_its_extra(monkeypatch, library, make):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        "datamodules.synthetic.filters.extra.find_spec", lambda name: None if name == library else find_spec(name)
+        "datamodules.filters.extra.find_spec", lambda name: None if name == library else find_spec(name)
     )
     with pytest.raises(DataError, match=rf"needs {library}.*pip install 'llm-lightning\[synthetic\]'"):
         make()
