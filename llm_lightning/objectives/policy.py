@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 KLEstimator = Literal["k1", "k2", "k3"]
-GroupBaseline = Literal["grpo", "rloo"]
+GroupBaseline = Literal["grpo", "dr_grpo", "rloo"]
+Ratio = Literal["token", "sequence"]
+Average = Literal["tokens", "completions", "constant"]
 
 EPS = 1e-8
 GROUP_EPS = 1e-4
@@ -92,7 +94,8 @@ def generalized_advantages(
 def group_advantages(scores: Tensor, num_samples: int, baseline: GroupBaseline) -> Tensor:
     """Advantages of completions over the others to the same prompt.
 
-    `grpo` divides by the group's standard deviation as well (DeepSeekMath, arXiv:2402.03300); `rloo` compares with the
+    `grpo` divides by the group's standard deviation as well (DeepSeekMath, arXiv:2402.03300); `dr_grpo` does not, as
+    that makes much of questions that are nearly always or never answered (arXiv:2503.20783); `rloo` compares with the
     mean of the *other* completions, an unbiased baseline (arXiv:2402.14740).
 
     Args:
@@ -104,6 +107,8 @@ def group_advantages(scores: Tensor, num_samples: int, baseline: GroupBaseline) 
     centred = groups - groups.mean(1, keepdim=True)
     if baseline == "rloo":
         return (centred * num_samples / (num_samples - 1)).flatten()
+    if baseline == "dr_grpo":
+        return centred.flatten()
     return (centred / (groups.std(1, keepdim=True) + GROUP_EPS)).flatten()
 
 
@@ -140,15 +145,61 @@ class PolicyLoss(NamedTuple):
     kl: Tensor
 
 
-def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range: float) -> PolicyLoss:
-    """The clipped surrogate of PPO (arXiv:1707.06347), for tokens of any one shape."""
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    clip_range: float,
+    clip_range_high: float | None = None,
+    lengths: Tensor | None = None,
+) -> PolicyLoss:
+    """The clipped surrogate of PPO (arXiv:1707.06347), for tokens of any one shape.
+
+    Args:
+        logprobs, old_logprobs, advantages: of the tokens.
+        clip_range: how far the ratio of a token's probabilities may fall below 1 for it, and rise above it.
+        clip_range_high: how far it may rise, where that is another number (DAPO's clip-higher, arXiv:2503.14476).
+        lengths: (B,) tokens of each completion, of M tokens one after the other, (M,): all tokens of a completion then
+            have one ratio, the geometric mean of theirs (GSPO, arXiv:2507.18071). None: each has its own.
+    """
     log_ratio = logprobs - old_logprobs
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-    loss, bounded = -advantages * ratio, -advantages * clipped
     with torch.no_grad():
-        kl = ratio - 1 - log_ratio
+        kl = log_ratio.expm1() - log_ratio
+    if lengths is not None:
+        log_ratio = completion_means(log_ratio, lengths)
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip_range, 1 + (clip_range if clip_range_high is None else clip_range_high))
+    loss, bounded = -advantages * ratio, -advantages * clipped
     return PolicyLoss(torch.maximum(loss, bounded), bounded > loss, kl)
+
+
+def completion_means(values: Tensor, lengths: Tensor) -> Tensor:
+    """(M,) for each token the mean over its completion.
+
+    Args:
+        values: (M,), completion after completion.
+        lengths: (B,) tokens of each.
+    """
+    completion = torch.arange(len(lengths), device=values.device).repeat_interleave(lengths)
+    sums = torch.zeros(len(lengths), dtype=values.dtype, device=values.device).index_add(0, completion, values)
+    return (sums / lengths.clamp(min=1))[completion]
+
+
+def token_weights(lengths: Tensor, average: Average, max_tokens: int) -> Tensor:
+    """(M,) float32, what each token's loss counts in a sum that is then divided by the number of tokens (`tokens`), or
+    else of completions.
+
+    Args:
+        lengths: (B,) tokens of each completion.
+        average: `tokens`: all tokens count the same, so that long completions count for more (DAPO, arXiv:2503.14476).
+            `completions`: all completions count the same (GRPO as published, and GSPO). `constant`: all tokens count
+            the same, and the more there are, the longer the step (Dr. GRPO, arXiv:2503.20783).
+        max_tokens: that a completion can have, the constant.
+    """
+    if average == "completions":
+        return (1 / lengths.clamp(min=1).float()).repeat_interleave(lengths)
+    weight = 1.0 if average == "tokens" else 1 / max_tokens
+    return torch.full((int(lengths.sum()),), weight, device=lengths.device)
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float) -> Tensor:

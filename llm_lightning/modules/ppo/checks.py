@@ -24,7 +24,7 @@ def check_advantages(advantages: Advantages, rollout: Rollout, backbone: Backbon
         kind = backbone.read_config().model_type
         raise UserError(
             f"model.advantages.kind=gae has a critic that reads the policy's states, and {kind} networks only give "
-            "their logits here: take model.advantages.kind=grpo or rloo."
+            "their logits here: take model.advantages.kind=grpo, dr_grpo or rloo."
         )
 
 

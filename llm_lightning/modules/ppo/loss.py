@@ -18,9 +18,11 @@ def token_losses(
     rows: Sequence[int],
     settings: tuple[Update, KLPenalty, CriticSettings],
     kl_coef: float,
+    max_tokens: int,
     averages: Averages,
 ) -> tuple[Tensor, Tensor]:
-    """Of M tokens of these rows: the loss (M,), and without gradient the KL (M,) from the policy that wrote them.
+    """Of M tokens of these rows: the loss (M,), weighted as `Update.average` has it, and without gradient the KL (M,)
+    from the policy that wrote them.
 
     Args:
         now: (M,) logprobs, and entropies where they earn a bonus, of the policy as it is.
@@ -29,13 +31,17 @@ def token_losses(
         rows: of the experience.
         settings: of the update, the penalty and the critic.
         kl_coef: what a nat costs now, where the penalty is part of the loss.
+        max_tokens: that a completion can have.
         averages: each part is counted there.
     """
     update, kl, critic = settings
     old, ref, advantages, old_values, returns = experience.take(
         rows, "logprobs", "ref_logprobs", "advantages", "values", "returns"
     )
-    actor = policy.policy_loss(now.logprobs, old, advantages, update.clip_range)
+    lengths = experience.mask[rows].sum(1)
+    of_completions = lengths if update.ratio == "sequence" else None
+    clip = update.clip_range, update.clip_range_high
+    actor = policy.policy_loss(now.logprobs, old, advantages, *clip, of_completions)
     averages.add("train/policy_loss", actor.loss)
     averages.add("train/clip_share", actor.is_clipped)
     averages.add("train/update_kl", actor.kl)
@@ -49,4 +55,4 @@ def token_losses(
         averages.add("train/value_loss", errors)
         loss = loss + critic.coef * errors
     averages.add("train/loss", loss)
-    return loss, actor.kl
+    return loss * policy.token_weights(lengths, update.average, max_tokens), actor.kl

@@ -202,7 +202,8 @@ class PPO(RewardedPolicy):
         counts = torch.stack([experience.mask[rows].sum() for rows in plan]).double()
         norms: list[float] = []
         for rows, num_tokens in zip(plan, self.ranks.sum(counts).tolist(), strict=True):
-            totals = self._accumulate(experience, rows, num_tokens, averages)
+            divisor = num_tokens if settings.average == "tokens" else float(len(rows) * num_ranks)
+            totals = self._accumulate(experience, rows, divisor, averages)
             update_kl = totals.sums["kl"] / num_tokens
             if norms and settings.max_update_kl is not None and update_kl > settings.max_update_kl:
                 self.optimizers(use_pl_optimizer=False).zero_grad(set_to_none=True)  # type: ignore[union-attr]
@@ -221,7 +222,8 @@ class PPO(RewardedPolicy):
             experience.put(rows, logprobs=now.logprobs.detach(), entropies=now.entropies.detach())
         values = None if self.critic is None else self.critic(packed, states)
         settings = self.update_settings, self.kl, self.critic_settings
-        losses, kl = token_losses(now, values, experience, rows, settings, self.kl_coef.value, averages)
+        max_tokens = self.rollout_settings.sampling.max_new_tokens
+        losses, kl = token_losses(now, values, experience, rows, settings, self.kl_coef.value, max_tokens, averages)
         return losses.sum(), kl.sum()
 
     def finish(self, metrics: dict[str, float], phases: Phases, num_completions: int) -> None:
@@ -267,8 +269,8 @@ class PPO(RewardedPolicy):
         most = self.trainer.strategy.reduce(torch.tensor(len(groups), device=self.device), reduce_op="max")
         return experience.groups(rows, self.update_settings.micro_batch_tokens, at_least=int(most))
 
-    def _accumulate(self, experience: Experience, rows: list[int], num_tokens: float, averages: Averages) -> Totals:
-        """Gradients of a minibatch, over micro-batches, divided by its tokens on all ranks."""
+    def _accumulate(self, experience: Experience, rows: list[int], divisor: float, averages: Averages) -> Totals:
+        """Gradients of a minibatch, over micro-batches, divided by its tokens, or its completions, on all ranks."""
         optimizer: Any = self.optimizers()
         groups = self._groups(experience, rows)
         for number, group in enumerate(groups, 1):
@@ -276,9 +278,12 @@ class PPO(RewardedPolicy):
             with self.trainer.strategy.block_backward_sync() if unfinished else nullcontext():  # type: ignore[attr-defined]
                 loss, kl = self.loss(experience, group, averages)
                 # Strategies average gradients over ranks.
-                self.manual_backward(loss * self.trainer.world_size / num_tokens)
-            self.step.collect(loss=loss, kl=kl.double(), tokens=experience.mask[group].sum().double())
-        return self.step.reduce(gradient_norm(optimizer), self.ranks, divided_by=num_tokens)
+                self.manual_backward(loss * self.trainer.world_size / divisor)
+            counted = (
+                experience.mask[group].sum() if self.update_settings.average == "tokens" else torch.tensor(len(group))
+            )
+            self.step.collect(loss=loss, kl=kl.double(), tokens=counted.double().to(self.device))
+        return self.step.reduce(gradient_norm(optimizer), self.ranks, divided_by=divisor)
 
     def _optimizer_step(self, totals: Totals, *, is_first: bool) -> None:
         """Clip and step; what is not finite is left out."""

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.backbone import Backbone
-from llm_lightning.objectives.policy import KLEstimator
+from llm_lightning.objectives.policy import Average, GroupBaseline, KLEstimator, Ratio
 from llm_lightning.rollouts import Sampling
 
 
@@ -42,13 +42,14 @@ class Advantages:
     """From the scores of completions to what each of their tokens is worth.
 
     Args:
-        kind: `gae`: by a critic (PPO); `grpo`, `rloo`: over the other completions of the prompt, without one.
+        kind: `gae`: by a critic (PPO); `grpo`, `dr_grpo`, `rloo`: over the other completions of the prompt, without one
+            (see `group_advantages`).
         gamma: discount of a token, of `gae`; 1, as completions are short and rewarded at their end.
         lam: lambda of generalized advantage estimation.
         scale_rewards: divide scores by their standard deviation over the run so far.
     """
 
-    kind: Literal["gae", "grpo", "rloo"] = "gae"
+    kind: Literal["gae"] | GroupBaseline = "gae"
     gamma: float = 1.0
     lam: float = 0.95
     scale_rewards: bool = False
@@ -68,7 +69,13 @@ class Update:
     Args:
         epochs: passes over each rollout.
         num_minibatches: optimizer steps of an epoch.
-        clip_range: how far the probability of a token moves in one rollout's updates.
+        clip_range: how far the probability of a token moves in one rollout's updates; of a sequence's ratio, published
+            values are some 3e-4.
+        clip_range_high: how far it may rise, where that is to be another number; 0.28 in DAPO (arXiv:2503.14476).
+        ratio: `token`, or one for all tokens of a completion, `sequence` (GSPO, arXiv:2507.18071; with
+            `average: completions`).
+        average: what of a minibatch counts the same: all `tokens`, all `completions`, or tokens by a `constant` (see
+            `token_weights`).
         max_update_kl: nats of a token between the policy that wrote and the one that is updated; beyond, the rest of
             the rollout's updates is left out. None: never.
         entropy_coef: bonus for a nat of entropy.
@@ -78,6 +85,9 @@ class Update:
     epochs: int = 4
     num_minibatches: int = 1
     clip_range: float = 0.2
+    clip_range_high: float | None = None
+    ratio: Ratio = "token"
+    average: Average = "tokens"
     max_update_kl: float | None = None
     entropy_coef: float = 0.0
     micro_batch_tokens: int = 8192
@@ -87,6 +97,11 @@ class Update:
         check_least("model.update", self, epochs=1, num_minibatches=1, micro_batch_tokens=1, entropy_coef=0)
         if not 0 < self.clip_range < 1:
             raise UserError(f"model.update.clip_range={self.clip_range} must lie between 0 and 1.")
+        if self.clip_range_high is not None and self.clip_range_high < self.clip_range:
+            raise UserError(
+                f"model.update.clip_range_high={self.clip_range_high} must be at least model.update.clip_range="
+                f"{self.clip_range}: it is there to let unlikely tokens rise further."
+            )
         if self.max_update_kl is not None and self.max_update_kl <= 0:
             raise UserError(f"model.update.max_update_kl={self.max_update_kl} must be above 0.")
 

@@ -98,6 +98,7 @@ def test_group_advantages():
     tensor = torch.tensor(scores, dtype=torch.float64)
     rloo = policy.group_advantages(tensor, 4, "rloo").tolist()
     grpo = policy.group_advantages(tensor, 4, "grpo").tolist()
+    dr_grpo = policy.group_advantages(tensor, 4, "dr_grpo").tolist()
     for i, score in enumerate(scores):
         group = scores[i // 4 * 4 : i // 4 * 4 + 4]
         others = [x for j, x in enumerate(group) if j != i % 4]
@@ -105,6 +106,7 @@ def test_group_advantages():
         mean = sum(group) / 4
         std = math.sqrt(sum((x - mean) ** 2 for x in group) / 3)
         assert grpo[i] == pytest.approx((score - mean) / (std + 1e-4), abs=1e-12)
+        assert dr_grpo[i] == pytest.approx(score - mean, abs=1e-12)
     assert grpo[4:] == [0.0] * 4
 
 
@@ -145,6 +147,59 @@ def test_policy_loss():
         assert float(args[0].grad[i]) == pytest.approx(0.0 if is_clipped else -ratio * advantage, abs=1e-12)
         assert float(got.kl[i]) == pytest.approx(ratio - 1 - math.log(ratio), abs=1e-12)
     assert 20 < clips < 150
+
+
+def drawn(seed, lengths):
+    """Logprobs now and before, and an advantage for each completion."""
+    rng = random.Random(seed)
+    new = [rng.uniform(-3, 0) for _ in range(sum(lengths))]
+    old = [x + rng.uniform(-0.6, 0.6) for x in new]
+    of_completions = [rng.gauss(0, 1) for _ in lengths]
+    advantages = [a for a, length in zip(of_completions, lengths, strict=True) for _ in range(length)]
+    return new, old, advantages
+
+
+def test_the_clip_may_be_higher_above_than_below():
+    new, old, advantages = drawn(7, [200])
+    args = [torch.tensor(x, dtype=torch.float64, requires_grad=i == 0) for i, x in enumerate([new, old, advantages])]
+    got = policy.policy_loss(*args, clip_range=0.2, clip_range_high=0.5)
+    for i, (a, b, advantage) in enumerate(zip(new, old, advantages, strict=True)):
+        ratio = math.exp(a - b)
+        surrogate = min(ratio * advantage, min(max(ratio, 0.8), 1.5) * advantage)
+        assert float(got.loss[i].detach()) == pytest.approx(-surrogate, abs=1e-12)
+
+
+def test_the_ratio_of_a_sequence_is_the_geometric_mean_of_its_tokens():
+    """GSPO, equations 5 to 7 and the gradient of the paper's equation 10, by loops over completions."""
+    lengths = [3, 1, 0, 5, 2]
+    new, old, advantages = drawn(8, lengths)
+    args = [torch.tensor(x, dtype=torch.float64, requires_grad=i == 0) for i, x in enumerate([new, old, advantages])]
+    got = policy.policy_loss(*args, clip_range=0.1, lengths=torch.tensor(lengths))
+    weights = policy.token_weights(torch.tensor(lengths), "completions", 8)
+    (got.loss * weights).sum().backward()
+    start = 0
+    for length in lengths:
+        tokens = range(start, start + length)
+        start += length
+        if not length:
+            continue
+        ratio = math.exp(sum(new[t] - old[t] for t in tokens) / length)
+        advantage = advantages[tokens[0]]
+        surrogate = min(ratio * advantage, min(max(ratio, 0.9), 1.1) * advantage)
+        is_clipped = (advantage > 0 and ratio > 1.1) or (advantage < 0 and ratio < 0.9)
+        for t in tokens:
+            assert float(got.loss[t].detach()) == pytest.approx(-surrogate, abs=1e-12)
+            slope = 0.0 if is_clipped else -ratio * advantage / length
+            assert float(args[0].grad[t]) == pytest.approx(slope, abs=1e-7)  # the weights are float32
+            assert float(got.kl[t]) == pytest.approx(math.exp(new[t] - old[t]) - 1 - (new[t] - old[t]), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("average", "expected"),
+    [("tokens", [1, 1, 1, 1, 1, 1]), ("completions", [1 / 2] * 2 + [1 / 4] * 4), ("constant", [1 / 8] * 6)],
+)
+def test_what_a_token_counts(average, expected):
+    assert policy.token_weights(torch.tensor([2, 0, 4]), average, 8).tolist() == pytest.approx(expected)
 
 
 def test_at_the_first_update_the_gradient_is_the_policy_gradient():
