@@ -39,6 +39,7 @@ class Setting:
     Args:
         structure: as in the YAML; None for the dense network.
         criterion: as in the YAML, or llm-compressor's method.
+        options: of the criterion.
         steps: of the run; more than `CALIBRATION` is recovery.
         progressive: over the first half of the run instead of at once.
         text: `other` or `own`.
@@ -47,6 +48,7 @@ class Setting:
 
     structure: dict[str, Any] | None = None
     criterion: str = "Wanda"
+    options: dict[str, Any] = field(default_factory=dict)
     steps: int = CALIBRATION
     progressive: bool = False
     text: str = "other"
@@ -69,6 +71,9 @@ SETTINGS = {"dense": Setting()}
 for _name, _structure in TARGETS.items():
     SETTINGS[f"magnitude-{_name}"] = Setting(_structure, "Magnitude", steps=1)
     SETTINGS[f"wanda-{_name}"] = Setting(_structure)
+    SETTINGS[f"sparsegpt-{_name}"] = Setting(_structure, "SparseGPT")
+    SETTINGS[f"sparsegpt-unrefined-{_name}"] = Setting(_structure, "SparseGPT", {"refinements": 0})
+    SETTINGS[f"sparsegpt-{_name}-recovered"] = Setting(_structure, "SparseGPT", steps=RECOVERY)
     SETTINGS[f"progressive-{_name}"] = Setting(_structure, steps=RECOVERY, progressive=True)
 SETTINGS |= {
     "compressor-wanda-2:4": Setting(TWO_OF_FOUR, "wanda", peer=True),
@@ -119,7 +124,8 @@ def callbacks_of(setting: Setting) -> list[dict[str, Any]]:
     schedule: dict[str, Any] = {"class_path": "OneShot", "init_args": {"end": min(setting.steps, CALIBRATION)}}
     if setting.progressive:
         schedule = {"class_path": "Cubic", "init_args": {"begin": 2, "end": setting.steps // 2, "interval": 4}}
-    pruning = {"structure": setting.structure, "criterion": {"class_path": setting.criterion}, "schedule": schedule}
+    criterion = {"class_path": setting.criterion, "init_args": setting.options}
+    pruning = {"structure": setting.structure, "criterion": criterion, "schedule": schedule}
     return [{"class_path": "Pruning", "init_args": pruning | {"num_batches": 0}}]
 
 

@@ -3,6 +3,7 @@
 from callbacks.pruning.callback import Pruning
 from callbacks.pruning.criteria import Criterion, Magnitude, Taylor, Wanda
 from callbacks.pruning.schedules import Constant, Cubic, Linear, OneShot, PruningSchedule
+from callbacks.pruning.sparse_gpt import SparseGPT
 from callbacks.pruning.structured import Structured
 from callbacks.pruning.structures import NM, Structure, Unstructured
 
@@ -16,6 +17,7 @@ __all__ = [
     "OneShot",
     "Pruning",
     "PruningSchedule",
+    "SparseGPT",
     "Structure",
     "Structured",
     "Taylor",

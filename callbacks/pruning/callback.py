@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -20,7 +21,9 @@ from callbacks.pruning import report
 from callbacks.pruning.criteria import Criterion, Wanda
 from callbacks.pruning.guard import Guard
 from callbacks.pruning.masks import KEEPS_ZEROS, Masks
-from callbacks.pruning.schedules import Cubic, PruningSchedule
+from callbacks.pruning.reconstruction import check_whole, reconstruct
+from callbacks.pruning.schedules import Constant, Cubic, OneShot, PruningSchedule
+from callbacks.pruning.sparse_gpt import SparseGPT
 from callbacks.pruning.structured import Structured
 from callbacks.pruning.structures import Structure, layer_of
 from callbacks.pruning.weights import Weight, find_weights
@@ -47,7 +50,8 @@ class Pruning(Callback):
 
     Args:
         structure: what goes together, and how much of it: `Unstructured`, `NM` or `Structured`.
-        criterion: what a weight is worth: `Wanda` (the default), `Taylor` or `Magnitude`.
+        criterion: what a weight is worth: `Wanda` (the default), `Taylor` or `Magnitude`; or `SparseGPT`, which also
+            changes the weights that stay, and goes with `OneShot` and `Constant`.
         schedule: when: `Cubic` (the default), `Linear`, `Constant` or `OneShot`.
         include: patterns for names of weights, `*.mlp.*`; by default the linear layers of the decoder's blocks, so that
             embeddings and head are spared.
@@ -84,6 +88,13 @@ class Pruning(Callback):
                 f"Pruning.max_loss_increase={max_loss_increase} holds a schedule until training has made good for "
                 "what was pruned, and OneShot does not train: take Cubic or Linear, or leave max_loss_increase out."
             )
+        if isinstance(self.criterion, SparseGPT):
+            self.structure.width(self.criterion.block_size)
+            if not isinstance(self.schedule, OneShot | Constant):
+                raise CallbackError(
+                    f"Pruning.schedule={type(self.schedule).__name__}: SparseGPT prunes all at once: take OneShot or "
+                    "Constant, or the criterion Wanda."
+                )
         self.monitor = monitor
         self.num_batches = num_batches
         self.masks = Masks({})
@@ -130,6 +141,11 @@ class Pruning(Callback):
         self.criterion.watch(self._done < 1)
         for optimizer in trainer.optimizers:
             optimizer.register_step_post_hook(self._after_optimizer_step)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if isinstance(self.criterion, SparseGPT) and self._done < 1:
+            self.criterion.keep(batch)
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -228,6 +244,8 @@ class Pruning(Callback):
             raise CallbackError("Pruning: the network is frozen under an adapter that cannot be merged; LoRA can.")
         self.masks = Masks(self.structure.attach(base_network(model), self._weights))
         self._weights = [weight for weight in self._weights if weight.name in self.masks.parameters]
+        if isinstance(self.criterion, SparseGPT):
+            check_whole(model, self._weights)
         self.criterion.attach(self._weights, self.structure.blocks)
 
     def _prune(self, trainer: Trainer, fraction: float) -> None:
@@ -235,12 +253,11 @@ class Pruning(Callback):
         fraction = max(fraction, self._done)
         if fraction == self._done:
             return
+        if isinstance(self.criterion, SparseGPT) and fraction < 1:
+            return
         if not self.masks.kept:
             self._dense = self._measure(trainer)
-        weights, share = self._weights, fraction
-        if self._plan.holds_weights and self.structure.is_local(self.criterion):
-            weights, share = self._stretch(self._done, fraction), 1.0
-        self.masks.update(self.structure.masks(weights, self.criterion, self.masks.kept, share))
+        self.masks.update(self._new_masks(trainer, fraction))
         self._apply(trainer.optimizers)
         self.criterion.forget()
         self._done = fraction
@@ -250,6 +267,15 @@ class Pruning(Callback):
                 each.forget_best()
             if isinstance(each, WeightAverage):
                 self.masks.apply_to_copies(each.copies)
+
+    def _new_masks(self, trainer: Trainer, fraction: float) -> dict[str, Tensor]:
+        """Of the weights whose turn it is."""
+        weights, share = self._weights, fraction
+        if isinstance(self.criterion, SparseGPT):
+            return reconstruct(trainer, base_network(self._holder.model), weights, self.structure, self.criterion)
+        if self._plan.holds_weights and self.structure.is_local(self.criterion):
+            weights, share = self._stretch(self._done, fraction), 1.0
+        return self.structure.masks(weights, self.criterion, self.masks.kept, share)
 
     def _stretch(self, begin: float, end: float) -> list[Weight]:
         """The weights of the blocks between two shares of the network."""

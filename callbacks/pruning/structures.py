@@ -45,6 +45,29 @@ class Structure(ABC):
         """Whether what goes of a weight depends on that weight's scores alone."""
         return False
 
+    def width(self, block_size: int) -> int:
+        """How many neighbouring columns of a weight are chosen together where its columns are pruned one by one.
+
+        Args:
+            block_size: where any number will do.
+
+        Raises:
+            CallbackError: columns cannot be chosen in turn.
+        """
+        raise CallbackError(
+            f"Pruning.structure={type(self).__name__} cannot be chosen column by column, as SparseGPT does: take "
+            "Unstructured or NM, or the criterion Wanda."
+        )
+
+    def prepare(self, weights: list[Weight], criterion: Criterion) -> None:  # noqa: B027 (most have nothing to do)
+        """Decide, once, what depends on the scores of all weights."""
+
+    def choose(self, weight: Weight, costs: Tensor, columns: slice, compares: Scope) -> Tensor:
+        """Which of a weight's `columns` go at the end of the pruning, by what each removal costs; bools of the same
+        shape.
+        """
+        raise NotImplementedError
+
     def state_dict(self) -> dict[str, Any]:
         """What was decided once for the whole run."""
         return {}
@@ -93,8 +116,7 @@ class Unstructured(Structure):
 
     def masks(self, weights: list[Weight], criterion: Criterion, kept: Kept, fraction: float) -> dict[str, Tensor]:
         """The lowest scores of each row, matrix, or of all."""
-        if self.layers == "sensitivity" and not self.targets:
-            self.targets = self._targets(weights, criterion)
+        self.prepare(weights, criterion)
         scope = self.compare or criterion.compares
         if scope == "network":
             count = round(fraction * self.sparsity * sum(weight.shape.numel() for weight in weights))
@@ -107,6 +129,24 @@ class Unstructured(Structure):
             )
             for weight in weights
         }
+
+    def width(self, block_size: int) -> int:
+        """Any, but where weights of the whole network compete."""
+        return super().width(block_size) if self.compare == "network" else block_size
+
+    def prepare(self, weights: list[Weight], criterion: Criterion) -> None:
+        """Decide each layer's share, where they differ."""
+        if self.layers == "sensitivity" and not self.targets:
+            self.targets = self._targets(weights, criterion)
+
+    def choose(self, weight: Weight, costs: Tensor, columns: slice, compares: Scope) -> Tensor:
+        """The lowest of each row, or of all these columns; in the whole weight exactly as many as there should be."""
+        share = self.targets.get(weight.name, self.sparsity) * weight.shape[0]
+        count = round(share * columns.stop) - round(share * columns.start)
+        keys = sort_keys(costs, None)
+        if (self.compare or compares) == "rows":
+            return lowest_in_rows(keys, count, weight.shape[0], 0)
+        return lowest([keys], count)[0]
 
     def _targets(self, weights: list[Weight], criterion: Criterion) -> dict[str, float]:
         """Each weight's sparsity by its layer's sensitivity; their mean is that of the whole."""
@@ -183,6 +223,14 @@ class NM(Structure):
                 candidates = lowest([keys], count, weight.group)[0]
             masks[weight.name] = ~candidates
         return masks
+
+    def width(self, block_size: int) -> int:
+        """A group."""
+        return self.m
+
+    def choose(self, weight: Weight, costs: Tensor, columns: slice, compares: Scope) -> Tensor:
+        """The m - n lowest of each row's group."""
+        return self._lowest_of_groups(sort_keys(costs, None))
 
     def _lowest_of_groups(self, keys: Tensor) -> Tensor:
         """Counts for each weight those of its group that come before it; faster than sorting millions of groups."""

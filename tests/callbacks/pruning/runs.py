@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.tensor import DTensor
 
 from callbacks import Pruning
-from callbacks.pruning import NM, Cubic, Magnitude, OneShot, Taylor, Unstructured
+from callbacks.pruning import NM, Cubic, Magnitude, OneShot, SparseGPT, Taylor, Unstructured
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -40,6 +40,10 @@ def wanda() -> list[Callback]:
 
 def taylor() -> list[Callback]:
     return [Pruning(NM(2, 4), Taylor(), Cubic(2, 12, 3), num_batches=0), Dump()]
+
+
+def sparse_gpt() -> list[Callback]:
+    return [Pruning(NM(2, 4), SparseGPT(num_batches=6), OneShot(12), num_batches=0), Dump()]
 
 
 def _magnitude(compare: Any) -> list[Callback]:

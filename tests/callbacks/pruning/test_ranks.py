@@ -56,8 +56,10 @@ def test_sharded_ranks_choose_what_one_process_would(processes, tmp_path, scope)
         (runs.taylor, {}),
         (runs.wanda, {"world_size": 2}),
         (runs.wanda, {"world_size": 2, "sharded": True}),
+        (runs.sparse_gpt, {}),
+        (runs.sparse_gpt, {"world_size": 2}),
     ],
-    ids=["wanda", "taylor-2:4", "ddp", "fsdp2"],
+    ids=["wanda", "taylor-2:4", "ddp", "fsdp2", "sparse-gpt", "sparse-gpt-ddp"],
 )
 def test_a_killed_run_goes_on_to_the_same_bits(processes, tmp_path, chosen, settings):
     settings = {"callbacks": chosen, "every_n_train_steps": 3, **TWENTY, **settings}
@@ -76,6 +78,17 @@ def test_a_killed_run_goes_on_to_the_same_bits(processes, tmp_path, chosen, sett
         one, other = runs.dumped(straight, rank), runs.dumped(killed, rank)
         assert one["sparsity"] == other["sparsity"] == pytest.approx(0.5, abs=1e-3)
         assert all(torch.equal(one["after"][name], other["after"][name]) for name in one["after"])
+
+
+def test_two_ranks_give_one_set_of_weights_and_sharded_ones_are_refused(processes, tmp_path):
+    settings = {"world_size": 2, "port": free_port(), "callbacks": runs.sparse_gpt}
+    assert finish(processes, tmp_path / "ddp", max_steps=12, val_check_interval=12, **settings) == [0, 0]
+    one, two = (runs.dumped(tmp_path / "ddp", rank) for rank in (0, 1))
+    assert all(torch.equal(one["after"][name], two["after"][name]) for name in one["after"])
+    assert one["sparsity"] == two["sparsity"] == 0.5
+    sharded = settings | {"sharded": True, "port": free_port()}
+    assert 0 not in finish(processes, tmp_path / "fsdp2", max_steps=12, val_check_interval=12, **sharded)
+    assert "SparseGPT needs whole weights" in output(tmp_path / "fsdp2")
 
 
 def output(root):
