@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from datamodules.prompts import PromptDataModule as PromptDataModule
     from datamodules.records.record_source import RecordSource as RecordSource
     from datamodules.records.text_source import TextSource as TextSource
+    from datamodules.streaming.datamodule import StreamingTextDataModule as StreamingTextDataModule
     from datamodules.synthetic.datamodule import SyntheticDataModule as SyntheticDataModule
     from datamodules.synthetic.openai_engine import OpenAIEngine as OpenAIEngine
 
@@ -22,6 +23,7 @@ _PLACES = {
     "PreferenceDataModule": "datamodules.preference",
     "PromptDataModule": "datamodules.prompts",
     "RecordSource": "datamodules.records.record_source",
+    "StreamingTextDataModule": "datamodules.streaming.datamodule",
     "SyntheticDataModule": "datamodules.synthetic.datamodule",
     "TextDataModule": "datamodules.pretraining",
     "TextSource": "datamodules.records.text_source",

@@ -25,6 +25,7 @@ from datamodules import (
     OpenAIEngine,
     PreferenceDataModule,
     PromptDataModule,
+    StreamingTextDataModule,
     SyntheticDataModule,
     TextDataModule,
 )
@@ -75,7 +76,8 @@ from llm_lightning_safety.redaction import remember
 SHORT_NAMES = (
     CausalPretraining, MaskedPretraining, SupervisedFinetuning, Distillation, RewardModeling, PreferenceOptimization,
     PPO,
-    TextDataModule, InstructionDataModule, PreferenceDataModule, PromptDataModule, SyntheticDataModule,
+    TextDataModule, StreamingTextDataModule, InstructionDataModule, PreferenceDataModule, PromptDataModule,
+    SyntheticDataModule,
     OpenAIEngine,
 )  # fmt: skip
 

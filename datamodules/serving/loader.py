@@ -55,14 +55,15 @@ class _BatchesFrom:
     Its `__iter__` is a generator since a DataLoader with workers calls it twice: each call must begin at the start.
     """
 
-    def __init__(self, order: Order, spans: _Spans, batch_size: int, rank: int) -> None:
+    def __init__(self, order: Order, spans: _Spans, batch_size: int, rank: int, at_once: int) -> None:
         self.order = order
         self.spans = spans
+        self.at_once = at_once
         self.places = rank * batch_size + np.arange(batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         spans = iter(self.spans)
-        while some := list(islice(spans, BATCHES_ORDERED_AT_ONCE)):
+        while some := list(islice(spans, self.at_once)):
             firsts, stops = np.array(some).T
             samples = firsts[:, None] + self.places
             real = samples < stops[:, None]
@@ -91,6 +92,7 @@ class ResumableLoader:
         num_workers: processes that read ahead; 0 reads in this one.
         position: the first global sample.
         whole_batches: rows left over at the end of an epoch begin the next one's first batch instead.
+        ordered_at_once: batches whose rows are asked of the order together.
 
     Attributes:
         newest: the first global sample of the batch that was handed out last.
@@ -107,6 +109,7 @@ class ResumableLoader:
         num_workers: int = 0,
         position: int = 0,
         whole_batches: bool = False,
+        ordered_at_once: int = BATCHES_ORDERED_AT_ONCE,
     ) -> None:
         self.dataset = dataset
         self.order = order
@@ -117,6 +120,7 @@ class ResumableLoader:
         self.num_workers = num_workers
         self.position = self.newest = position
         self.whole_batches = whole_batches
+        self.ordered_at_once = ordered_at_once
 
     def __len__(self) -> int:
         """Batches of this rank in an epoch, at least one."""
@@ -128,7 +132,7 @@ class ResumableLoader:
         spans = _Spans(self.position, len(self), self.batch_size * self.num_ranks, epoch_len)
         batches = DataLoader(
             self.dataset,
-            batch_sampler=_BatchesFrom(self.order, spans, self.batch_size, self.rank),
+            batch_sampler=_BatchesFrom(self.order, spans, self.batch_size, self.rank, self.ordered_at_once),
             collate_fn=self.collate,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),

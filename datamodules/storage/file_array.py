@@ -96,6 +96,11 @@ class SummedFile(AbstractContextManager["SummedFile"]):
                 self.file.write(self.sums + checksums(self.rest))
 
 
+def close_files() -> None:
+    """Closes what this process has open: the disk keeps a removed file for as long."""
+    _recently_opened.cache_clear()
+
+
 @lru_cache(maxsize=OPEN_FILES)
 def _recently_opened(path: str) -> BinaryIO:
     return Path(path).open("rb", buffering=0)  # closed when it is no longer among the recent ones

@@ -126,7 +126,7 @@ def pack_rows(
                 say_damaged(folder, "packed rows")
                 shutil.rmtree(folder, ignore_errors=True)
                 with room_on_disk(root), atomic_folder(folder) as temporary:
-                    _write(shards, selection, seq_len, too_long, room, temporary)
+                    write_rows(shards, selection, seq_len, too_long, room, temporary)
     return RowIndex(folder)
 
 
@@ -138,9 +138,10 @@ def _is_intact(folder: Path) -> bool:
         return False
 
 
-def _write(
+def write_rows(
     shards: Sequence[Shard], selection: Selection, seq_len: int, too_long: TooLong, room: int, folder: Path
 ) -> None:
+    """Packs the selected documents, and writes a `RowIndex` into a folder; see `pack_rows`."""
     longest = seq_len - room
     statistics = dict.fromkeys(STATISTICS, 0)
     num_spans = 0

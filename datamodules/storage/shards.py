@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -183,18 +183,26 @@ def write_shard(unit: Unit, shard: Shard, encoder: Encoder, on_bad_record: OnBad
     """
     bad = BadRecords(unit, on_bad_record)
     with room_on_disk(Path(shard.path).parent):
-        with ExitStack() as stack:
-            files = _Files(shard, stack)
-            for document in encoder.documents(unit, bad):
-                files.add(document)
-            files.flush()
-            names = list(files.opened)
-        statistics = files.statistics | {"num_bad": bad.count, "first_bad": bad.first, "dtype": encoder.dtype.str}
+        statistics = write_documents(encoder.documents(unit, bad), shard, encoder.dtype)
+        statistics |= {"num_bad": bad.count, "first_bad": bad.first}
         statistics |= {"left_out": dict(bad.left_out), "unread": dict(bad.unread)}
         if bad.filtered:
             statistics["filtered"] = bad.filtered
-        statistics["sizes"] = {name: Path(f"{shard.path}.{name}").stat().st_size for name in names}
         write_json(Path(f"{shard.path}.json"), statistics)
+
+
+def write_documents(documents: Iterable[Document], shard: Shard, dtype: np.dtype) -> dict[str, Any]:
+    """Writes a shard's files but for `PATH.json`, which is to hold what is returned: what there is of `statistics` in
+    documents alone.
+    """
+    with ExitStack() as stack:
+        files = _Files(shard, stack)
+        for document in documents:
+            files.add(document)
+        files.flush()
+        names = list(files.opened)
+    sizes = {name: Path(f"{shard.path}.{name}").stat().st_size for name in names}
+    return files.statistics | {"dtype": dtype.str, "sizes": sizes}
 
 
 class _Files:

@@ -5,19 +5,21 @@ python recorder.py OUT JSON: `fit(**JSON)`, what each rank saw written to OUT.RA
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
 
-from datamodules import TextDataModule
+import datamodules
 
 
 class Recorder(pl.LightningModule):
     """The smallest model that trains."""
 
-    def __init__(self, save_at: int | None, checkpoint: str | None) -> None:
+    def __init__(self, save_at: int | None, checkpoint: str | None, log: str | None = None) -> None:
         super().__init__()
+        self.log_file = log
         self.embedding = torch.nn.Embedding(300, 4)
         self.save_at, self.checkpoint = save_at, checkpoint
         self.seen: list[list[list[int]]] = []
@@ -25,11 +27,23 @@ class Recorder(pl.LightningModule):
 
     def training_step(self, batch, batch_idx):
         self.seen.append(batch["input_ids"].tolist())
+        if self.log_file is not None:
+            with Path(f"{self.log_file}.{self.global_rank}").open("a") as file:
+                file.write(json.dumps([self.global_step, self.seen[-1]]) + "\n")
         return self.embedding(batch["input_ids"]).mean()
 
     def on_train_batch_end(self, *_):
+        if self.log_file is not None and self.global_step % 3 == 0:
+            self.save_for_a_kill()
         if self.global_step == self.save_at:
             self.trainer.save_checkpoint(self.checkpoint)
+
+    def save_for_a_kill(self):
+        """Whole or not at all."""
+        self.trainer.save_checkpoint(f"{self.checkpoint}.new")
+        if self.global_rank == 0:
+            Path(f"{self.checkpoint}.new").replace(self.checkpoint)
+        time.sleep(0.05)
 
     def on_train_epoch_end(self):
         if self.save_at == -1:
@@ -50,8 +64,10 @@ def fit(
     resume: bool = False,
     save_at: int | None = None,
     data: dict | None = None,
+    kind: str = "TextDataModule",
+    log: str | None = None,
     **trainer_settings,
-) -> tuple[Recorder, pl.Trainer, TextDataModule]:
+) -> tuple[Recorder, pl.Trainer, datamodules.TextDataModule]:
     """Trains with rows of 64 and batches of 4; saves at a step, or at -1 at the epoch's end."""
     defaults = {"max_epochs": -1, "check_val_every_n_epoch": None, "val_check_interval": 20, "num_sanity_val_steps": 0}
     quiet = {
@@ -61,10 +77,12 @@ def fit(
         "enable_model_summary": False,
     }
     trainer = pl.Trainer(accelerator="cpu", **{**defaults, **quiet, **trainer_settings})
-    options = {"seq_len": 64, "batch_size": 4, "vocab_size": 300, "cache_dir": cache, "val_share": 0.1, **(data or {})}
-    module, data_module = Recorder(save_at, checkpoint), TextDataModule(path, **options)
-    ckpt_path = checkpoint if resume else None
-    trainer.fit(module, data_module, ckpt_path=ckpt_path, weights_only=True if resume else None)
+    options = {"seq_len": 64, "batch_size": 4, "cache_dir": cache, "val_share": 0.1, **(data or {})}
+    if "tokenizer" not in options:
+        options["vocab_size"] = 300
+    module, data_module = Recorder(save_at, checkpoint, log), getattr(datamodules, kind)(path, **options)
+    ckpt_path = checkpoint if resume and checkpoint and Path(checkpoint).exists() else None
+    trainer.fit(module, data_module, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     return module, trainer, data_module
 
 

@@ -28,6 +28,10 @@ STAGES = {
         "--model.backbone.path=network", "--data.seq_len=64", "--data.batch_size=1",
         "--data.sources=[{path: texts.jsonl, weight: 7}, {path: old.jsonl, weight: 3}]",
     ],
+    "data/streaming.yaml": [
+        "--model.backbone.config.num_hidden_layers=1", "--tokenizer=network", "--data.path=texts.jsonl",
+        "--data.seq_len=64", "--data.batch_size=1", "--data.window_tokens=1000",
+    ],
     "objectives/masked.yaml": [*TEXTS, "--model.backbone.config.num_hidden_layers=1"],
     "prune.yaml": [
         "--model.backbone.path=network",
@@ -66,7 +70,10 @@ STAGES = {
         "--data.generators.answers.init_args.scorer={class_path: llm_lightning.rewards.Length, init_args: {target: 3}}",
     ],
 }  # fmt: skip
-ON_TOP_OF = {"synthetic.yaml": "sft.yaml", "safety.yaml": "sft.yaml", "distill_context.yaml": "distill.yaml"}
+ON_TOP_OF = {
+    "synthetic.yaml": "sft.yaml", "safety.yaml": "sft.yaml", "distill_context.yaml": "distill.yaml",
+    "data/streaming.yaml": "pretrain.yaml",
+}  # fmt: skip
 MORE = {"filters/web.yaml": ["--data.path=prose.jsonl"]}
 NEEDS = {
     "peft/qlora.yaml": "bitsandbytes",

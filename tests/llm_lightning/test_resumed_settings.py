@@ -17,7 +17,10 @@ MODULES = (
     "CausalPretraining", "MaskedPretraining", "SupervisedFinetuning", "Distillation", "RewardModeling",
     "PreferenceOptimization", "PPO",
 )  # fmt: skip
-DATA = ("TextDataModule", "InstructionDataModule", "PreferenceDataModule", "PromptDataModule", "SyntheticDataModule")
+DATA = (
+    "TextDataModule", "StreamingTextDataModule", "InstructionDataModule", "PreferenceDataModule", "PromptDataModule",
+    "SyntheticDataModule",
+)  # fmt: skip
 
 
 def settings_of(kind: type, name: str) -> set[str]:
