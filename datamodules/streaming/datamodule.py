@@ -169,6 +169,11 @@ class StreamingTextDataModule(TextDataModule):
         """Looks for the files; Lightning calls it on one process of each node."""
         self.check()
 
+    def setup(self, stage: str) -> None:
+        """Opens the stream at its beginning."""
+        self._place, self._windows = START, None
+        super().setup(stage)
+
     def build(self, look_again: bool) -> None:
         """Opens the tokenizer, and reads what validates."""
         units, val_units = self._found()
@@ -225,7 +230,9 @@ class StreamingTextDataModule(TextDataModule):
         accumulated = self.trainer.accumulate_grad_batches if self.trainer is not None else 1
         # An epoch is the whole run, so that progress can be told.
         num_batches = steps * accumulated if steps > 0 else ENDLESS
-        order = StreamOrder(windows, num_batches * per_batch, behind=(2 * self.num_workers + 1) * per_batch)
+        # Batches that workers have before them, and those by which another rank may be behind this one.
+        behind = (2 * self.num_workers + 1 + accumulated) * per_batch
+        order = StreamOrder(windows, num_batches * per_batch, behind)
         rows = StreamRows(windows.folder, self.make_draw("train"))
         return self.training_loader(rows, order, self.make_collator(), whole_batches=True, ordered_at_once=1)
 
@@ -234,6 +241,8 @@ class StreamingTextDataModule(TextDataModule):
         if self._windows is not None:
             self._place = self._windows.at(self.position)
             self._windows.close()
+        if self._filler is None and self._fills:
+            self._filler = Filler(self._plan, self.streams)
         self._windows = Windows(self._plan, self.streams, self._filler, self._place, rank_zero_info)
         if self._fills:
             tidy(self.streams, [self._windows.folder / str(self._place.number + more) for more in (0, 1)])
@@ -294,3 +303,4 @@ class StreamingTextDataModule(TextDataModule):
                 self._windows.close()
             if self._filler is not None:
                 self._filler.close()
+                self._filler = None

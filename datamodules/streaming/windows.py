@@ -56,8 +56,11 @@ class Filler:
         answer = process.stdout.readline()
         if not answer:
             raise RuntimeError(f"the process that reads the stream ended with code {process.wait()}")
-        if error := json.loads(answer).get("error"):
-            raise DataError(error)
+        outcome = json.loads(answer)
+        if "error" in outcome:
+            raise DataError(outcome["error"])
+        if "failure" in outcome:
+            raise RuntimeError(f"the process that reads the stream failed:\n{outcome['failure']}")
 
     def _start(self) -> subprocess.Popen:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

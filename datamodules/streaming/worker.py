@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -15,6 +16,7 @@ from threading import Thread
 from datamodules.errors import DataError
 from datamodules.streaming.builder import Builder
 from datamodules.streaming.plan import Cursor, Plan
+from llm_lightning_safety.redaction import redact
 
 
 def main() -> None:
@@ -32,6 +34,8 @@ def main() -> None:
             outcome = {}
         except DataError as error:
             outcome = {"error": str(error)}
+        except Exception:  # told by the process that can end the run
+            outcome = {"failure": redact(traceback.format_exc())}
         with suppress(BrokenPipeError):
             print(json.dumps(outcome), flush=True)
 

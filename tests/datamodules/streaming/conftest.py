@@ -49,6 +49,7 @@ def write_parquet(path: Path, texts: list[str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    path.parent.mkdir(exist_ok=True)
     pq.write_table(pa.table({"text": texts}), path, row_group_size=5)
 
 

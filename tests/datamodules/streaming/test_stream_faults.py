@@ -2,6 +2,7 @@
 
 import gzip
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from datamodules.encoding.texts import TextEncoder
 from datamodules.encoding.tokenizer import load_tokenizer
 from datamodules.errors import DataError
+from datamodules.sources.units import Unit
 from datamodules.streaming import remote
 from datamodules.streaming.builder import Builder
 from datamodules.streaming.files import files_of
@@ -16,6 +18,7 @@ from datamodules.streaming.patience import Patience
 from datamodules.streaming.plan import Cursor, Plan
 from datamodules.streaming.remote import digest_of, fetch, find_remote
 from datamodules.streaming.window import Window
+from tests.datamodules.streaming.conftest import write_parquet
 from tests.datamodules.streaming.file_server import cuts, fails, hangs
 
 NAME = "part-0.jsonl"
@@ -160,3 +163,21 @@ def test_a_damaged_gzip_stops_behind_what_could_be_read(server, shards, builder_
     (shards / "part-1.jsonl.gz").write_bytes(gzip.compress(text)[:-4] + b"\0\0\0\0")
     with pytest.raises(DataError, match=r"part-1\.jsonl\.gz is damaged"):
         builder_of("part-1.jsonl.gz", window_tokens=10**6).window(0, Cursor(), {})
+
+
+def test_a_hub_data_set_goes_on_in_the_middle_of_a_shard(tmp_path, tokenizer, cache):
+    """The hub cannot be reached here; `datasets` reads a local repository by the same calls."""
+    for shard in range(2):
+        write_parquet(tmp_path / "set" / f"train-{shard:05d}-of-00002.parquet", [f"{shard} {i}" for i in range(40)])
+    units = tuple(Unit(str(tmp_path / "set"), "hub", "set@", shard, shard + 1) for shard in range(2))
+    local = plan_of(str(tmp_path / "set" / "*"), tokenizer, cache, window_tokens=200, shuffle=True)
+    plan = replace(local, units=units)
+    first = Builder(plan, cache, cache / "copies-test")
+    first.window(0, Cursor(), {})
+    place = Window(cache / plan.key() / "0").facts()["end"]
+    assert 0 < place.skip < 40
+    first.window(1, place, {})
+    other = Builder(plan, tmp_path / "other", tmp_path / "copies")
+    other.window(1, place, {})
+    both = [(root / plan.key() / "1" / "tokens.tokens").read_bytes() for root in (cache, tmp_path / "other")]
+    assert both[0] == both[1]
