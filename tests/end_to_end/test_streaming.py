@@ -62,8 +62,6 @@ def test_a_server_that_went_away_stops_the_run_with_one_message(run, server):
     assert "Traceback" not in output and SECRET not in output
 
 
-def test_a_run_without_an_end_and_one_without_a_tokenizer_are_refused(run, server):
+def test_a_run_without_an_end_is_refused(run, server):
     code, output = run(*command(server, -1))
     assert code == 2 and "trainer.max_epochs: nobody knows how many rows a stream has" in output
-    code, output = run(*command(server, 3, "--model.backbone.path=null", "--data.tokenizer=null"))
-    assert code == 2 and "a stream is read once, so that none is trained" in output, output
