@@ -26,7 +26,8 @@ commands:
   evaluate       ask a model the items of benchmarks, each score with its interval
   merge          add an adapter to its network, or make one network of several
   export         write a model in the formats of other programs, each proven to be the model
-  slurm          submit one of these, or a chain of stages, to a cluster
+  slurm          submit one of these, or a chain of stages, to a SLURM cluster
+  k8s            submit one of these to Kubernetes
   workspace      make a W&B workspace that shows what matters of a stage
   configs        list the configurations that --config takes by name, or copy them
 
@@ -55,6 +56,7 @@ OTHERS = {
     "evaluate": "llm_lightning.commands.evaluate",
     "export": "llm_lightning.commands.export",
     "generate": "llm_lightning.commands.generate",
+    "k8s": "llm_lightning.commands.k8s",
     "merge": "llm_lightning.commands.merge",
     "report": "llm_lightning.commands.report",
     "slurm": "llm_lightning.commands.slurm",

@@ -57,7 +57,12 @@ def run(args: list[str], *, debug: bool = False) -> int:
 
 def _run(args: list[str]) -> None:
     options, rest = parse_options(args[1:])
-    _refuse_secrets(args)
+    refuse_secrets(
+        args,
+        "the script",
+        "give it in the environment (export it before this command: sbatch hands it on), or read it from a file in "
+        "--setup",
+    )
     written_by = shlex.join(["llm-lightning", "slurm", *redact_arguments(args)])
     if args[0] == "chain":
         jobs = _chain(options, rest, written_by)
@@ -104,16 +109,19 @@ def _job(options: JobOptions, command: str, arguments: list[str], written_by: st
     return job
 
 
-def _refuse_secrets(arguments: list[str]) -> None:
-    """The script lies in the run folder, and SLURM shows it to others."""
+def refuse_secrets(arguments: list[str], where: str, way_out: str) -> None:
+    """Raise `UserError` for an argument that looks like a secret: what is written for the cluster is shown to others.
+
+    Args:
+        arguments: of the command line.
+        where: what would show it.
+        way_out: what to do instead.
+    """
     for place, (old, new) in enumerate(zip(arguments, redact_arguments(arguments), strict=True)):
         if old == new:
             continue
         flag = old if old.startswith("-") else arguments[place - 1]
-        raise UserError(
-            f"{flag.split('=')[0]}: this looks like a secret, which the script would show. Give it in the environment "
-            "(export it before this command: sbatch hands it on), or read it from a file in --setup."
-        )
+        raise UserError(f"{flag.split('=')[0]}: this looks like a secret, which {where} would show: {way_out}.")
 
 
 def submit(jobs: list[Job]) -> None:

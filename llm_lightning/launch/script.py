@@ -158,7 +158,7 @@ def _srun(job: Job) -> str:
         f"--trainer.devices={options.ranks_per_node}",
         f"--trainer.num_nodes={options.nodes}",
     ]
-    theirs = [word for word in _lines_of(job.arguments) if not word.startswith("--trainer.default_root_dir=")]
+    theirs = [word for word in lines_of(job.arguments) if not word.startswith("--trainer.default_root_dir=")]
     words = [shlex.quote(word) for word in [*theirs, *ours]]
     words += ['"${settings[@]}"'] if options.sweep else []
     words.append('--trainer.default_root_dir="$run"')
@@ -166,7 +166,7 @@ def _srun(job: Job) -> str:
     return " \\\n    ".join([start, *words])
 
 
-def _lines_of(arguments: list[str]) -> list[str]:
+def lines_of(arguments: list[str]) -> list[str]:
     """Arguments with `--KEY VALUE` as one `--KEY=VALUE`, so that each has a line of its own."""
     joined: list[str] = []
     for argument in arguments:

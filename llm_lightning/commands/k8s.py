@@ -1,0 +1,151 @@
+"""`llm-lightning k8s ...`: writes the manifest of a run on Kubernetes, checks and submits it."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import yaml
+
+from llm_lightning.commands.slurm import COMMANDS, refuse_secrets
+from llm_lightning.errors import UserError
+from llm_lightning.launch.jobset import SETTINGS, PodOptions, manifests, name_of
+from llm_lightning.launch.script import lines_of
+from llm_lightning.process.redacted_output import report
+from llm_lightning.settings.flags import FlagParser
+from llm_lightning_safety.redaction import redact
+
+USAGE = """\
+usage: llm-lightning k8s fit --config FILE ... --image IMAGE --volume CLAIM:PATH [--nodes N] [--gpus-per-node N]
+                             --trainer.default_root_dir PATH/RUN [--KEY VALUE ...]
+
+Writes a JobSet (jobset.x-k8s.io), checks it, and creates it by kubectl. `fit` (or validate, test, predict) is one run.
+All flags but these are the run's own, as without `k8s`. Configurations that are files here go along in a ConfigMap.
+
+  --image IMAGE         container image whose `python` has llm-lightning
+  --nodes N             pods (1)
+  --gpus-per-node N     GPUs of each, one rank for each GPU; without it the run is on CPUs
+  --tasks-per-node N    ranks of each on CPUs (1)
+  --cpus, --memory Q    of a pod, such as 8 and 64Gi
+  --volume CLAIM:PATH   a persistent volume claim and where it is mounted; one holds the run folder; repeatable
+  --env-from NAME       a Secret whose keys become environment variables, such as WANDB_API_KEY; repeatable
+  --node-selector L=V   a label that nodes must have; repeatable
+  --name, --namespace, --queue NAME   of the JobSet (the run folder's name), and of Kueue's queue
+  --stop-before SECONDS that a pod has to save when it is told to go (120)
+  --max-restarts N      attempts after failures (3); pre-empted ones do not count, and mistakes (exit code 2) end it
+  --dry-run             print the manifest and submit nothing
+"""
+_OWNED = (
+    ("--trainer.num_nodes", "--nodes"),
+    ("--trainer.devices", "--gpus-per-node, or --tasks-per-node on CPUs"),
+    ("--trainer.accelerator", "--gpus-per-node: with it gpu, without it cpu"),
+)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines as they are."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
+def run(args: list[str], *, debug: bool = False) -> int:
+    """Run the command; a user's mistake becomes one message and exit code 2.
+
+    Args:
+        args: what follows `k8s`.
+        debug: show the traceback of an error.
+    """
+    if not args or "--help" in args or "-h" in args:
+        print(USAGE, end="")
+        return 0
+    try:
+        _run(args)
+    except (UserError, OSError) as error:
+        return report(error, debug)
+    return 0
+
+
+def _run(args: list[str]) -> None:
+    from llm_lightning.commands.given_settings import read_settings
+
+    if args[0] not in COMMANDS:
+        raise UserError(f"k8s {args[0]}: there are {', '.join(COMMANDS)}.")
+    options, rest = parse_options(args[1:])
+    refuse_secrets(args, "the manifest", "put it into a Secret of the cluster, and name that by --env-from")
+    root = str(read_settings([args[0], *rest]).trainer.default_root_dir)
+    options.check_root(root)
+    arguments, files = _with_files(rest)
+    ours = [
+        f"--trainer.accelerator={'gpu' if options.gpus_per_node else 'cpu'}",
+        f"--trainer.devices={options.ranks_per_node}",
+        f"--trainer.num_nodes={options.nodes}",
+        f"--trainer.default_root_dir={root}",
+    ]
+    theirs = [word for word in arguments if not word.startswith("--trainer.default_root_dir=")]
+    name = options.name or name_of(Path(root).name)
+    found = manifests(options, name, [args[0], *theirs, *ours], files)
+    text = yaml.dump_all(found, Dumper=_Dumper, sort_keys=False, width=120)
+    if options.dry_run:
+        print(text, end="")
+        return
+    _kubectl(["create", "--dry-run=server", "-f", "-"], text)
+    print(_kubectl(["create", "-f", "-"], text), end="")
+    print(f"Its output: kubectl logs -f --selector jobset.sigs.k8s.io/jobset-name={name}")
+
+
+def parse_options(args: list[str]) -> tuple[PodOptions, list[str]]:
+    """Split a command line into the pods' flags, checked, and the run's own arguments, in their order.
+
+    Raises:
+        UserError: a flag's value cannot work, or a setting is given that the flags decide.
+    """
+    parser = FlagParser(add_help=False, allow_abbrev=False)
+    for name in ("nodes", "gpus-per-node", "tasks-per-node", "stop-before", "max-restarts"):
+        parser.add_argument(f"--{name}", type=int)
+    for name in ("image", "cpus", "memory", "name", "namespace", "queue"):
+        parser.add_argument(f"--{name}")
+    for name, place in (("volume", "volumes"), ("env-from", "env_from"), ("node-selector", "node_selector")):
+        parser.add_argument(f"--{name}", action="append", dest=place)
+    parser.add_argument("--dry-run", action="store_true")
+    known, rest = parser.parse_known_args(args)
+    options = PodOptions(**{name: value for name, value in vars(known).items() if value is not None})
+    options.check()
+    for setting, flag in _OWNED:
+        if any(arg == setting or arg.startswith(f"{setting}=") for arg in rest):
+            raise UserError(f"{setting} follows from the pods' flags: use {flag}.")
+    return options, rest
+
+
+def _with_files(rest: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The arguments as the container is given them, and the texts of configurations that are files here."""
+    arguments, files = [], dict[str, str]()
+    for word in lines_of(rest):
+        flag, _, value = word.partition("=")
+        path = Path(value)
+        if flag not in ("--config", "-c") or not path.is_file():
+            arguments.append(word)
+            continue
+        text = path.read_text(encoding="utf-8")
+        if redact(yaml.safe_load(text)) != yaml.safe_load(text):
+            raise UserError(
+                f"--config {value} has something in it that looks like a secret, which the manifest would show: put it "
+                "into a Secret of the cluster, and name that by --env-from."
+            )
+        name = f"{len(files)}-{path.name}"
+        files[name] = text
+        arguments.append(f"--config={SETTINGS}/{name}")
+    return arguments, files
+
+
+def _kubectl(args: list[str], manifest: str) -> str:
+    if shutil.which("kubectl") is None:
+        raise UserError(
+            "There is no kubectl on this machine: run this where the cluster is in reach, or add --dry-run."
+        )
+    done = subprocess.run(["kubectl", *args], input=manifest, text=True, capture_output=True)
+    if done.returncode:
+        raise UserError(f"kubectl refuses the run: {done.stderr.strip()}")
+    return done.stdout
