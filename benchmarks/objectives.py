@@ -130,17 +130,20 @@ def cost(args: argparse.Namespace) -> None:
     """Read as many rows each way, in turns."""
     from datamodules.transformations.infilling import FillInTheMiddle
     from datamodules.transformations.masking import Masking
+    from datamodules.transformations.spans import SpanCorruption
 
     ways: dict[str, dict[str, Any]] = {
         "plain": {},
         "fim 0.5": {"fim": FillInTheMiddle()},
         "masking": {"masking": Masking()},
+        "spans": {"spans": SpanCorruption()},
     }
     seconds = dict.fromkeys(ways, 0.0)
     modules = {name: data_module(args, **settings) for name, settings in ways.items()}
     loaders = {name: module.train_dataloader() for name, module in modules.items()}
     batches = {name: iter(loader) for name, loader in loaders.items()}
     rearranged = pieces = 0
+    sides = dict.fromkeys(("input_documents", "label_documents"), (0, 0))
     for _ in range(args.batches):
         for name, each in batches.items():
             start = time.process_time()
@@ -150,7 +153,12 @@ def cost(args: argparse.Namespace) -> None:
                 tokenizer = modules[name].tokenizer
                 rearranged += int((batch["input_ids"] == tokenizer.convert_tokens_to_ids("<|fim_middle|>")).sum())
                 pieces += int(((batch["position_ids"] == 0) & (batch["input_ids"] != tokenizer.pad_token_id)).sum())
+            if name == "spans":
+                for side, (free, places) in sides.items():
+                    sides[side] = free + int((batch[side] < 0).sum()), places + batch[side].numel()
     num_tokens = args.batches * 8 * SEQ_LEN
+    for side, (free, places) in sides.items():
+        print(f"spans, {side}: {places:,} places, {free / places:.1%} padding", flush=True)
     for name, module in modules.items():
         counts = module.statistics["train"]
         print(

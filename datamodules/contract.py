@@ -13,7 +13,9 @@ from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
 
-BatchKind = Literal["texts", "masked texts", "conversations", "preference pairs", "prompts"]
+BatchKind = Literal[
+    "texts", "masked texts", "texts with spans taken out", "conversations", "preference pairs", "prompts"
+]
 """What a batch holds. Those of texts, masked ones too, and of conversations are `PackedBatch`es."""
 
 
@@ -31,6 +33,19 @@ class PackedBatch(TypedDict):
     """
     position_ids: Tensor
     """(B, T) int64, from 0 on in each document; what is padded at a row's end is one too."""
+
+
+class SpanTextBatch(TypedDict):
+    """Packed rows of documents of which spans were taken out, and those spans, for an encoder-decoder."""
+
+    input_ids: Tensor
+    """(B, S) int64, what the encoder reads, with a sentinel in the place of each span."""
+    input_documents: Tensor
+    """(B, S) int64, which document of its row a token is of; -1 for padding."""
+    labels: Tensor
+    """(B, T) int64, what the decoder writes, not shifted: each sentinel with its span; -100 for padding."""
+    label_documents: Tensor
+    """(B, T) int64, as `input_documents`."""
 
 
 class SpanBatch(TypedDict):

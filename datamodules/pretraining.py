@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from datamodules.base import Collate
 from datamodules.contract import BatchKind, Part
 from datamodules.encoding.filtered_texts import FilteredTextEncoder
 from datamodules.encoding.texts import TextEncoder
@@ -22,11 +24,13 @@ from datamodules.packed import Packed, PackedDataModule
 from datamodules.records.text_source import OtherTextSource, TextSource, peek_texts, text_units
 from datamodules.serving.collate import Piece
 from datamodules.serving.dataset import DocumentPrompts, Documents
+from datamodules.serving.preview import statistics_in_words
 from datamodules.sources.units import Unit
 from datamodules.storage.shards import Shard
 from datamodules.transformations.draws import Draw
 from datamodules.transformations.infilling import FillInTheMiddle, Infilling, room
 from datamodules.transformations.masking import MASK, Masking, Masks
+from datamodules.transformations.spans import MOST_SENTINELS, SpanCollator, SpanCorruption, Spans, pairs_in_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -52,6 +56,7 @@ class TextDataModule(PackedDataModule):
         fim: rearrange some documents so that the network learns to fill in, at other cuts each epoch; what validates
             stays from left to right. None: none.
         masking: hide tokens, others each epoch, for an encoder to tell; in validation always the same ones. None: none.
+        spans: take spans out, others each epoch, for an encoder-decoder to write; in validation always the same ones.
         filters: what takes documents out of what is trained on, in this order; what `val_path` names stays whole.
         val_text_column: as `text_column`, for `val_path`. None: `text_column` where it has that, else as without one.
         kwargs: see `PackedDataModule`.
@@ -69,6 +74,7 @@ class TextDataModule(PackedDataModule):
         val_text_column: str | None = None,
         fim: FillInTheMiddle | None = None,
         masking: Masking | None = None,
+        spans: SpanCorruption | None = None,
         filters: list[TextFilter] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -82,10 +88,13 @@ class TextDataModule(PackedDataModule):
         self.masking = masking
         if masking is not None:
             self.batch_kind, self.is_causal = "masked texts", False
+        self.spans = spans
+        if spans is not None:
+            self.batch_kind = "texts with spans taken out"
         self.chain = Chain(filters) if filters else None
         self.filter_report: Path | None = None
         self._infilling: Infilling | None = None
-        self._masks: Masks | None = None
+        self._masks: Masks | Spans | None = None
 
     def check_settings(self) -> None:
         """As every DataModule over packed rows, and what only texts have."""
@@ -96,11 +105,14 @@ class TextDataModule(PackedDataModule):
             raise DataError("val_text_column: it is that of val_path, which is not given")
         if self.tokenizer_name is not None and self.vocab_size is not None:
             raise DataError("tokenizer and vocab_size: a named tokenizer has its vocabulary; leave out vocab_size")
-        if self.fim is not None and self.masking is not None:
-            raise DataError("fim and masking: give one of them; an encoder fills in what is masked")
-        for objective in (self.fim, self.masking):
-            if objective is not None:
-                objective.check()
+        given = {"fim": self.fim, "masking": self.masking, "spans": self.spans}
+        objectives = {name: each for name, each in given.items() if each is not None}
+        if len(objectives) > 1:
+            raise DataError(f"{' and '.join(objectives)}: give one of them; each is an objective of its own")
+        for each in objectives.values():
+            each.check()
+        if self.spans is not None and not self.document_mask:
+            raise DataError("document_mask: with spans, documents that share a row never see each other; leave it out")
         if self.chain is not None:
             self.chain.check()
 
@@ -131,7 +143,7 @@ class TextDataModule(PackedDataModule):
         return text_units(source, root, look_again)
 
     def make_tokenizer(self, units: list[Unit], root: Path) -> PreTrainedTokenizerFast:
-        """The one that is named, else one trained from the text, which gets what `fim` or `masking` needs."""
+        """The one that is named, else one trained from the text, which gets what the objective needs."""
         if self.tokenizer_name is not None:
             tokenizer = load_tokenizer(self.tokenizer_name, self.new_tokens)
         else:
@@ -142,14 +154,19 @@ class TextDataModule(PackedDataModule):
                 tokenizer.add_tokens(self.fim.new_markers.names(), special_tokens=True)
             if self.masking is not None:
                 tokenizer.add_special_tokens({"mask_token": MASK})
+            if self.spans is not None:
+                names = [self.spans.sentinel.format(number) for number in range(MOST_SENTINELS)]
+                tokenizer.add_tokens(names, special_tokens=True)
         if self.fim is not None:
             self._infilling = Infilling(self.fim, tokenizer, self.seq_len, self.seed)
         if self.masking is not None:
             self._masks = Masks(self.masking, tokenizer, self.seed)
+        if self.spans is not None:
+            self._masks = Spans(self.spans, tokenizer, self.seq_len, self.seed)
         return tokenizer
 
     def make_draw(self, part: Part) -> Draw | None:
-        """Rearranges documents in training, or hides tokens."""
+        """Rearranges documents in training, or hides tokens, or takes some out."""
         return self._masks or (self._infilling if part == "train" else None)
 
     def room(self) -> tuple[int, int]:
@@ -176,6 +193,20 @@ class TextDataModule(PackedDataModule):
         if self.filter_report is not None:
             for line in [*table(read_report(self.filter_report)), f"  with examples: {self.filter_report}"]:
                 rank_zero_info(f"  {line}")
+
+    def make_collator(self) -> Collate:
+        """With spans, of what is read and what is written."""
+        return super().make_collator() if self.spans is None else SpanCollator(self.pad_token_id)
+
+    def preview(self, num_records: int) -> Iterator[str]:
+        """With spans, both sides of each document."""
+        if not isinstance(self._masks, Spans):
+            yield from super().preview(num_records)
+            return
+        assert self.tokenizer is not None
+        documents = Documents(self._train)
+        yield from pairs_in_words(documents, self._masks, self.tokenizer, num_records)
+        yield from statistics_in_words(documents)
 
     def make_prompts(self, sources: Packed) -> DocumentPrompts:
         """The beginnings of the texts."""

@@ -44,6 +44,7 @@ from llm_lightning.modules import (
     MaskedPretraining,
     PreferenceOptimization,
     RewardModeling,
+    SpanPretraining,
     SupervisedFinetuning,
 )
 from llm_lightning.modules.base import LanguageModule
@@ -74,11 +75,10 @@ from llm_lightning_safety.redaction import remember
 
 # jsonargparse finds a class by its short name once it is imported: --model CausalPretraining.
 SHORT_NAMES = (
-    CausalPretraining, MaskedPretraining, SupervisedFinetuning, Distillation, RewardModeling, PreferenceOptimization,
-    PPO,
+    CausalPretraining, MaskedPretraining, SpanPretraining, SupervisedFinetuning, Distillation, RewardModeling,
+    PreferenceOptimization, PPO,
     TextDataModule, StreamingTextDataModule, InstructionDataModule, PreferenceDataModule, PromptDataModule,
-    SyntheticDataModule,
-    OpenAIEngine,
+    SyntheticDataModule, OpenAIEngine,
 )  # fmt: skip
 
 # Writes synthetic records where no other engine is named. Neither package knows the other: here mypy compares them.

@@ -78,8 +78,8 @@ class Samples(Callback):
         if not is_validating_fit(trainer):
             return
         network = required(pl_module, HoldsNetwork, self).model
-        if not network.can_generate():
-            return
+        if not network.can_generate() or getattr(network.config, "is_encoder_decoder", False):
+            return  # an encoder-decoder goes on from no prompt
         if not (trainer.is_global_zero or is_sharded(network)):
             return
         try:

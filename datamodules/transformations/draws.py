@@ -16,8 +16,8 @@ from datamodules.serving.dataset import Documents, NumberedRows, PackedRows
 class Draw(Protocol):
     """Makes a version of a row."""
 
-    def __call__(self, row: Row, *, time: int, number: int) -> Row:
-        """What is served of a row, the same for the same arguments.
+    def __call__(self, row: Row, *, time: int, number: int) -> list[Any]:
+        """What is served of a row, the same for the same arguments; pieces, or what the collator takes for them.
 
         Args:
             row: its pieces.

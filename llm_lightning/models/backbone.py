@@ -16,6 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from llm_lightning.errors import UserError
 from llm_lightning.models.adapters.merging import base_of, check_mergeable, is_adapter, merge, task_of
 from llm_lightning.models.attention import ATTENTION, register_attention
+from llm_lightning.models.encoder_decoder import encoder_decoder_behaviour
 from llm_lightning.models.examination.examination import examine
 from llm_lightning.models.generation import FILE as GENERATION
 from llm_lightning.models.generation import mended, read_generation_config
@@ -23,7 +24,7 @@ from llm_lightning.models.loading.gguf import converted, gguf_config
 from llm_lightning.models.loading.new_tokens import NEW_IDS, add_rows, new_ids, own_tokenizer
 from llm_lightning.models.loading.sharding import Sharding, initialize, layers_of, load_weights
 from llm_lightning.models.running.behaviour import Behaviour
-from llm_lightning.models.tasks import LANGUAGE, Task, trained_for, with_fresh_head
+from llm_lightning.models.tasks import ENCODER_DECODER, LANGUAGE, Task, trained_for, with_fresh_head
 
 VOCAB_MULTIPLE = 64
 """A from-scratch vocabulary is rounded up to this: matrix products run slower on odd widths."""
@@ -124,6 +125,8 @@ class Backbone:
     def behaviour(self, task: Task = LANGUAGE, config: PreTrainedConfig | None = None) -> Behaviour:
         """How the network has to be run, tried out without its weights: see `examine`; `config` where it is read."""
         config = task.configure(config or self.read_config())
+        if task is ENCODER_DECODER:
+            return encoder_decoder_behaviour(config, self.attention)
         return examine(config, self.attention, task, trust_remote_code=self.trust_remote_code)
 
     def build(
@@ -354,3 +357,5 @@ class Backbone:
         if self.path is None:
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 setattr(config, name, getattr(tokenizer, name))
+            if config.is_encoder_decoder:
+                config.decoder_start_token_id = config.pad_token_id  # as T5 begins to write

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
@@ -99,6 +100,7 @@ class Task:
 
 LANGUAGE = Task("language model", AutoModelForCausalLM, "CAUSAL_LM")
 MASKED = Task("masked language model", AutoModelForMaskedLM, "FEATURE_EXTRACTION", is_causal=False)
+ENCODER_DECODER = Task("encoder-decoder", AutoModelForSeq2SeqLM, "SEQ_2_SEQ_LM", is_causal=False)
 REWARD = Task("reward model", AutoModelForSequenceClassification, "SEQ_CLS", head="score")
 TASKS = {task.peft_type: task for task in (LANGUAGE, REWARD)}
 

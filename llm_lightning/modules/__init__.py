@@ -3,6 +3,7 @@
 from llm_lightning.modules.distillation.distillation import Distillation
 from llm_lightning.modules.ppo.ppo import PPO
 from llm_lightning.modules.prediction.masked import MaskedPretraining
+from llm_lightning.modules.prediction.spans import SpanPretraining
 from llm_lightning.modules.preference.optimization import PreferenceOptimization
 from llm_lightning.modules.pretraining import CausalPretraining
 from llm_lightning.modules.reward import RewardModeling
@@ -15,5 +16,6 @@ __all__ = [
     "MaskedPretraining",
     "PreferenceOptimization",
     "RewardModeling",
+    "SpanPretraining",
     "SupervisedFinetuning",
 ]

@@ -21,6 +21,7 @@ from llm_lightning.models.tasks import Task
 DATA = {
     "texts": "TextDataModule",
     "masked texts": "TextDataModule --data.masking.probability 0.15",
+    "texts with spans taken out": "TextDataModule --data.spans.density 0.15",
     "conversations": "InstructionDataModule",
     "preference pairs": "PreferenceDataModule",
     "prompts": "PromptDataModule",

@@ -33,6 +33,7 @@ STAGES = {
         "--data.seq_len=64", "--data.batch_size=1", "--data.window_tokens=1000",
     ],
     "objectives/masked.yaml": [*TEXTS, "--model.backbone.config.num_hidden_layers=1"],
+    "objectives/spans.yaml": [*TEXTS, "--model.backbone.config.num_layers=1"],
     "prune.yaml": [
         "--model.backbone.path=network",
         "--data.path=texts.jsonl",

@@ -126,3 +126,38 @@ def test_modules_and_data_of_different_objectives_are_told_apart(run, folder):
     (folder / "masked.yaml").write_text(MASKED)
     code, output = run("fit", "--config=masked.yaml", "--data.masking=null")
     assert code == 2 and "--data TextDataModule --data.masking.probability 0.15" in output
+
+
+SPANS = config_of(
+    part(
+        "SpanPretraining",
+        backbone={
+            "config": part(
+                "transformers.T5Config", d_model=32, d_kv=8, d_ff=64, num_layers=2, num_decoder_layers=2, num_heads=4,
+                feed_forward_proj="gated-gelu", dropout_rate=0.1,
+            ),
+        },
+        optimizer=adamw(1e-2),
+    ),
+    part("TextDataModule", path="texts.jsonl", vocab_size=500, seq_len=64, batch_size=4, val_share=0.1,
+         spans={"density": 0.15}),
+    max_steps=40, val_check_interval=20, accumulate_grad_batches=2, callbacks=[saves_every(10)],
+)  # fmt: skip
+
+WRITTEN_IN_A_CLEAN_PROCESS = """
+import sys
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+network, tokenizer = (kind.from_pretrained(sys.argv[1]) for kind in (AutoModelForSeq2SeqLM, AutoTokenizer))
+ids = network.generate(**tokenizer("The <extra_id_0> of it", return_tensors="pt"), max_new_tokens=5)[0].tolist()
+assert ids[0] == tokenizer.pad_token_id and len(tokenizer("<extra_id_7>").input_ids) == 1
+print("written", tokenizer.convert_ids_to_tokens(ids[1]))
+"""
+
+
+def test_span_corruption_resumes_bit_for_bit_learns_and_is_loaded_without_us(run, folder):
+    (folder / "spans.yaml").write_text(SPANS)
+    fitted = same_after_resuming(run, folder, ("fit", "--config=spans.yaml"))
+    assert sum(fitted[-5:]) / 5 < fitted[0] - 1.0
+    command = [sys.executable, "-c", WRITTEN_IN_A_CLEAN_PROCESS, str(folder / "run" / "model" / "last")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert "written" in done.stdout, done.stderr

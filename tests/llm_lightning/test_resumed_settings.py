@@ -14,8 +14,8 @@ from llm_lightning.run.trainer import RunTrainer
 
 ROOT = Path(__file__).parents[2]
 MODULES = (
-    "CausalPretraining", "MaskedPretraining", "SupervisedFinetuning", "Distillation", "RewardModeling",
-    "PreferenceOptimization", "PPO",
+    "CausalPretraining", "MaskedPretraining", "SpanPretraining", "SupervisedFinetuning", "Distillation",
+    "RewardModeling", "PreferenceOptimization", "PPO",
 )  # fmt: skip
 DATA = (
     "TextDataModule", "StreamingTextDataModule", "InstructionDataModule", "PreferenceDataModule", "PromptDataModule",

@@ -1,1 +1,1 @@
-"""Objectives that predict single tokens: what they share, and the masked one."""
+"""Objectives that predict single tokens: what they share, the masked one, and spans."""

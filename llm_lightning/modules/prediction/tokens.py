@@ -12,6 +12,7 @@ from llm_lightning.errors import UserError
 from llm_lightning.models.heads import language_loss
 from llm_lightning.modules.base import LanguageModule
 from llm_lightning.modules.metrics.sources import SourceLosses
+from llm_lightning.objectives.language import TokenLoss
 
 
 class TokenPrediction(LanguageModule):
@@ -46,9 +47,13 @@ class TokenPrediction(LanguageModule):
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"model.label_smoothing={self.label_smoothing} must be at least 0 and below 1.")
 
+    def batch_loss(self, batch: dict[str, Any], z_loss: float = 0.0, label_smoothing: float = 0.0) -> TokenLoss:
+        """Summed loss of a prepared batch."""
+        return language_loss(self.model, batch, z_loss, label_smoothing)
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Summed loss over the micro-batch's trained tokens; see `LanguageModule` for its divisor."""
-        loss, nll, correct, balance = language_loss(self.model, batch, self.z_loss, self.label_smoothing)
+        loss, nll, correct, balance = self.batch_loss(batch, self.z_loss, self.label_smoothing)
         sums = {} if balance is None else {"balance": balance}
         self.step.collect(
             loss=loss,
@@ -62,7 +67,7 @@ class TokenPrediction(LanguageModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Add the batch to the running sums."""
-        _, nll, correct, _ = language_loss(self.model, batch)
+        _, nll, correct, _ = self.batch_loss(batch)
         self.evaluation["nll"].update(nll)
         self.evaluation["correct"].update(correct)
         self.evaluation["tokens"].update(self._num_tokens(batch))
