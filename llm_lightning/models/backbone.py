@@ -31,7 +31,7 @@ VOCAB_MULTIPLE = 64
 
 DROPOUT_NAMES = (
     "attention_dropout", "hidden_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "dropout",
-    "hidden_dropout_prob", "attention_probs_dropout_prob", "embedding_dropout", "mlp_dropout",
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "embedding_dropout", "mlp_dropout", "dropout_rate",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Filling in and masking on two ranks of real processes, against one."""
+"""Filling in, masking and span corruption on two ranks of real processes, against one."""
 
 import pytest
 
@@ -22,11 +22,28 @@ MASKED = config_of(
     accumulate_grad_batches=2,
 )  # fmt: skip
 
+SPANS = config_of(
+    part(
+        "SpanPretraining",
+        backbone={
+            "config": part(
+                "transformers.T5Config", d_model=32, d_kv=8, d_ff=64, num_layers=2, num_decoder_layers=2, num_heads=4
+            ),
+        },
+        optimizer=adamw(1e-3),
+    ),
+    part("TextDataModule", path="texts.jsonl", vocab_size=500, seq_len=64, batch_size=4, val_share=0.1,
+         spans={"mean_length": 2.0}),
+    accumulate_grad_batches=2,
+)  # fmt: skip
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("masked.yaml", "spans.yaml")]
 
-@pytest.mark.parametrize("config", ["tiny.yaml", pytest.param("masked.yaml", marks=pytest.mark.slow)])
+
+@pytest.mark.parametrize("config", ["tiny.yaml", *SLOW])
 def test_two_ranks_are_one(fresh_run, folder, config):
-    """The same documents, cuts and masks a step, over both ranks."""
+    """The same documents, cuts, masks and spans a step, over both ranks."""
     (folder / "masked.yaml").write_text(MASKED)
+    (folder / "spans.yaml").write_text(SPANS)
     more = ["--config=objectives/fim"] if config == "tiny.yaml" else []
     fit = ("fit", f"--config={config}", *more, *SETTINGS)
     one = ("--data.batch_size=4", "--trainer.default_root_dir=one")

@@ -72,6 +72,12 @@ def test_what_is_refused():
     SpanPretraining(Backbone(config=NETWORKS["t5"])).check()
 
 
+def test_dropout_is_set_everywhere():
+    network = network_of(NETWORKS["umt5"], dropout=0.3)
+    rates = {each.p for each in network.modules() if isinstance(each, torch.nn.Dropout)}
+    assert rates == {0.3}
+
+
 def test_it_learns_what_is_behind_a_sentinel(tmp_path):
     """A span holds what the encoder read before and behind it; chance is log(8) for each of its two tokens of four."""
     network = network_of(NETWORKS["t5-gated-untied"])
