@@ -54,10 +54,13 @@ class SparseGPT(Wanda):
         """Calibrate on this micro-batch, too.
 
         Raises:
-            CallbackError: it is no text.
+            CallbackError: it is no text whose tokens are predicted, or cannot be kept as tensors alone.
         """
-        if "input_ids" not in batch:
-            raise CallbackError("SparseGPT calibrates on texts, which this stage's batches are not: take Wanda.")
+        if "input_ids" not in batch or "labels" not in batch:
+            raise CallbackError(
+                "Pruning.criterion=SparseGPT calibrates on texts whose tokens are predicted, and these batches are "
+                "others: prune in pretraining, fine-tuning or distillation, or take the criterion Wanda."
+            )
         plain = {name: value.cpu() for name, value in batch.items() if isinstance(value, Tensor)}
         self.batches = [*self.batches, plain][-self.num_batches :]
 

@@ -207,15 +207,17 @@ def test_what_is_outside_the_blocks_is_refused(tmp_path):
         fit(tmp_path, pruning, max_steps=1)
 
 
-def test_only_texts_calibrate():
-    with pytest.raises(CallbackError, match="texts"):
-        SparseGPT().keep({"prompt_ids": torch.zeros(1)})
+@pytest.mark.parametrize("batch", [{"prompt_ids": torch.zeros(1)}, {"input_ids": torch.zeros(1, 1), "spans": []}])
+def test_only_texts_calibrate(batch):
+    with pytest.raises(CallbackError, match="texts whose tokens are predicted"):
+        SparseGPT().keep(batch)
 
 
 def test_the_last_batches_calibrate_and_are_in_the_checkpoint():
     criterion, other = SparseGPT(num_batches=2), SparseGPT(num_batches=2)
     for number in range(3):
-        criterion.keep({"input_ids": torch.tensor([[number]]), "documents": object()})
+        tokens = torch.tensor([[number]])
+        criterion.keep({"input_ids": tokens, "labels": tokens, "documents": object()})
     other.load_state_dict(criterion.state_dict())
     assert [int(batch["input_ids"]) for batch in other.batches] == [1, 2]
 
