@@ -179,7 +179,6 @@ class StreamingTextDataModule(TextDataModule):
         units, val_units = self._found()
         tokenizer = self.make_tokenizer([], self.root)
         encoder = self.make_encoder(tokenizer)
-        assert isinstance(encoder, TextEncoder)
         share = 0.0 if val_units else (self.default_val_share if self.val_share is None else self.val_share)
         self._plan = Plan(
             units, val_units, share, encoder.tokenizer.to_str(), encoder.settings(), self.seq_len, self.room(),
@@ -232,6 +231,11 @@ class StreamingTextDataModule(TextDataModule):
         num_batches = steps * accumulated if steps > 0 else ENDLESS
         # Batches that workers have before them, and those by which another rank may be behind this one.
         behind = (2 * self.num_workers + 1 + accumulated) * per_batch
+        if behind * self.seq_len > self.window_tokens:
+            rank_zero_warn(
+                f"window_tokens={self.window_tokens:,}: up to {behind:,} rows of {self.seq_len} tokens are on their way"
+                f" at a time, which is more than a window, so that more than {WINDOWS_ON_DISK} lie on disk; raise it"
+            )
         order = StreamOrder(windows, num_batches * per_batch, behind)
         rows = StreamRows(windows.folder, self.make_draw("train"))
         return self.training_loader(rows, order, self.make_collator(), whole_batches=True, ordered_at_once=1)

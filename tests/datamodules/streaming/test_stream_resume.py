@@ -121,7 +121,7 @@ def test_two_kills_on_one_rank(settings, tmp_path, workers):
     whole, _, _ = fit(**settings)
     (tmp_path / "kills").mkdir()
     assert rows_of(killed_twice(with_data(settings, num_workers=workers), tmp_path / "kills")) == rows_of(whole.seen)
-    assert_small(Path(settings["cache"]))
+    assert_small(Path(settings["cache"]), 3 + workers // 2)
 
 
 @pytest.mark.slow
@@ -133,12 +133,13 @@ def test_two_kills_on_two_ranks(settings, tmp_path, workers):
         with_data(settings, num_workers=workers), tmp_path / "kills", devices=2, strategy="ddp", max_steps=STEPS
     )
     assert rows_of(two) == rows_of(whole.seen)
-    assert_small(Path(settings["cache"]))
+    # Windows of some 25 rows are smaller than the (2 * workers + 2) batches of 8 rows that are on their way.
+    assert_small(Path(settings["cache"]), 3 + (2 * workers + 2) * 8 // 25)
 
 
-def assert_small(cache: Path) -> None:
-    """Whatever was killed: three windows, and no copies of files but those of the process that was killed last."""
-    assert len(list(cache.glob("streams/*/[0-9]*/window.json"))) <= 3
+def assert_small(cache: Path, most: int) -> None:
+    """Whatever was killed: a few windows, and no copies of files but those of the process that was killed last."""
+    assert len(list(cache.glob("streams/*/[0-9]*/window.json"))) <= most
     assert len(list(cache.glob("streams/copies-*/train/*"))) <= 2
 
 

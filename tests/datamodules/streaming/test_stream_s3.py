@@ -22,9 +22,10 @@ SECRET = "Secret-Of-The-Bucket-3"
 def bucket(shards, monkeypatch):
     s3fs = pytest.importorskip("s3fs")
     pytest.importorskip("moto.server")
-    with subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"], stderr=subprocess.PIPE, text=True
-    ) as server:
+    s3fs.S3FileSystem.clear_instance_cache()  # they remember the address of an earlier server
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
         assert server.stderr is not None
         url = next(line.split()[-1] for line in server.stderr if "Running on" in line)
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
@@ -36,7 +37,9 @@ def bucket(shards, monkeypatch):
         for path in shards.iterdir():
             system.put(str(path), f"texts/web/{path.name}")
         yield system
+    finally:
         server.kill()
+        server.communicate()
 
 
 @pytest.mark.parametrize("path", ["s3://texts/web/", "s3://texts/web/part-*"])
@@ -49,7 +52,7 @@ def test_a_bucket_is_read_once_and_a_changed_object_is_refused(bucket, tokenizer
         window = Window(cache / plan.key() / str(number))
         place, number = window.facts()["end"], number + 1
         documents += window.rows.statistics["num_documents"]
-    assert documents == NUM_FILES * IN_A_FILE and number > 2
+    assert documents == NUM_FILES * IN_A_FILE and number > 1
     time.sleep(1.1)  # S3's times have seconds
     bucket.pipe("texts/web/part-0.jsonl", b'{"text": "Another one."}\n')
     with pytest.raises(DataError, match=r"s3://texts/web/part-0\.jsonl has changed since this stream was begun"):
