@@ -98,8 +98,8 @@ class StreamingTextDataModule(TextDataModule):
         self.window_tokens = window_tokens
         self.shuffle = shuffle
         self.patience = patience
-        self.name = name
-        self.split = split
+        self.hub_name = name
+        self.hub_split = split
         self._files: tuple[tuple[Unit, ...], tuple[Unit, ...]] | None = None
         self._plan: Plan | None = None
         self._filler: Filler | None = None
@@ -152,7 +152,7 @@ class StreamingTextDataModule(TextDataModule):
             memo = self.streams / f"files-{key_of(self._public_settings())}.json"
             if self._fills:
                 found = [
-                    files_of(paths_of(path), self.column, self.name, self.split, self.patience, self.root)
+                    files_of(paths_of(path), self.column, self.hub_name, self.hub_split, self.patience, self.root)
                     for path in (self.path, self.val_path)
                 ]
                 write_json(memo, {"found": [[asdict(replace(u, path=public(u.path))) for u in us] for us in found]})
@@ -163,7 +163,7 @@ class StreamingTextDataModule(TextDataModule):
 
     def _public_settings(self) -> list[Any]:
         paths = [[public(path) for path in paths_of(some)] for some in (self.path, self.val_path)]
-        return [paths, self.column, self.name, self.split]
+        return [paths, self.column, self.hub_name, self.hub_split]
 
     def prepare_data(self) -> None:
         """Looks for the files; Lightning calls it on one process of each node."""
