@@ -9,6 +9,7 @@ import yaml
 from llm_lightning.commands.slurm import COMMANDS, refuse_secrets
 from llm_lightning.errors import UserError
 from llm_lightning.launch.jobset import SETTINGS, PodOptions, manifests, name_of
+from llm_lightning.launch.options import refuse_owned
 from llm_lightning.launch.script import lines_of
 from llm_lightning.process.redacted_output import report
 from llm_lightning.settings.flags import FlagParser
@@ -34,11 +35,6 @@ All flags but these are the run's own, as without `k8s`. Configurations that are
   --max-restarts N      attempts after failures (3); pre-empted ones do not count, and mistakes (exit code 2) end it
   --dry-run             print the manifest and submit nothing
 """
-_OWNED = (
-    ("--trainer.num_nodes", "--nodes"),
-    ("--trainer.devices", "--gpus-per-node, or --tasks-per-node on CPUs"),
-    ("--trainer.accelerator", "--gpus-per-node: with it gpu, without it cpu"),
-)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -113,9 +109,7 @@ def parse_options(args: list[str]) -> tuple[PodOptions, list[str]]:
     known, rest = parser.parse_known_args(args)
     options = PodOptions(**{name: value for name, value in vars(known).items() if value is not None})
     options.check()
-    for setting, flag in _OWNED:
-        if any(arg == setting or arg.startswith(f"{setting}=") for arg in rest):
-            raise UserError(f"{setting} follows from the pods' flags: use {flag}.")
+    refuse_owned(rest)
     return options, rest
 
 

@@ -83,10 +83,15 @@ def parse_options(args: list[str]) -> tuple[JobOptions, list[str]]:
     known, rest = parser.parse_known_args(joined)
     options = JobOptions(**{name: value for name, value in vars(known).items() if value is not None})
     _check(options)
-    for setting, flag in _OWNED:
-        if any(arg == setting or arg.startswith(f"{setting}=") for arg in rest):
-            raise UserError(f"{setting} follows from the job's flags: use {flag}.")
+    refuse_owned(rest)
     return options, rest
+
+
+def refuse_owned(arguments: list[str]) -> None:
+    """Raise `UserError` for a run's setting that follows from what the cluster is asked for."""
+    for setting, flag in _OWNED:
+        if any(argument == setting or argument.startswith(f"{setting}=") for argument in arguments):
+            raise UserError(f"{setting} follows from the job's flags: use {flag}.")
 
 
 def _flag(name: str) -> str:
