@@ -1,7 +1,7 @@
 """Progressive pruning: one callback, made of a schedule, a criterion and a structure."""
 
 from callbacks.pruning.callback import Pruning
-from callbacks.pruning.criteria import Criterion, Magnitude, Taylor, Wanda
+from callbacks.pruning.criteria import Criterion, Magnitude, Movement, Taylor, Wanda
 from callbacks.pruning.schedules import Constant, Cubic, Linear, OneShot, PruningSchedule
 from callbacks.pruning.sparse_gpt import SparseGPT
 from callbacks.pruning.structured import Structured
@@ -14,6 +14,7 @@ __all__ = [
     "Cubic",
     "Linear",
     "Magnitude",
+    "Movement",
     "OneShot",
     "Pruning",
     "PruningSchedule",

@@ -50,8 +50,8 @@ class Pruning(Callback):
 
     Args:
         structure: what goes together, and how much of it: `Unstructured`, `NM` or `Structured`.
-        criterion: what a weight is worth: `Wanda` (the default), `Taylor` or `Magnitude`; or `SparseGPT`, which also
-            changes the weights that stay, and goes with `OneShot` and `Constant`.
+        criterion: what a weight is worth: `Wanda` (the default), `Taylor`, `Movement` or `Magnitude`; or `SparseGPT`,
+            which also changes the weights that stay, and goes with `OneShot` and `Constant`.
         schedule: when: `Cubic` (the default), `Linear`, `Constant` or `OneShot`.
         include: patterns for names of weights, `*.mlp.*`; by default the linear layers of the decoder's blocks, so that
             embeddings and head are spared.
@@ -87,6 +87,12 @@ class Pruning(Callback):
             raise CallbackError(
                 f"Pruning.max_loss_increase={max_loss_increase} holds a schedule until training has made good for "
                 "what was pruned, and OneShot does not train: take Cubic or Linear, or leave max_loss_increase out."
+            )
+        if self.structure.adds_scores and not self.criterion.adds_up:
+            raise CallbackError(
+                f"Pruning.criterion={type(self.criterion).__name__} only says which of two weights is worth more, and "
+                f"{type(structure).__name__} with these settings adds scores up: take Unstructured or NM, or the "
+                "criterion Taylor."
             )
         if isinstance(self.criterion, SparseGPT):
             self.structure.width(self.criterion.block_size)

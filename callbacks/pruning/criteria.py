@@ -19,9 +19,11 @@ class Criterion:
 
     Attributes:
         compares: which weights compete with each other, unless the structure says.
+        adds_up: whether sums and means of scores mean something, or their order alone does.
     """
 
     compares: Scope = "matrix"
+    adds_up = True
 
     def attach(self, weights: Sequence[Weight], blocks: Sequence[nn.Module]) -> None:
         """Before training: get ready to watch these weights, and the decoder's blocks.
@@ -162,57 +164,103 @@ def _block(index: int) -> str:
     return f"block {index}"
 
 
-class Taylor(Criterion):
-    """|w g|, by its root mean square over steps: the change of the loss without w, to first order (arXiv:1906.10771).
+class GradientCriterion(Criterion):
+    """Sums of something that each step's gradient says of a weight.
 
     Holds a float32 number for each weight. Under a sharded strategy a resumed run gathers anew.
     """
 
     def __init__(self) -> None:
-        self._squares: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}
         self._active = True
         self._sharded = False
+
+    def of_step(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        """Float32, of the weight's shape: what is added for a step."""
+        raise NotImplementedError
 
     def attach(self, weights: Sequence[Weight], blocks: Sequence[nn.Module]) -> None:
         """Refuse frozen weights."""
         for weight in weights:
             if not weight.parameter.requires_grad:
-                raise CallbackError(f"Taylor needs gradients, and {weight.name} is frozen: use Wanda with an adapter.")
+                name = type(self).__name__
+                raise CallbackError(f"{name} needs gradients, and {weight.name} is frozen: use Wanda with an adapter.")
         self._sharded = any(weight.group is not None for weight in weights)
 
     def watch(self, active: bool) -> None:
         """Begin or stop to gather; the memory is given back."""
         self._active = active
         if not active:
-            self._squares = {}
+            self._sums = {}
 
     def before_step(self, weights: Sequence[Weight]) -> None:
-        """Add the squares of weight x gradient, (w g)^2, to the sums."""
+        """Add what this step's gradients say, where all of them are finite."""
         pairs = [(w, local(w.parameter.grad)) for w in weights if w.parameter.grad is not None]
         if not (self._active and pairs):
             return
         if not nn.utils.get_total_norm([g for _, g in pairs]).isfinite():
             return  # the module leaves this step out
         for weight, gradient in pairs:
-            product = (weight.local * gradient).float().square_()
-            known = self._squares.get(weight.name)
-            self._squares[weight.name] = product if known is None else known.to(product.device).add_(product)
+            part = self.of_step(weight.local, gradient)
+            known = self._sums.get(weight.name)
+            self._sums[weight.name] = part if known is None else known.to(part.device).add_(part)
 
-    def score(self, weight: Weight) -> Tensor:
-        """Root of the sum of (w g)^2."""
-        if weight.name not in self._squares:
-            raise CallbackError(f"Taylor: {weight.name} has had no gradient yet: let the schedule begin later.")
-        return self._squares[weight.name].to(weight.local.device).sqrt()
+    def sums(self, weight: Weight) -> Tensor:
+        """What was gathered of a weight."""
+        if weight.name not in self._sums:
+            name = type(self).__name__
+            raise CallbackError(f"{name}: {weight.name} has had no gradient yet: let the schedule begin later.")
+        return self._sums[weight.name].to(weight.local.device)
 
     def forget(self) -> None:
         """Halve the sums, so that newer batches count for more."""
-        for sums in self._squares.values():
+        for sums in self._sums.values():
             sums.mul_(0.5)
 
     def state_dict(self) -> dict[str, Any]:
         """The sums, where this rank holds all of them."""
-        return {} if self._sharded else {"squares": dict(self._squares)}
+        return {} if self._sharded else {"sums": dict(self._sums)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the sums over."""
-        self._squares = {name: sums.clone() for name, sums in state.get("squares", {}).items()}
+        self._sums = {name: sums.clone() for name, sums in state.get("sums", {}).items()}
+
+
+class Taylor(GradientCriterion):
+    """|w g|, by its root mean square over steps: how the loss changes without w, to first order (arXiv:1906.10771)."""
+
+    def of_step(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        """(w g)^2."""
+        return (weight * gradient).float().square_()
+
+    def score(self, weight: Weight) -> Tensor:
+        """Root of the sum of (w g)^2."""
+        return self.sums(weight).sqrt()
+
+
+class Movement(GradientCriterion):
+    """-w g, summed over steps: weights that training moves away from zero stay (arXiv:2005.07683).
+
+    For fine-tuning with a progressive schedule, at high sparsity: large weights that the task does not want can go, and
+    small ones that it does can stay.
+    """
+
+    adds_up = False
+
+    def of_step(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        """-w g: above zero where a step of gradient descent makes |w| larger."""
+        return (weight * gradient).float().neg_()
+
+    def score(self, weight: Weight) -> Tensor:
+        """In the order of the sums, from the fastest to zero upwards; the numbers themselves mean nothing."""
+        return in_order(self.sums(weight))
+
+
+def in_order(values: Tensor) -> Tensor:
+    """Finite float32 of 0 and more in the order of finite float32 values of either sign.
+
+    Of the bits, which are in the order of the values once the negative ones are turned round, the last is dropped.
+    """
+    bits = values.contiguous().view(torch.int32)
+    turned = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+    return ((turned >> 1) + 0x3FC00000).view(torch.float32)

@@ -63,6 +63,8 @@ class Structured(Structure):
         CallbackError: a share is not in [0, 1), all are 0, or the network cannot be cut like this.
     """
 
+    adds_scores = True
+
     def __init__(
         self, channels: float = 0.0, kv_groups: float = 0.0, layers: float = 0.0, multiple_of: int = 16
     ) -> None:

@@ -21,6 +21,8 @@ class Structure(ABC):
 
     blocks: Sequence[nn.Module] = ()
     """Blocks of the decoder that the criterion has to watch."""
+    adds_scores = False
+    """Whether sums or means of scores decide, and not their order alone."""
 
     @abstractmethod
     def attach(self, network: Any, weights: list[Weight]) -> dict[str, nn.Parameter]:
@@ -104,6 +106,7 @@ class Unstructured(Structure):
         if layers == "sensitivity" and sparsity + 2 * self.SPREAD >= 1:
             raise CallbackError(f"Unstructured: with layers=sensitivity, sparsity={sparsity} must be below 0.84.")
         self.sparsity, self.compare, self.layers = sparsity, compare, layers
+        self.adds_scores = layers == "sensitivity"
         self.targets: dict[str, float] = {}
 
     def is_local(self, criterion: Criterion) -> bool:

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from callbacks import CallbackError
-from callbacks.pruning import NM, Magnitude, Structured, Taylor, Unstructured, Wanda
+from callbacks.pruning import NM, Magnitude, Movement, Structured, Taylor, Unstructured, Wanda
+from callbacks.pruning.criteria import in_order
 from callbacks.pruning.weights import find_weights
 from tests.callbacks.tiny_llama import tiny_network
 
@@ -69,10 +70,43 @@ def test_taylor_is_the_root_of_the_summed_squares_of_weight_times_gradient(netwo
     assert torch.equal(criterion.score(weight), before)
 
 
-def test_taylor_refuses_frozen_weights(network):
+def test_movement_keeps_what_training_moves_away_from_zero(network, batches):
+    """The order of the sums of -w g, by loops in float64."""
+    weights, criterion = find_weights(network, None, ()), Movement()
+    criterion.attach(weights, ())
+    weight = named(weights, "1.mlp.up_proj")
+    rows, columns = weight.shape
+    sums = [[0.0] * columns for _ in range(rows)]
+    for input_ids in batches:
+        network.zero_grad()
+        network(input_ids=input_ids, labels=input_ids).loss.backward()
+        criterion.before_step(weights)
+        for i in range(rows):
+            for j in range(columns):
+                sums[i][j] -= float(weight.parameter[i, j]) * float(weight.parameter.grad[i, j])
+    score = criterion.score(weight)
+    assert (score >= 0).all() and min(map(min, sums)) < 0 < max(map(max, sums))
+    order = sorted((value, i * columns + j) for i, row in enumerate(sums) for j, value in enumerate(row))
+    ranks = score.flatten()[[place for _, place in order]]
+    assert (ranks.diff() >= 0).float().mean() > 0.999  # sums in float32 may swap neighbours
+    half = {place for _, place in order[: len(order) // 2]}
+    assert len(half & set(score.flatten().argsort()[: len(half)].tolist())) >= len(half) - 2
+
+
+def test_negative_scores_come_before_positive_ones_in_their_order():
+    values = torch.tensor(
+        [-3.4028234e38, -3e38, -1.5, -1e-30, -0.0, 0.0, 1e-42, 1e-30, 1.4999, 1.5, 3e38, 3.4028234e38]
+    )
+    found = in_order(values)
+    assert found.isfinite().all() and (found >= 0).all()
+    assert (found.diff() >= 0).all() and found.unique().numel() == 11
+
+
+@pytest.mark.parametrize("criterion", [Taylor, Movement])
+def test_what_needs_gradients_refuses_frozen_weights(network, criterion):
     network.requires_grad_(False)
-    with pytest.raises(CallbackError, match="frozen"):
-        Taylor().attach(find_weights(network, None, ()), ())
+    with pytest.raises(CallbackError, match=f"{criterion.__name__} needs gradients.*frozen"):
+        criterion().attach(find_weights(network, None, ()), ())
 
 
 def test_a_block_is_worth_one_minus_the_cosine_of_what_it_does(network, batches):

@@ -3,7 +3,19 @@ import torch
 from lightning.pytorch import Callback
 
 from callbacks import CallbackError, ModelFolder, Pruning, RunCheckpoint, StopWhen
-from callbacks.pruning import NM, Constant, Cubic, Linear, Magnitude, OneShot, Structured, Taylor, Unstructured, Wanda
+from callbacks.pruning import (
+    NM,
+    Constant,
+    Cubic,
+    Linear,
+    Magnitude,
+    Movement,
+    OneShot,
+    Structured,
+    Taylor,
+    Unstructured,
+    Wanda,
+)
 from callbacks.pruning.criteria import Criterion
 from callbacks.stopping.conditions import NoImprovement
 from tests.callbacks.pruning.fits import Chosen, fit
@@ -16,7 +28,7 @@ def prunable(network):
     return {n: p for n, p in network.named_parameters() if "_proj" in n}
 
 
-@pytest.mark.parametrize("criterion", [Magnitude, Wanda, Taylor])
+@pytest.mark.parametrize("criterion", [Magnitude, Wanda, Taylor, Movement])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_sparsity_follows_its_schedule_and_zeros_survive_adamw(tmp_path, criterion, accumulate):
     schedule = Cubic(begin=2, end=12, interval=2)
@@ -229,6 +241,8 @@ def test_a_report_and_a_picture_and_a_best_that_begins_anew(tmp_path):
         (lambda: Pruning(Unstructured(0.5), include=["*.embed_tokens.*"]), ["embedding", "Magnitude"]),
         (lambda: Pruning(Structured(kv_groups=0.1)), ["kv_groups=0.1", "2", "removes some"]),
         (lambda: Pruning(Structured(layers=0.5), Magnitude()), ["layers", "Wanda or Taylor"]),
+        (lambda: Pruning(Structured(channels=0.5), Movement()), ["Movement", "Structured", "criterion Taylor"]),
+        (lambda: Pruning(Unstructured(0.5, layers="sensitivity"), Movement()), ["Movement", "Unstructured", "Taylor"]),
         (lambda: Pruning(Structured(channels=0.5), exclude=["*.0.mlp.*"]), ["layers.0.mlp.gate_proj", "exclude"]),
         (lambda: Pruning(Unstructured(0.5), schedule=Cubic(2, 50)), ["end=50", "last step, 10"]),
     ],
