@@ -131,13 +131,30 @@ def run_all(folder: Path, megabytes: int, repeats: int) -> list[dict[str, Any]]:
                     path = f"{server.url}/" if name == "stream" else str(corpus)
                     runs[name].append(measured(name, path, tokenizer, cache, num_tokens))
     units = {"tokens_per_cpu_s": "tokens/CPU-s", "tokens_per_s": "tokens/s", "first_batch_s": "s"}
-    settings = {"megabytes": megabytes, "window_tokens": WINDOW_TOKENS, "repeats": repeats, "file_mb": FILE_MB}
+    settings = {
+        **origin(),
+        "megabytes": megabytes,
+        "window_tokens": WINDOW_TOKENS,
+        "repeats": repeats,
+        "file_mb": FILE_MB,
+    }
     return [
         {"benchmark": "streaming", "contender": name, "model": f"bpe-{VOCAB_SIZE}", "metric": metric,
          "value": round(statistics.median(run[metric] for run in each), 2), "unit": units.get(metric, "MB"),
          "settings": {**settings, "spread": [round(f(run[metric] for run in each), 2) for f in (min, max)]}}
         for name, each in runs.items() for metric in each[0]
     ]  # fmt: skip
+
+
+def origin() -> dict[str, str]:
+    """Where and when, and by which command."""
+    models = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("fsspec", "aiohttp", "tokenizers", "torch"))
+    machine = models[0] if models else platform.machine()
+    command = " ".join(["python benchmarks/streaming.py", *sys.argv[1:]])
+    return {"machine": machine, "date": str(datetime.date.today()), "versions": versions, "command": command}
 
 
 def main() -> None:
@@ -154,9 +171,7 @@ def main() -> None:
     megabytes, repeats = (16, 1) if arguments.quick else (arguments.megabytes, 3)
     with tempfile.TemporaryDirectory() as folder:
         results = run_all(Path(folder), megabytes, repeats)
-    versions = ", ".join(f"{name} {version(name)}" for name in ("fsspec", "aiohttp", "tokenizers", "torch"))
-    print(f"{datetime.date.today()}, {platform.machine()}, {versions}")
-    print(f"Command: `python benchmarks/streaming.py {' '.join(sys.argv[1:])}`\n")
+    print("; ".join(origin().values()) + "\n")
     print("| contender | metric | median | unit | from, to |\n| --- | --- | ---: | --- | --- |")
     for result in results:
         spread = ", ".join(f"{value:,.5g}" for value in result["settings"]["spread"])
