@@ -63,7 +63,8 @@ class StreamingTextDataModule(TextDataModule):
         val_share: share of the documents that never train, by the hashes of their texts, 0.01 by default; the first 512
             of them, in the order of the files' names, validate. Excludes `val_path`.
         val_path: as `path`; all of it validates, and is kept in the cache.
-        kwargs: see `TextDataModule`.
+        seq_len, document_mask, fim, masking, prompt_len, batch_size, seed, num_workers, on_bad_record, cache_dir: see
+            `TextDataModule`, whose other settings need to know all texts before the first one.
     """
 
     def __init__(

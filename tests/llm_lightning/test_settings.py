@@ -35,16 +35,19 @@ CLASSES = sorted(set(filter(is_setting_up, EXPORTED)), key=lambda cls: cls.__nam
 
 
 def documented(cls):
-    """What the docstrings and the signatures of a class and its parents of ours name."""
+    """What the docstrings and the signatures of a class and its parents of ours name, as far as `kwargs` hand it on."""
     for each in cls.__mro__:
         if not each.__module__.startswith(OURS) or "__init__" not in vars(each):
             continue
-        for name, parameter in inspect.signature(each.__init__).parameters.items():
+        parameters = inspect.signature(each.__init__).parameters
+        for name, parameter in parameters.items():
             if name != "self" and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                 yield name
         arguments = (inspect.getdoc(each) or "").partition("Args:\n")[2].partition("\n\n")[0]
         for names in re.findall(r"^    (\w+(?:, \w+)*):", arguments, re.MULTILINE):
             yield from (name for name in names.split(", ") if name not in ("args", "kwargs"))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
