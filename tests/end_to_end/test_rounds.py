@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from tests.command_line import ROOT
 from tests.config_files import adamw, config_of, part
 from tests.end_to_end.test_reward import LORA
+from tests.wandb_logs import read
 
 TEMPLATE = Path(__file__).parents[2] / "datamodules" / "templates" / "chatml.jinja"
 WITH_DIGITS = {"class_path": "llm_lightning.rewards.Pattern", "init_args": {"pattern": "[0-9]"}}
@@ -146,3 +147,16 @@ def test_rounds_want_data_that_a_model_writes(run, prompts):
     )
     code, output = run("fit", "--config", "pairs.yaml", "--rounds=3")
     assert code == 2 and "rounds=3: in each round the model writes its own data" in output, output
+
+
+@pytest.mark.slow
+def test_wandb_shows_the_rounds_as_one_group(fresh_run, prompts):
+    offline = {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
+    code, output = fresh_run(
+        "fit", "--config", "tiny.yaml", "--config", f"{ROOT}/configs/logger/wandb.yaml", env=offline
+    )
+    assert code == 0, output
+    logs = [next((prompts / "run" / f"round-{number}").rglob("offline-run-*")) for number in (1, 2)]
+    runs = [next(record["run"] for record in read(log) if record["type"] == "run") for log in logs]
+    assert len({run["run_id"] for run in runs}) == 2
+    assert len({run["run_group"] for run in runs}) == 1 and runs[0]["run_group"], runs
