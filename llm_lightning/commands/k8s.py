@@ -11,7 +11,7 @@ from llm_lightning.errors import UserError
 from llm_lightning.launch.jobset import SETTINGS, PodOptions, manifests, name_of
 from llm_lightning.launch.options import refuse_owned
 from llm_lightning.launch.script import lines_of
-from llm_lightning.process.redacted_output import report
+from llm_lightning.process.command import run_command
 from llm_lightning.settings.flags import FlagParser
 from llm_lightning_safety.redaction import redact
 
@@ -54,14 +54,7 @@ def run(args: list[str], *, debug: bool = False) -> int:
         args: what follows `k8s`.
         debug: show the traceback of an error.
     """
-    if not args or "--help" in args or "-h" in args:
-        print(USAGE, end="")
-        return 0
-    try:
-        _run(args)
-    except (UserError, OSError) as error:
-        return report(error, debug)
-    return 0
+    return run_command(args, USAGE, _run, debug=debug)
 
 
 def _run(args: list[str]) -> None:

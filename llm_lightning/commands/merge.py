@@ -10,7 +10,7 @@ from llm_lightning.errors import UserError
 from llm_lightning.models.merging.adapter import merge_folder
 from llm_lightning.models.merging.folders import merge_models
 from llm_lightning.models.merging.methods import Merging, Method
-from llm_lightning.process.redacted_output import report
+from llm_lightning.process.command import run_command
 from llm_lightning.settings.flags import FlagParser
 
 USAGE = """\
@@ -46,14 +46,7 @@ def run(args: list[str], *, debug: bool = False) -> int:
         args: what follows `merge`.
         debug: show the traceback of an error.
     """
-    if not args or "--help" in args or "-h" in args:
-        print(USAGE, end="")
-        return 0
-    try:
-        _run(args)
-    except (UserError, OSError, SafetensorError) as error:
-        return report(error, debug)
-    return 0
+    return run_command(args, USAGE, _run, debug=debug, mistakes=(UserError, OSError, SafetensorError))
 
 
 def _run(args: list[str]) -> None:

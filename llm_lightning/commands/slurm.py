@@ -9,7 +9,7 @@ from llm_lightning.errors import UserError
 from llm_lightning.launch.options import JobOptions, parse_options
 from llm_lightning.launch.script import Job, batch_script
 from llm_lightning.loggers.redact import redact_arguments
-from llm_lightning.process.redacted_output import report
+from llm_lightning.process.command import run_command
 from llm_lightning_safety.files import make_folder, write_text
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -45,14 +45,7 @@ def run(args: list[str], *, debug: bool = False) -> int:
         args: what follows `slurm`.
         debug: show the traceback of an error.
     """
-    if not args or "--help" in args or "-h" in args:
-        print(USAGE, end="")
-        return 0
-    try:
-        _run(args)
-    except (UserError, OSError) as error:
-        return report(error, debug)
-    return 0
+    return run_command(args, USAGE, _run, debug=debug)
 
 
 def _run(args: list[str]) -> None:

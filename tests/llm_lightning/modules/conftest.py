@@ -4,13 +4,17 @@ import json
 
 import pytest
 import torch
+from lightning.pytorch import Trainer, seed_everything
 from transformers import LlamaConfig
 
-from datamodules import PreferenceDataModule
+from datamodules import PreferenceDataModule, PromptDataModule
 from datamodules.encoding.tokenizer import train
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder
+from llm_lightning.modules.schedule import Schedule
+from llm_lightning.rewards import Reward
 from tests.datamodules.chat_tokenizers import chat_tokenizer
+from tests.llm_lightning.modules.ppo_fits import ROLLOUT, Recorder, fast, share_of_a
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +59,33 @@ def pairs_of(tokenizer_folder, tmp_path):
         return PreferenceDataModule(**defaults | places | settings)
 
     return make
+
+
+@pytest.fixture
+def fit(policy_folder, prompts_file, tmp_path):
+    def run(
+        max_steps=2, batch_size=8, callbacks=(), ckpt_path=None, precision="32-true", val_batches=0, lr=1e-3,
+        kind=Recorder, **settings,
+    ):  # fmt: skip
+        seed_everything(1, verbose=False)
+        settings = {"rollout": ROLLOUT, "schedule": Schedule("constant", warmup=0)} | settings
+        rewards = settings.pop("rewards", {"a": Reward(share_of_a)})
+        module = kind(Backbone(path=str(policy_folder)), rewards, fast(lr), **settings)
+        data = PromptDataModule(
+            str(prompts_file),
+            tokenizer=str(policy_folder),
+            batch_size=batch_size,
+            max_prompt_tokens=40,
+            cache_dir=str(tmp_path / "cache"),
+        )
+        module.check(data)
+        trainer = Trainer(
+            accelerator="cpu", devices=1, precision=precision, max_steps=max_steps, callbacks=list(callbacks),
+            enable_checkpointing=bool(callbacks), enable_progress_bar=False, enable_model_summary=False, logger=False,
+            limit_val_batches=val_batches, use_distributed_sampler=False, default_root_dir=tmp_path,
+            num_sanity_val_steps=0,
+        )  # fmt: skip
+        trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+        return module
+
+    return run

@@ -6,79 +6,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
 from peft import LoraConfig
 
 from callbacks import RunCheckpoint
-from datamodules import PromptDataModule
 from llm_lightning.errors import UserError
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.modules.gradients import gradient_norm
 from llm_lightning.modules.ppo.guards import Guards
 from llm_lightning.modules.ppo.metrics import Averages
-from llm_lightning.modules.ppo.ppo import PPO
 from llm_lightning.modules.ppo.settings import Advantages, CriticSettings, KLPenalty, Rollout, Update
-from llm_lightning.modules.schedule import Schedule
 from llm_lightning.rewards import Reward
 from llm_lightning.rollouts import Sampling
+from tests.llm_lightning.modules.ppo_fits import ROLLOUT, Recorder, share_of_a
 
-ROLLOUT = Rollout(Sampling(12))
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", lora_dropout=0.1)
-
-
-def share_of_a(prompts, completions, columns):
-    """The share of characters that are an a or one of its neighbours: dense enough to learn in seconds."""
-    return [sum(c in "abcde" for c in text) / max(1, len(text)) for text in completions]
-
-
-def fast(lr):
-    return lambda params: torch.optim.AdamW(params, lr=lr, eps=1e-5, weight_decay=0.0)
-
-
-class Recorder(PPO):
-    """Keeps each step's experience and metrics."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.history, self.experiences = [], []
-
-    def evaluate(self, experience):
-        super().evaluate(experience)
-        self.experiences.append(experience)
-
-    def finish(self, metrics, phases, num_completions):
-        super().finish(metrics, phases, num_completions)
-        self.history.append(metrics)
-
-
-@pytest.fixture
-def fit(policy_folder, prompts_file, tmp_path):
-    def run(
-        max_steps=2, batch_size=8, callbacks=(), ckpt_path=None, precision="32-true", val_batches=0, lr=1e-3,
-        kind=Recorder, **settings,
-    ):  # fmt: skip
-        seed_everything(1, verbose=False)
-        settings = {"rollout": ROLLOUT, "schedule": Schedule("constant", warmup=0)} | settings
-        rewards = settings.pop("rewards", {"a": Reward(share_of_a)})
-        module = kind(Backbone(path=str(policy_folder)), rewards, fast(lr), **settings)
-        data = PromptDataModule(
-            str(prompts_file),
-            tokenizer=str(policy_folder),
-            batch_size=batch_size,
-            max_prompt_tokens=40,
-            cache_dir=str(tmp_path / "cache"),
-        )
-        module.check(data)
-        trainer = Trainer(
-            accelerator="cpu", devices=1, precision=precision, max_steps=max_steps, callbacks=list(callbacks),
-            enable_checkpointing=bool(callbacks), enable_progress_bar=False, enable_model_summary=False, logger=False,
-            limit_val_batches=val_batches, use_distributed_sampler=False, default_root_dir=tmp_path,
-            num_sanity_val_steps=0,
-        )  # fmt: skip
-        trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
-        return module
-
-    return run
 
 
 def weights(module):
@@ -118,56 +59,6 @@ def test_an_update_is_what_the_formulas_say(fit):
             expected_kl += ratio - 1 - math.log(ratio)
     assert float(loss) == pytest.approx(expected, rel=1e-4)
     assert float(update_kl) == pytest.approx(expected_kl, rel=1e-4)
-
-
-@pytest.mark.parametrize(("average", "ratio"), [("completions", "sequence"), ("constant", "token")])
-def test_a_minibatch_is_averaged_as_it_is_said(fit, average, ratio):
-    """The gradient of a step against a loss by single completions, in float64, whatever the micro-batches."""
-    update = Update(1, 1, clip_range=0.01, clip_range_high=0.02, ratio=ratio, average=average)
-    module = fit(
-        1, batch_size=8, update=update, advantages=Advantages("dr_grpo"), rollout=replace(ROLLOUT, num_samples=2)
-    )
-    e = module.experiences[0]
-    with torch.no_grad():
-        torch.manual_seed(4)
-        for parameter in module.parameters():
-            parameter += 0.02 * torch.randn_like(parameter)
-    module.double()
-    expected = 0.0
-    for row in range(len(e.prompts)):
-        prompt, answer = e.prompts[row], e.completions[row].tokens
-        logprobs = module.model(torch.cat([prompt, answer])[None]).logits[0].log_softmax(-1)[len(prompt) - 1 : -1]
-        gaps = [logprobs[t, token] - float(e.logprobs[row, t]) for t, token in enumerate(answer.tolist())]
-        if ratio == "sequence":
-            gaps = [sum(gaps) / len(gaps)] * len(gaps)
-        for gap in gaps:
-            advantage = float(e.advantages[row, 0])
-            clipped = gap.exp().clamp(0.99, 1.02)
-            share = 1 / len(answer) if average == "completions" else 1 / 12
-            expected = expected - torch.minimum(gap.exp() * advantage, clipped * advantage) * share / len(e.prompts)
-    names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-    gradients = torch.autograd.grad(expected, [dict(module.named_parameters())[name] for name in names])
-    for tokens in (8192, 30):
-        module.update_settings.micro_batch_tokens = tokens
-        module.zero_grad()
-        losses = [module.loss(e, rows, Averages(module.device))[0] for rows in module._groups(e, range(len(e.prompts)))]
-        (sum(losses) / len(e.prompts)).backward()
-        for name, gradient in zip(names, gradients, strict=True):
-            found = dict(module.named_parameters())[name].grad
-            torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-7)
-
-
-def test_other_averages_are_of_the_whole_minibatch(fit):
-    """Gradients are divided by completions, not by tokens."""
-    norms = {}
-    for average in ("tokens", "completions", "constant"):
-        module = fit(1, update=Update(1, 1, average=average), advantages=Advantages("rloo"), kl=KLPenalty(0.0),
-                     rollout=replace(ROLLOUT, num_samples=2), batch_size=32)  # fmt: skip
-        norms[average] = module.history[0]["train/grad_norm"]
-        mask = module.experiences[0].mask
-    assert norms["constant"] == pytest.approx(norms["tokens"] * float(mask.sum()) / (12 * len(mask)), rel=1e-4)
-    assert len(set(mask.sum(1).tolist())) > 1
-    assert norms["completions"] != pytest.approx(norms["tokens"], rel=1e-4)
 
 
 @pytest.mark.parametrize("peft", [None, LORA])
