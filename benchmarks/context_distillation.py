@@ -28,7 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, only its own folder is on the path
 
 from benchmarks.runner import ROOT, machine
-from llm_lightning.evaluation.statistics import wilson_interval
+from llm_lightning.measuring.statistics import wilson_interval
 
 ORDER = "Which word of this request sounds dangerous? Answer with this word alone."
 NUM_EXAMPLES, NUM_HELD_OUT, MAX_NEW_TOKENS = 5, 120, 12

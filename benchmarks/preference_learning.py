@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 
 from benchmarks.quantization import smollm2
 from benchmarks.runner import ROOT
-from llm_lightning.evaluation.statistics import wilson_interval
+from llm_lightning.measuring.statistics import wilson_interval
 
 TOPICS = """
 water ice fire wind rain snow clouds thunder rivers lakes oceans islands mountains valleys deserts forests volcanoes

@@ -95,10 +95,10 @@ def _evaluate(given: argparse.Namespace, command: list[str]) -> None:
         value = getattr(given, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value} must be at least {least}.")
-    from llm_lightning.evaluation.answers import Answers, remove_answers
     from llm_lightning.evaluation.evaluate import Prompting, write_outcome
     from llm_lightning.evaluation.harness import Engine
     from llm_lightning.evaluation.table import table
+    from llm_lightning.measuring.answers import Answers, remove_answers
     from llm_lightning.models.backbone import Backbone
     from llm_lightning.models.tasks import REWARD
     from llm_lightning.rollouts.local_engine import LocalEngine

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llm_lightning.evaluation.results import Evaluation, Items, newest_of_each_task, read_items
-from llm_lightning.evaluation.statistics import LARGEST, Difference, holm, paired_bootstrap, paired_shares
+from llm_lightning.measuring.statistics import LARGEST, Difference, holm, paired_bootstrap, paired_shares
 
 LEVEL = 0.05
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from llm_lightning.evaluation.ranks import EvaluationRanks
+from llm_lightning.measuring.ranks import EvaluationRanks
 
 
 class TrainingTexts(Protocol):

@@ -19,10 +19,10 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from llm_lightning.errors import UserError
-from llm_lightning.evaluation.answers import Answers, key_of
 from llm_lightning.evaluation.likelihoods import ROW_TOKENS, Likelihood, Request, likelihoods, read_text
-from llm_lightning.evaluation.ranks import EvaluationRanks
 from llm_lightning.evaluation.writing import Question, Strategy, Writer
+from llm_lightning.measuring.answers import Answers, key_of
+from llm_lightning.measuring.ranks import EvaluationRanks
 from llm_lightning.models.generation import end_tokens, generation_settings
 from llm_lightning.models.heads import base_model
 from llm_lightning.rollouts.adaptation import Adaptation, AdaptingNetwork

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from llm_lightning.errors import UserError
-from llm_lightning.evaluation.answers import key_of
 from llm_lightning.evaluation.harness import NetworkLM
 from llm_lightning.evaluation.scores import Judged
+from llm_lightning.measuring.answers import key_of
 
 VERDICT = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 TOKENS = 16

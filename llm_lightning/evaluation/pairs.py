@@ -11,11 +11,11 @@ from lm_eval.models.utils import resolve_max_length
 from tqdm import tqdm
 
 from llm_lightning.errors import UserError
-from llm_lightning.evaluation.answers import Answers, key_of
 from llm_lightning.evaluation.contamination import TrainingTexts, clean_score, counted, look_for
 from llm_lightning.evaluation.evaluate import Outcome
 from llm_lightning.evaluation.harness import Engine
-from llm_lightning.evaluation.statistics import bootstrap_interval, wilson_interval
+from llm_lightning.measuring.answers import Answers, key_of
+from llm_lightning.measuring.statistics import bootstrap_interval, wilson_interval
 from llm_lightning.models.attention.sharing import shared_tokens
 from llm_lightning.models.completions import bounded_groups
 from llm_lightning.models.heads import base_model

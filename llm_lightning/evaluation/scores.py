@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from llm_lightning.evaluation.contamination import clean_score, counted
-from llm_lightning.evaluation.statistics import bootstrap_interval, wilson_interval
+from llm_lightning.measuring.statistics import bootstrap_interval, wilson_interval
 
 INVALID = "[invalid]"
 """What lm-eval's filters give where they find nothing."""

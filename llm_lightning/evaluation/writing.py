@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llm_lightning.errors import UserError
-from llm_lightning.evaluation.ranks import EvaluationRanks
+from llm_lightning.measuring.ranks import EvaluationRanks
 from llm_lightning.models.heads import base_model
 from llm_lightning.models.loading.sharding import is_gathered_to_run
 from llm_lightning.rollouts.adaptation import Adaptation

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from callbacks.plotting import BLUE, GREEN, RED, new_figure, save_figure, set_legend, set_title, style
-from llm_lightning.evaluation.statistics import bootstrap_interval
 from llm_lightning.inference.choices import BestOfN, Choice, FirstSample, MajorityVote
 from llm_lightning.inference.costs import Cost
 from llm_lightning.inference.estimators import best_at_k, choice_at_k, majority_at_k, pass_at_k
+from llm_lightning.measuring.statistics import bootstrap_interval
 
 ANY = "any"
 """The name of what no choice can be better than: that one of the samples is right."""

@@ -63,9 +63,9 @@ def evaluate(
     Raises:
         UserError: a task does not fit the network or the judge, or this strategy cannot.
     """
-    from llm_lightning.evaluation.answers import Answers
     from llm_lightning.evaluation.evaluate import Prompting, evaluate, write_outcome
     from llm_lightning.evaluation.harness import Engine, HarnessSettings, NetworkLM
+    from llm_lightning.measuring.answers import Answers
 
     trainer = module.trainer
     if module.ranks.count < trainer.world_size or is_zero3(next(base_model(module.model).parameters())):

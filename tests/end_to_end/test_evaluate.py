@@ -20,7 +20,7 @@ pytest.importorskip("lm_eval", reason="the extra `evaluation` is not installed")
 from llm_lightning.commands.evaluate import default_output, group_environment, run
 from llm_lightning.commands.report import run as report
 from llm_lightning.evaluation.results import read_evaluation, read_items
-from llm_lightning.evaluation.statistics import wilson_interval
+from llm_lightning.measuring.statistics import wilson_interval
 from llm_lightning.models.adapters.adapter import Adapter
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder

@@ -17,9 +17,9 @@ pytest.importorskip("lm_eval", reason="the extra `evaluation` is not installed")
 
 from llm_lightning.commands.evaluate import run
 from llm_lightning.commands.report import run as report
-from llm_lightning.evaluation.answers import key_of
 from llm_lightning.evaluation.results import read_evaluation, read_items
-from llm_lightning.evaluation.statistics import bootstrap_interval, mcnemar_p, wilson_interval
+from llm_lightning.measuring.answers import key_of
+from llm_lightning.measuring.statistics import bootstrap_interval, mcnemar_p, wilson_interval
 from llm_lightning.models.adapters.adapter import Adapter
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.export import save_model_folder

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from llm_lightning.evaluation.comparison import LEVEL
 from llm_lightning.evaluation.soup.held_out import Losses
-from llm_lightning.evaluation.statistics import Difference
+from llm_lightning.measuring.statistics import Difference
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from llm_lightning.evaluation.answers import key_of
 from llm_lightning.evaluation.likelihoods import Request, likelihoods
-from llm_lightning.evaluation.statistics import Difference, bootstrap_interval, paired_bootstrap
+from llm_lightning.measuring.answers import key_of
+from llm_lightning.measuring.statistics import Difference, bootstrap_interval, paired_bootstrap
 
 
 class Document(Protocol):

@@ -10,9 +10,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from llm_lightning.errors import UserError
-from llm_lightning.evaluation.answers import PREFIX, Answers, key_of
 from llm_lightning.evaluation.soup.greedy import Tried, greedy_soup, table
 from llm_lightning.evaluation.soup.held_out import Document, HeldOut, Losses
+from llm_lightning.measuring.answers import PREFIX, Answers, key_of
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.loading.content import files_key
 from llm_lightning.models.merging.folders import check, check_configs, whole_folder, write_merged

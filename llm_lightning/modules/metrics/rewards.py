@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, PearsonCorrCoef, SpearmanCorrCoef, SumMetric
 from torchmetrics.classification import BinaryCalibrationError
 
-from llm_lightning.evaluation.statistics import wilson_interval
+from llm_lightning.measuring.statistics import wilson_interval
 from llm_lightning.models.normalization import Normalization
 
 NUM_BINS = 20

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
-from llm_lightning.evaluation.statistics import wilson_interval
+from llm_lightning.measuring.statistics import wilson_interval
 from llm_lightning.modules.metrics.rewards import is_right
 
 SIDES = ("chosen", "rejected")

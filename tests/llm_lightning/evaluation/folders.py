@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from llm_lightning.evaluation.statistics import bootstrap_interval, wilson_interval
+from llm_lightning.measuring.statistics import bootstrap_interval, wilson_interval
 
 
 def write_evaluation(

@@ -8,7 +8,7 @@ from scipy import stats
 
 from llm_lightning.evaluation.comparison import BOOTSTRAP, CLUSTERED, MCNEMAR, MCNEMAR_CLUSTERS, compare
 from llm_lightning.evaluation.results import read_evaluation
-from llm_lightning.evaluation.statistics import smallest_share
+from llm_lightning.measuring.statistics import smallest_share
 from tests.llm_lightning.evaluation.folders import write_evaluation
 
 GENERATOR = np.random.default_rng(0)

@@ -23,8 +23,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
-from llm_lightning.evaluation.answers import Answers
 from llm_lightning.evaluation.harness import Engine, HarnessSettings, NetworkLM
+from llm_lightning.measuring.answers import Answers
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ pytest.importorskip("lm_eval", reason="the extra `evaluation` is not installed")
 
 from datamodules import OpenAIEngine
 from llm_lightning.errors import UserError
-from llm_lightning.evaluation.answers import Answers
 from llm_lightning.evaluation.evaluate import Prompting, evaluate
 from llm_lightning.evaluation.harness import HarnessSettings, NetworkLM
-from llm_lightning.evaluation.statistics import wilson_interval
 from llm_lightning.evaluation.tasks.loading import load_tasks
+from llm_lightning.measuring.answers import Answers
+from llm_lightning.measuring.statistics import wilson_interval
 from llm_lightning.rollouts import LocalEngine
 from tests.chat_server import ChatServer
 from tests.llm_lightning.evaluation.small_model import WRITTEN, questions, save_small_model, write_rows, write_task

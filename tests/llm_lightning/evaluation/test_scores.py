@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llm_lightning.evaluation.scores import score
-from llm_lightning.evaluation.statistics import bootstrap_interval, wilson_interval
+from llm_lightning.measuring.statistics import bootstrap_interval, wilson_interval
 
 
 def mean(values):

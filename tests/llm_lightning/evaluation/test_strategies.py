@@ -11,10 +11,10 @@ pytest.importorskip("lm_eval", reason="the extra `evaluation` is not installed")
 from lm_eval.api.instance import Instance
 
 from llm_lightning.errors import UserError
-from llm_lightning.evaluation.answers import Answers
 from llm_lightning.evaluation.harness import Engine, HarnessSettings, NetworkLM
 from llm_lightning.inference import AnswerPattern, BestOfN, MajorityVote
 from llm_lightning.inference.strategy import Strategy, read_strategy
+from llm_lightning.measuring.answers import Answers
 from llm_lightning.rewards import Length, Reward
 from llm_lightning.rollouts.adaptation import Adaptation, AdaptingNetwork
 from llm_lightning.rollouts.local_engine import LocalEngine

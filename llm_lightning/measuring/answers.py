@@ -1,4 +1,4 @@
-"""Answers of a model, kept as they come, so that an evaluation that was killed asks no item again."""
+"""Answers of a model, kept as they come, so that whoever was killed asks nothing again."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from llm_lightning.errors import UserError
-from llm_lightning.evaluation.ranks import EvaluationRanks
+from llm_lightning.measuring.ranks import EvaluationRanks
 from llm_lightning_safety.files import make_folder, open_unlinked
 
 PREFIX = "answers-"
@@ -84,5 +84,5 @@ def _read(path: Path) -> Iterator[tuple[str, Any]]:
             except (ValueError, TypeError):
                 continue  # torn by a kill
             if not isinstance(key, str):
-                raise UserError(f"{path} holds no answers of an evaluation: take it away, or give another --output.")
+                raise UserError(f"{path} holds no answers of a model: take it away, or name another folder.")
             yield key, value

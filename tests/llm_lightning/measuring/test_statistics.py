@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from llm_lightning.evaluation.statistics import (
+from llm_lightning.measuring.statistics import (
     bootstrap_interval,
     holm,
     mcnemar_p,
@@ -60,7 +60,7 @@ def test_very_many_items_need_no_draws_of_each(monkeypatch):
     generator = np.random.default_rng(2)
     values, weights = generator.exponential(size=5_000), generator.integers(1, 9, 5_000)
     drawn = bootstrap_interval(values, weights=weights)
-    monkeypatch.setattr("llm_lightning.evaluation.statistics.MOST_RESAMPLED", 4_000)
+    monkeypatch.setattr("llm_lightning.measuring.statistics.MOST_RESAMPLED", 4_000)
     assert bootstrap_interval(values, weights=weights) == pytest.approx(drawn, abs=0.05 * (drawn[1] - drawn[0]))
 
 
