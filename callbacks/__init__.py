@@ -6,6 +6,7 @@ from callbacks.artifacts.random_state import RandomState
 from callbacks.artifacts.run_checkpoint import RunCheckpoint
 from callbacks.artifacts.wandb_run_id import WandbRunId
 from callbacks.averaging import EMA, SWA
+from callbacks.continual import EWC, L2SP
 from callbacks.errors import CallbackError
 from callbacks.exporting import Export
 from callbacks.monitoring.curves import Curves
@@ -28,6 +29,8 @@ from callbacks.stopping.stop_when import StopWhen
 
 __all__ = [
     "EMA",
+    "EWC",
+    "L2SP",
     "SWA",
     "Asked",
     "Budget",

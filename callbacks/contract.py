@@ -192,6 +192,13 @@ class HasExamplePrompts(Protocol):
         """So many prompts at most, as texts or token ids."""
 
 
+class ReadsTexts(Protocol):
+    """Of a DataModule; needed by `EWC`."""
+
+    def texts(self, path: str) -> Iterator[str]:
+        """The texts of any path, one after the other, whatever the run itself is trained on."""
+
+
 class SendsAlerts(Protocol):
     """Of a logger; made use of by `StopWhen` where a run diverges."""
 

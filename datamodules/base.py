@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +17,13 @@ from datamodules.cache import cache_root
 from datamodules.contract import BatchKind
 from datamodules.errors import DataError
 from datamodules.records.contamination import TrainingTexts
+from datamodules.records.text_source import TextSource, text_units, texts_of
 from datamodules.serving.collate import SourceCollator
 from datamodules.serving.dataset import NumberedRows
 from datamodules.serving.loader import EvaluationLoader, Order, ResumableLoader
 from datamodules.serving.orders.order import SequentialOrder
 from datamodules.serving.orders.schedule import check_weights, is_scheduled
-from datamodules.sources.bad_records import OnBadRecord
+from datamodules.sources.bad_records import BadRecords, OnBadRecord
 from datamodules.sources.discover import Source, files_in_words, paths_of, sources_to_validate_on
 
 if TYPE_CHECKING:
@@ -132,6 +133,16 @@ class ResumableDataModule(LightningDataModule):
         """What there is for validation alone."""
         named = [self.val_source_of(path) for path in paths_of(self.val_path)]
         return sources_to_validate_on(self.train_sources, named or None, self.val_share)
+
+    def texts(self, path: str) -> Iterator[str]:
+        """The texts of any path, as `TextDataModule` finds them there, for callbacks that learn from others than the
+        run does.
+
+        Raises:
+            DataError: nothing is there, or a record cannot be read.
+        """
+        for unit in text_units(TextSource(path), self.root):
+            yield from texts_of(unit, BadRecords(unit, self.on_bad_record))
 
     def training_texts(self) -> TrainingTexts:
         """All texts of the files that are trained on, of a part that validates too."""

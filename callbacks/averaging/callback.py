@@ -9,16 +9,13 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from callbacks.artifacts.model_folder import ModelFolder
-from callbacks.averaging.parts import checked, part_of, reshard, whole_of
-from callbacks.contract import KeepsShards, offered
 from callbacks.errors import CallbackError
 from callbacks.network import local
+from callbacks.parts import check_strategy, part_of, reshard, trained_parameters, whole_of
 from callbacks.stopping.stop_when import StopWhen
 from callbacks.trainer_parts import callbacks_of
 from callbacks.training_loop import is_accumulating
@@ -85,8 +82,7 @@ class WeightAverage(Checkpoint, ABC):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer, self._parameters, self._training = trainer, {}, {}
         name = type(self).__name__
-        if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy):
-            raise CallbackError(f"{name} cannot find single weights under DeepSpeed or FSDP 1: use ddp or fsdp2.")
+        check_strategy(trainer, name)
         if stage != "fit":
             return
         if len(callbacks_of(trainer, WeightAverage)) > 1:
@@ -186,15 +182,8 @@ class WeightAverage(Checkpoint, ABC):
         if self._parameters:
             return
         assert self._trainer is not None
-        module, name = self._trainer.lightning_module, type(self).__name__
-        reshard(module)
-        parameters = checked({n: p for n, p in module.named_parameters() if p.requires_grad}, name)
-        is_sharded = any(isinstance(parameter, DTensor) for parameter in parameters.values())
-        if is_sharded and offered(self._trainer.strategy, KeepsShards) is None:
-            raise CallbackError(
-                f"{name}: {type(self._trainer.strategy).__name__} keeps no sharded average in its checkpoints: use "
-                "strategy fsdp2."
-            )
+        name = type(self).__name__
+        parameters = trained_parameters(self._trainer, name)
         if not self.num_averaged:  # of another kind of average
             self.average = {}
         if self.average and self.average.keys() != parameters.keys():

