@@ -35,11 +35,13 @@ class Reply:
         text: without special tokens.
         num_tokens: how many tokens it has.
         is_finished: whether the model ended it, and not its length.
+        num_prompt_tokens: how many tokens it was written to, where the engine counts them.
     """
 
     text: str
     num_tokens: int
     is_finished: bool
+    num_prompt_tokens: int = 0
 
 
 class WrittenText(Protocol):

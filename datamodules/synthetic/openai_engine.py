@@ -245,7 +245,7 @@ class OpenAIEngine(Engine):
         }  # fmt: skip
         text, num_tokens, total, is_finished = await self._call("chat/completions", body | self.extra, read_reply)
         self.num_tokens += total
-        return Reply(encodable(text), num_tokens, is_finished)
+        return Reply(encodable(text), num_tokens, is_finished, max(0, total - num_tokens))
 
     async def _call(self, path: str, body: dict[str, Any], read: Callable[[Any], R]) -> R:
         for retry in range(self.max_retries + 1):

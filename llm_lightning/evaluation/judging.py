@@ -2,53 +2,18 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from llm_lightning.errors import UserError
 from llm_lightning.evaluation.harness import NetworkLM
 from llm_lightning.evaluation.scores import Judged
 from llm_lightning.measuring.answers import key_of
+from llm_lightning.rewards.judge import JudgeEngine, VerdictRequest
 
 VERDICT = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
-TOKENS = 16
-"""Of a verdict; enough for "Answer: Yes." and its like."""
-
 NUM_AT_ONCE = 256
 """Questions that are handed to the judge together: its verdicts are on disk after so many."""
-
-
-class JudgeEngine(Protocol):
-    """Writes verdicts: `llm_lightning.rollouts.LocalEngine`, `datamodules.OpenAIEngine`, or a class of your own."""
-
-    @property
-    def model(self) -> str:
-        """Names the model; another one, other verdicts."""
-        ...
-
-    def write(self, requests: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        """Texts as they are done, each with its request's place; a request that was given up has none."""
-        ...
-
-    def settings(self) -> dict[str, Any]:
-        """What is written into results; no secrets."""
-        ...
-
-    def release(self) -> Any:
-        """Give back the memory of the model."""
-        ...
-
-
-@dataclass(frozen=True)
-class VerdictRequest:
-    """What engines look at in a request; the likeliest tokens are taken, so that a verdict is always the same."""
-
-    messages: tuple[dict[str, str], ...]
-    seed: int = 0
-    temperature: float = 0.0
-    top_p: float = 1.0
-    max_new_tokens: int = TOKENS
 
 
 def judge_answers(task: Any, samples: Sequence[dict[str, Any]], lm: NetworkLM, judge: JudgeEngine | None) -> Judged:

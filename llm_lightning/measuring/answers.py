@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,6 +50,10 @@ class Answers:
 
     def __getitem__(self, key: str) -> Any:
         return self._known[key]
+
+    def values(self) -> Iterable[Any]:
+        """All answers."""
+        return self._known.values()
 
     def add(self, key: str, value: Any) -> None:
         """Keep an answer, on disk before this returns as far as this process's end is concerned."""

@@ -2,6 +2,7 @@
 
 from llm_lightning.rewards.ensemble import RewardEnsemble
 from llm_lightning.rewards.instructions import InstructionsFollowed
+from llm_lightning.rewards.judge import Agreement, Budget, Judge, JudgeEngine, Rubric, VerdictRequest
 from llm_lightning.rewards.math_answer import MathAnswer
 from llm_lightning.rewards.reward_model import RewardModel
 from llm_lightning.rewards.right_option import RightOption
@@ -13,13 +14,18 @@ from llm_lightning.rewards.scoring import (
     RewardFunction,
     Scores,
     check_function,
+    prepare_rewards,
     score,
     with_members,
 )
 
 __all__ = [
+    "Agreement",
+    "Budget",
     "FinalAnswer",
     "InstructionsFollowed",
+    "Judge",
+    "JudgeEngine",
     "Length",
     "MathAnswer",
     "Pattern",
@@ -30,8 +36,11 @@ __all__ = [
     "RewardFunction",
     "RewardModel",
     "RightOption",
+    "Rubric",
     "Scores",
+    "VerdictRequest",
     "check_function",
+    "prepare_rewards",
     "score",
     "with_members",
 ]

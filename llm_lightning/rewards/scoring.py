@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from textwrap import shorten
 from typing import Any, TypeAlias
 
@@ -98,6 +99,22 @@ def check_function(function: RewardFunction) -> None:
     for each in with_members(function):
         if callable(check := getattr(each, "check", None)):
             check()
+
+
+def prepare_rewards(rewards: Mapping[str, Reward], folder: Path | None, tell: Callable[[str], Any]) -> None:
+    """Let rewards, and those that they ask themselves, do what has to be done before they are asked.
+
+    A reward takes part by a method `prepare(folder, tell)`.
+
+    Args:
+        rewards: by name.
+        folder: that each may have a folder of its own in; None: nothing is kept.
+        tell: is told what a user should know.
+    """
+    for name, reward in rewards.items():
+        for number, function in enumerate(with_members(reward.function)):
+            if callable(prepare := getattr(function, "prepare", None)):
+                prepare(folder and folder / (f"{name}-{number}" if number else name), tell)
 
 
 def _settings(function: Any) -> str:

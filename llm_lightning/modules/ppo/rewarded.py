@@ -1,5 +1,6 @@
 """A policy whose completions are rewarded: what is the same whether it then learns from them or not."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from llm_lightning.modules.ppo.checks import check_rewards
 from llm_lightning.modules.ppo.judging import judge
 from llm_lightning.modules.ppo.metrics import Averages
 from llm_lightning.modules.ppo.settings import Rollout
-from llm_lightning.rewards import Reward
+from llm_lightning.rewards import Reward, prepare_rewards
 from llm_lightning.rollouts import Completion, EngineCallable, Key, RolloutEngine, Sampler
 
 HELD_OUT = 2**32
@@ -48,6 +49,16 @@ class RewardedPolicy(LanguageModule):
         super().check(datamodule)
         self.rollout_settings.check()
         check_rewards(self.rewards)
+
+    def setup(self, stage: str) -> None:
+        """Let rewards that can be wrong about people show how far, before any weight is read."""
+        super().setup(stage)
+        folder = None if self.trainer.fast_dev_run else Path(self.trainer.default_root_dir) / "judges"  # type: ignore[attr-defined]
+        # One after the other: what the first has asked the others find in the folder.
+        if self.trainer.is_global_zero:
+            prepare_rewards(self.rewards, folder, self.print)
+        self.trainer.strategy.barrier()
+        prepare_rewards(self.rewards, folder, self.print)
 
     def configure_model(self) -> None:
         """Build the policy, and what writes with it."""
