@@ -20,6 +20,11 @@ def check_advantages(advantages: Advantages, rollout: Rollout, backbone: Backbon
             f"model.advantages.kind={advantages.kind} compares completions to one prompt: model.rollout.num_samples="
             f"{rollout.num_samples} must be at least 2."
         )
+    if advantages.kind == "gae" and rollout.max_resamples:
+        raise UserError(
+            f"model.rollout.max_resamples={rollout.max_resamples} draws groups again whose scores are all the same: it "
+            "goes with model.advantages.kind=grpo, dr_grpo or rloo. With a critic such completions teach, too."
+        )
     if advantages.kind == "gae" and backbone.behaviour().own_logits:
         kind = backbone.read_config().model_type
         raise UserError(

@@ -18,12 +18,21 @@ class Judged(NamedTuple):
         prompts, texts: as the rewards see them.
         rewards: for each reward by name B numbers, and for what it is made of, as `NAME/PART`.
         total: (B,) float32, their weighted sum.
+        scores: (B,) float32, the sum less the penalty for what has no end.
     """
 
     prompts: list[Any]
     texts: list[str]
     rewards: dict[str, list[float]]
     total: Tensor
+    scores: Tensor
+
+    def put(self, rows: slice, other: "Judged", others: slice) -> None:
+        """Let completions of another one, to the same prompts, take the place of some of these."""
+        self.texts[rows] = other.texts[others]
+        for name, values in self.rewards.items():
+            values[rows] = other.rewards[name][others]
+        self.total[rows], self.scores[rows] = other.total[others], other.scores[others]
 
     def add_to(self, averages: Averages, prefix: str, total: str) -> None:
         """Count each reward as `PREFIX/NAME`, and their sum under the name `total`."""
@@ -39,9 +48,20 @@ class Judged(NamedTuple):
 
 
 def judge(
-    rewards: Mapping[str, Reward], batch: Mapping[str, Any], completions: list[Completion], tokenizer: Any
+    rewards: Mapping[str, Reward],
+    batch: Mapping[str, Any],
+    completions: list[Completion],
+    tokenizer: Any,
+    missing_eos_penalty: float = 0.0,
 ) -> Judged:
     """Score the completions to a batch of a `PromptDataModule`, equally many to each prompt.
+
+    Args:
+        rewards: by name.
+        batch: of prompts.
+        completions: to them.
+        tokenizer: the policy's.
+        missing_eos_penalty: what the score of one without an end loses.
 
     Raises:
         RewardError: see `score`.
@@ -57,4 +77,5 @@ def judge(
     total = torch.zeros(len(texts), dtype=torch.float32)
     for name, reward in rewards.items():
         total += reward.weight * torch.tensor(given[name], dtype=torch.float32)
-    return Judged(prompts, texts, given, total)
+    unfinished = torch.tensor([not completion.is_finished for completion in completions], dtype=torch.float32)
+    return Judged(prompts, texts, given, total, total - missing_eos_penalty * unfinished)

@@ -4,7 +4,7 @@ One training step is one rollout and all the updates that it is used for: `rollo
 `estimate_advantages`, `update`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -24,10 +24,11 @@ from llm_lightning.modules.ppo.advantages import estimate_advantages
 from llm_lightning.modules.ppo.critic import build_critic, critic_groups
 from llm_lightning.modules.ppo.experience import Experience
 from llm_lightning.modules.ppo.guards import Guards, Watch
-from llm_lightning.modules.ppo.judging import judge
+from llm_lightning.modules.ppo.judging import Judged, judge
 from llm_lightning.modules.ppo.kl_control import KLCoefficient
 from llm_lightning.modules.ppo.loss import token_losses
 from llm_lightning.modules.ppo.metrics import Averages, Phases, measure
+from llm_lightning.modules.ppo.resampling import resample
 from llm_lightning.modules.ppo.rewarded import RewardedPolicy
 from llm_lightning.modules.ppo.settings import Advantages, CriticSettings, KLPenalty, Rollout, Update
 from llm_lightning.modules.reference import Reference, frozen_copy, switch_off_dropout
@@ -147,7 +148,13 @@ class PPO(RewardedPolicy):
             keys: list[Key] = [(self.rollout_settings.seed, self.num_updates, place) for place in places]
             prompts, completions = self.rollout(batch, keys)
         with phases("reward"):
-            experience = self.judge(batch, prompts, completions, averages)
+            judged = self.judge(batch, completions)
+            judged.add_to(averages, "reward", "train/reward")
+        if self.rollout_settings.max_resamples:
+            with phases("resample"):
+                completions, judged = self.resample(batch, keys, completions, judged, averages)
+        self.samples = judged.rows()
+        experience = self.scored(prompts, completions, judged)
         with phases("evaluate"):
             self.evaluate(experience)
         with phases("advantage"):
@@ -159,15 +166,31 @@ class PPO(RewardedPolicy):
         measure(experience, averages, num_samples, has_reference=bool(self._reference))
         self.finish(metrics | averages.means(self.ranks.sum), phases, self.trainer.world_size * len(prompts))
 
-    def judge(
-        self, batch: dict[str, Any], prompts: list[Tensor], completions: list[Completion], averages: Averages
-    ) -> Experience:
-        """The completions with their scores: the weighted sum of the rewards, less the penalty for no end."""
-        judged = judge(self.rewards, batch, completions, self.tokenizer)
-        judged.add_to(averages, "reward", "train/reward")
-        self.samples = judged.rows()
-        experience = Experience(prompts, completions, judged.total.to(self.device))
-        experience.scores -= self.rollout_settings.missing_eos_penalty * ~experience.is_finished
+    def judge(self, batch: Mapping[str, Any], completions: list[Completion]) -> Judged:
+        """What the rewards give to the completions, and their scores."""
+        penalty = self.rollout_settings.missing_eos_penalty
+        return judge(self.rewards, batch, completions, self.tokenizer, penalty)
+
+    def resample(
+        self, batch: dict[str, Any], keys: list[Key], completions: list[Completion], judged: Judged, averages: Averages
+    ) -> tuple[list[Completion], Judged]:
+        """See `resampling.resample`."""
+
+        def draw(part: Mapping[str, Any], keys: Sequence[Key], first: int) -> tuple[list[Completion], Judged]:
+            fresh = self.rollout(part, keys, first)[1]
+            return fresh, self.judge(part, fresh)
+
+        def count_all(count: int) -> int:
+            return int(self.ranks.sum(torch.tensor(float(count), device=self.device)))
+
+        most = self.rollout_settings.max_resamples
+        completions, judged, num_mended = resample(draw, batch, keys, completions, judged, most, count_all)
+        averages.add("rollout/resampled_groups", torch.arange(len(keys)) < num_mended)
+        return completions, judged
+
+    def scored(self, prompts: list[Tensor], completions: list[Completion], judged: Judged) -> Experience:
+        """The completions with their scores, in units of their deviation where that is wanted."""
+        experience = Experience(prompts, completions, judged.scores.to(self.device))
         if self.advantage_settings.scale_rewards:
             self.score_moments += self.ranks.sum(policy.moments(experience.scores))
             experience.scores /= policy.mean_and_std(self.score_moments)[1].float() + policy.EPS

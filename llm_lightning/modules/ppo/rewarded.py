@@ -1,5 +1,6 @@
 """A policy whose completions are rewarded: what is the same whether it then learns from them or not."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,17 +70,20 @@ class RewardedPolicy(LanguageModule):
             if isinstance(self.engine, Sampler):
                 self.engine.check(self.tokenizer)
 
-    def rollout(self, batch: dict[str, Any], keys: list[Key]) -> tuple[list[Tensor], list[Completion]]:
+    def rollout(
+        self, batch: Mapping[str, Any], keys: Sequence[Key], first_sample: int = 0
+    ) -> tuple[list[Tensor], list[Completion]]:
         """The policy's completions, and for each its prompt.
 
         Args:
             batch: from a `PromptDataModule`.
             keys: of each prompt, from which those of its completions are made.
+            first_sample: number of a prompt's first completion; others draw other completions.
         """
         assert self.engine is not None
         ids, mask = batch["prompt_ids"].cpu(), batch["attention_mask"].cpu().bool()
         prompts = [row[real] for row, real in zip(ids, mask, strict=True)]
-        samples = range(self.rollout_settings.num_samples)
+        samples = range(first_sample, first_sample + self.rollout_settings.num_samples)
         completions = self.engine.sample(self.model, prompts, [[(*key, one) for one in samples] for key in keys])
         return [prompt for prompt in prompts for _ in samples], completions
 

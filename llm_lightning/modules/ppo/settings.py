@@ -18,6 +18,9 @@ class Rollout:
         num_samples: completions of each prompt.
         num_slots: completions that are written at the same time; bounds memory.
         missing_eos_penalty: what a completion that was cut off for its length loses.
+        max_resamples: how often the completions to a prompt are drawn again, at most, where all of them have the same
+            score and so teach nothing: dynamic sampling as in DAPO (arXiv:2503.14476), which takes other prompts
+            instead.
         seed: of the completions' random numbers.
     """
 
@@ -25,6 +28,7 @@ class Rollout:
     num_samples: int = 1
     num_slots: int = 64
     missing_eos_penalty: float = 0.0
+    max_resamples: int = 0
     seed: int = 1
 
     def check(self) -> None:
@@ -34,7 +38,7 @@ class Rollout:
             raise UserError(
                 "model.rollout.sampling.temperature=0 always writes the same completion: PPO needs a value above 0."
             )
-        check_least("model.rollout", self, num_samples=1, num_slots=1, missing_eos_penalty=0)
+        check_least("model.rollout", self, num_samples=1, num_slots=1, missing_eos_penalty=0, max_resamples=0)
 
 
 @dataclass
