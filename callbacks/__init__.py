@@ -20,7 +20,7 @@ from callbacks.monitoring.samples import Samples
 from callbacks.monitoring.summary import RunSummary
 from callbacks.monitoring.throughput import Throughput
 from callbacks.pruning import Pruning
-from callbacks.quantization import Quantization
+from callbacks.quantization import Quantization, QuantizationAwareTraining
 from callbacks.regularization import NEFTune, StochasticDepth
 from callbacks.safety import SafetyGate
 from callbacks.stopping.conditions import Budget, Divergence, NoImprovement, NotFinite, StopCondition, Target
@@ -49,6 +49,7 @@ __all__ = [
     "Predictions",
     "Pruning",
     "Quantization",
+    "QuantizationAwareTraining",
     "RandomState",
     "Reliability",
     "RolloutTable",

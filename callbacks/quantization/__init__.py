@@ -1,7 +1,8 @@
-"""Post-training quantization: one callback, made of schemes, a budget and measurements."""
+"""Post-training quantization, made of schemes, a budget and measurements; and training that prepares for it."""
 
+from callbacks.quantization.aware import QuantizationAwareTraining
 from callbacks.quantization.calibration import Calibration
 from callbacks.quantization.callback import Quantization
 from callbacks.quantization.schemes import SCHEMES
 
-__all__ = ["SCHEMES", "Calibration", "Quantization"]
+__all__ = ["SCHEMES", "Calibration", "Quantization", "QuantizationAwareTraining"]

@@ -1,8 +1,10 @@
 """Schemes of torchao: weights as tensors of a class of their own, in layers that stay `nn.Linear`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from callbacks.quantization.request import Request
 
@@ -46,10 +48,57 @@ def int4(request: Request) -> None:
 
 
 def binary(request: Request) -> None:
-    """Each weight its sign times the mean magnitude of its group, which is nearest in squares (arXiv:1603.05279).
+    """Each weight its sign times the mean magnitude of its group, which is nearest in squares (arXiv:1603.05279)."""
+    _of_three_levels(request, binarized)
 
-    torchao has no such rule, but a format that holds it: levels -1, 0 and 1, where 0 is for pruned weights alone.
+
+def ternary(request: Request) -> None:
+    """Each weight -1, 0 or 1 times the mean magnitude of its group, whichever is nearest (arXiv:2402.17764)."""
+    _of_three_levels(request, ternarized)
+
+
+def binarized(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Signs (out, in) int8 of a weight (out, in), and the scale (out, in / group_size) of each group.
+
+    Weights that are exactly zero stay so and do not count for the scale.
     """
+    groups = weight.unflatten(1, (-1, group_size))
+    num_weights = groups.count_nonzero(-1).clamp(min=1)
+    return weight.sign().to(torch.int8), groups.abs().sum(-1) / num_weights
+
+
+def ternarized(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Levels -1, 0 and 1 (out, in) int8 of a weight (out, in), and the scale (out, in / group_size) of each group."""
+    groups = weight.unflatten(1, (-1, group_size))
+    scale = groups.abs().mean(-1)
+    smallest = torch.finfo(scale.dtype).tiny
+    levels = (groups / scale.clamp(min=smallest).unsqueeze(-1)).round().clamp(-1, 1)
+    return levels.flatten(1).to(torch.int8), scale
+
+
+def rounded_to_int8(weight: Tensor, group_size: int | None = None, symmetric: bool = False) -> Tensor:
+    """A weight (out, in) as `int8` and `int8-dynamic` leave it, by torchao's own rounding."""
+    from torchao.quantization import Int8Tensor, PerRow
+
+    return Int8Tensor.from_hp(weight, PerRow()).dequantize()
+
+
+def rounded_to_signs(weight: Tensor, group_size: int, symmetric: bool = False) -> Tensor:
+    """A weight (out, in) as `int1` leaves it."""
+    return _values(*binarized(weight, group_size))
+
+
+def rounded_to_three(weight: Tensor, group_size: int, symmetric: bool = False) -> Tensor:
+    """A weight (out, in) as `ternary` leaves it."""
+    return _values(*ternarized(weight, group_size))
+
+
+def _values(levels: Tensor, scale: Tensor) -> Tensor:
+    return (levels.unflatten(1, (scale.shape[1], -1)) * scale.unsqueeze(-1)).flatten(1)
+
+
+def _of_three_levels(request: Request, find: Callable[[Tensor, int], tuple[Tensor, Tensor]]) -> None:
+    """torchao has no such rules, but a format that holds what comes of them: levels -1, 0 and 1."""
     from torchao.quantization import IntxUnpackedToInt8Tensor, IntxWeightOnlyConfig, PerGroup
 
     assert request.group_size is not None
@@ -58,23 +107,13 @@ def binary(request: Request) -> None:
     network, original = _quantized(request, config), request.load()
     for name, module in network.named_modules():
         if isinstance(getattr(module, "weight", None), IntxUnpackedToInt8Tensor):
-            signs, scale = binarized(original.get_submodule(name).weight.detach(), request.group_size)
-            levels = (signs, scale, torch.zeros_like(scale, dtype=torch.int8))
+            levels, scale = find(original.get_submodule(name).weight.detach(), request.group_size)
+            parts = (levels, scale, torch.zeros_like(scale, dtype=torch.int8))
             weight = IntxUnpackedToInt8Tensor(
-                *levels, dtype, (1, request.group_size), request.dtype, activation_quantization=None
+                *parts, dtype, (1, request.group_size), request.dtype, activation_quantization=None
             )
             module.weight = torch.nn.Parameter(weight, requires_grad=False)
     network.save_pretrained(request.output)
-
-
-def binarized(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Signs (out, in) int8 of a weight (out, in), and the scale (out, in / group_size) of each group.
-
-    Weights that are exactly zero stay so and do not count for the scale.
-    """
-    groups = weight.unflatten(1, (-1, group_size))
-    num_weights = groups.count_nonzero(-1).clamp(min=1)
-    return weight.sign().to(torch.int8), groups.abs().sum(-1) / num_weights
 
 
 def _quantize(request: Request, config: Any) -> None:

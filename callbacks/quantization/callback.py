@@ -135,7 +135,7 @@ class Quantization(Callback):
         if was_stopped(trainer):
             pl_module.print("The run was stopped; its network is quantized when it has gone on to its end.")
             return
-        folder = Path(self.dirpath or Path(trainer.default_root_dir) / "model")
+        folder = self.folder(trainer)
         work, device = folder / ".quantizing", trainer.strategy.root_device
         try:
             self._save(trainer, pl_module, work)
@@ -145,6 +145,10 @@ class Quantization(Callback):
         finally:
             if trainer.is_global_zero:
                 shutil.rmtree(work, ignore_errors=True)
+
+    def folder(self, trainer: Trainer) -> Path:
+        """Where `quantized` is put."""
+        return Path(self.dirpath or Path(trainer.default_root_dir) / "model")
 
     def _check_settings(self) -> None:
         schemes.check_names(self.schemes)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from callbacks.errors import CallbackError
 from callbacks.quantization import by_auto_round, by_bitsandbytes, by_torchao
@@ -35,6 +36,9 @@ class Scheme:
         dtype: The one dtype it can leave the rest in; None for any.
         multiple: What each layer's widths must be a multiple of.
         cost: What an experiment costs, in words; empty for schemes that are of use.
+        rounded: The values of a weight (out, in) that the quantized network computes with, by keywords `group_size` and
+            `symmetric`; None where these depend on more than the weight.
+        rounded_inputs: Those of a layer's inputs (..., in); None where inputs stay as they are.
     """
 
     quantize: Callable[[Request], None]
@@ -47,6 +51,8 @@ class Scheme:
     dtype: torch.dtype | None = None
     multiple: int = 1
     cost: str = ""
+    rounded: Callable[..., Tensor] | None = None
+    rounded_inputs: Callable[[Tensor], Tensor] | None = None
 
     def runs_on(self, device: torch.device) -> bool:
         """Whether its kernels exist there."""
@@ -55,27 +61,37 @@ class Scheme:
         return device.type == "cuda" and torch.cuda.get_device_capability(device) >= self.capability
 
 
-def _auto_round(bits: int, cost: str = "", *, tuned: bool = True) -> Scheme:
-    quantize = by_auto_round.tuned if tuned else by_auto_round.nearest
-    return Scheme(quantize, "auto_round", bits, grouped=True, symmetric=False, calibrated=tuned, multiple=32, cost=cost)
+def _auto_round(bits: int, cost: str = "") -> Scheme:
+    return Scheme(
+        by_auto_round.tuned, "auto_round", bits, grouped=True, symmetric=False, calibrated=True, multiple=32, cost=cost
+    )
 
 
+UNPREPARED = "networks that were not trained for it are ruined, and torchao stores a byte for each weight"
 SCHEMES = {
-    "int8": Scheme(by_torchao.int8, "torchao", 8),
-    "int8-dynamic": Scheme(by_torchao.int8_dynamic, "torchao", 8),
+    "int8": Scheme(by_torchao.int8, "torchao", 8, rounded=by_torchao.rounded_to_int8),
+    "int8-dynamic": Scheme(
+        by_torchao.int8_dynamic, "torchao", 8, rounded=by_torchao.rounded_to_int8,
+        rounded_inputs=by_torchao.rounded_to_int8,
+    ),
     "float8": Scheme(by_torchao.float8, "torchao", 8),
     "float8-dynamic": Scheme(by_torchao.float8_dynamic, "torchao", 8, capability=(8, 9), dtype=torch.bfloat16),
     "int4": _auto_round(4),
-    "int4-rtn": _auto_round(4, tuned=False),
+    "int4-rtn": Scheme(
+        by_auto_round.nearest, "auto_round", 4, grouped=True, symmetric=False, multiple=32,
+        rounded=by_auto_round.rounded_to_nearest,
+    ),
     "int4-torchao": Scheme(
         by_torchao.int4, "torchao", 4, grouped=True, capability=(8, 0), dtype=torch.bfloat16, multiple=16
     ),
     "nf4": Scheme(by_bitsandbytes.nf4, "bitsandbytes", 4),
     "int3": _auto_round(3, "small networks lose much"),
     "int2": _auto_round(2, "small networks are ruined"),
+    "ternary": Scheme(
+        by_torchao.ternary, "torchao", 2, grouped=True, cost=UNPREPARED, rounded=by_torchao.rounded_to_three
+    ),
     "int1": Scheme(
-        by_torchao.binary, "torchao", 1, grouped=True,
-        cost="networks that were not trained for it are ruined, and torchao stores a byte for each weight",
+        by_torchao.binary, "torchao", 1, grouped=True, cost=UNPREPARED, rounded=by_torchao.rounded_to_signs
     ),
 }  # fmt: skip
 

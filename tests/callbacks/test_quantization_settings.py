@@ -67,7 +67,7 @@ def test_a_scheme_that_the_device_cannot_run_names_those_it_can(tmp_path):
     needs("int8")
     message = refused(tmp_path, quantization("float8-dynamic"))
     assert "float8-dynamic needs a CUDA device of compute capability 8.9, and this is cpu" in message
-    assert "Here run int8, int8-dynamic, float8, int4, int4-rtn, nf4, int3, int2, int1." in message
+    assert "Here run int8, int8-dynamic, float8, int4, int4-rtn, nf4, int3, int2, ternary, int1." in message
 
 
 @pytest.mark.parametrize(
