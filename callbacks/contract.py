@@ -199,6 +199,19 @@ class ReadsTexts(Protocol):
         """The texts of any path, one after the other, whatever the run itself is trained on."""
 
 
+class Waits(Protocol):
+    """Of a DataModule whose data come while the run trains; made use of by `RunCheckpoint` and `GracefulStop`."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits for data now, all that came before being trained on."""
+        ...
+
+    def rests(self) -> bool:
+        """Whether it will wait behind the batch that was handed out last; every rank asks at the same batch."""
+        ...
+
+
 class SendsAlerts(Protocol):
     """Of a logger; made use of by `StopWhen` where a run diverges."""
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from datamodules.records.record_source import RecordSource as RecordSource
     from datamodules.records.text_source import TextSource as TextSource
     from datamodules.streaming.datamodule import StreamingTextDataModule as StreamingTextDataModule
+    from datamodules.streaming.watched import WatchedTextDataModule as WatchedTextDataModule
     from datamodules.synthetic.datamodule import SyntheticDataModule as SyntheticDataModule
     from datamodules.synthetic.openai_engine import OpenAIEngine as OpenAIEngine
 
@@ -27,6 +28,7 @@ _PLACES = {
     "SyntheticDataModule": "datamodules.synthetic.datamodule",
     "TextDataModule": "datamodules.pretraining",
     "TextSource": "datamodules.records.text_source",
+    "WatchedTextDataModule": "datamodules.streaming.watched",
 }
 __all__ = list(_PLACES)
 

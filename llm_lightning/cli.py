@@ -28,6 +28,7 @@ from datamodules import (
     StreamingTextDataModule,
     SyntheticDataModule,
     TextDataModule,
+    WatchedTextDataModule,
 )
 from datamodules.synthetic.engine import Engine, WrittenText
 from llm_lightning.checkpoints.checkpoint_io import AtomicCheckpointIO, trained_steps
@@ -77,8 +78,8 @@ from llm_lightning_safety.redaction import remember
 SHORT_NAMES = (
     CausalPretraining, MaskedPretraining, SpanPretraining, SupervisedFinetuning, Distillation, RewardModeling,
     PreferenceOptimization, PPO,
-    TextDataModule, StreamingTextDataModule, InstructionDataModule, PreferenceDataModule, PromptDataModule,
-    SyntheticDataModule, OpenAIEngine,
+    TextDataModule, StreamingTextDataModule, WatchedTextDataModule, InstructionDataModule, PreferenceDataModule,
+    PromptDataModule, SyntheticDataModule, OpenAIEngine,
 )  # fmt: skip
 
 # Writes synthetic records where no other engine is named. Neither package knows the other: here mypy compares them.
@@ -92,8 +93,7 @@ USER_ERRORS = (
 TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
     "log_every_n_steps": 10,
-    # Our loaders shard themselves and know their position; Lightning's sampler would forget it.
-    "use_distributed_sampler": False,
+    "use_distributed_sampler": False,  # our loaders shard themselves; Lightning's sampler would forget their position
 }
 
 DESCRIPTIONS = {

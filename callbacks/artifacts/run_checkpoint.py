@@ -8,8 +8,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
+from callbacks.contract import Waits, offered
 from callbacks.errors import CallbackError
 from callbacks.phase import is_rehearsal, is_validating_fit
+from callbacks.trainer_parts import datamodule_of
 from callbacks.training_loop import (
     batch_counted_as_done,
     ends_run,
@@ -22,7 +24,8 @@ from callbacks.training_loop import (
 
 
 class RunCheckpoint(Checkpoint):
-    """Writes `checkpoints/step=N.ckpt` every so many optimizer steps, and at the run's last step.
+    """Writes `checkpoints/step=N.ckpt` every so many optimizer steps, at the run's last step, and where the data has no
+    more for now and will wait.
 
     Always inside the loop and where accumulation ends: a checkpoint written after the loop counts the epoch as
     finished, and one written between two micro-batches loses the gradients of the first.
@@ -62,7 +65,7 @@ class RunCheckpoint(Checkpoint):
         if is_accumulating(trainer) or is_rehearsal(trainer):
             return
         is_last = ends_run(trainer)
-        self._is_due = is_last or trainer.global_step % self.every_n_steps == 0
+        self._is_due = is_last or trainer.global_step % self.every_n_steps == 0 or _rests(trainer)
         if is_last or (self._is_due and not validates_now(trainer)):
             self.save_behind_batch(trainer)
 
@@ -102,6 +105,11 @@ class RunCheckpoint(Checkpoint):
         self._newest = None  # the one of this step that may have been written before it would skip it
         with validation_begun_anew(trainer):
             return self.save(trainer)
+
+
+def _rests(trainer: Trainer) -> bool:
+    data = offered(datamodule_of(trainer), Waits)
+    return data is not None and data.rests()
 
 
 def _step(path: Path) -> int:

@@ -17,10 +17,11 @@ from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
 from callbacks.artifacts.run_checkpoint import RunCheckpoint
+from callbacks.contract import Waits, offered
 from callbacks.errors import CallbackError
 from callbacks.phase import is_validating_fit
 from callbacks.stopping.agreement import Agreement
-from callbacks.trainer_parts import callbacks_of
+from callbacks.trainer_parts import callbacks_of, datamodule_of
 from callbacks.training_loop import Limits, end_fit, is_accumulating, num_val_batches, restore_limits
 
 TIME_LIMIT = getattr(signal, "SIGUSR1", signal.SIGTERM)  # SLURM's word for a limit that is near, and so ours
@@ -37,6 +38,9 @@ class GracefulStop(Checkpoint):
 
     A validation is left where it is, and begun anew by the run that goes on: who sends SIGTERM waits seconds, not
     minutes. None is run on the way out.
+
+    Where the data waits for more to come, which may take days, a signal ends the process at once: what `RunCheckpoint`
+    wrote before has everything.
 
     A signal that came even before `setup`, and that a handler with an attribute `received` noted, ends the run after
     its first step: each attempt wins something, however early SLURM sends it.
@@ -89,6 +93,7 @@ class GracefulStop(Checkpoint):
         self._former_handlers: dict[signal.Signals, Any] = {}
         self._former_limits: Limits | None = None
         self._pid = 0
+        self._data: Waits | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -100,6 +105,7 @@ class GracefulStop(Checkpoint):
             for number, former in self._former_handlers.items():
                 if getattr(former, "received", False):
                     self.received = number
+        self._data = offered(datamodule_of(trainer), Waits)
         if stage == "fit":
             end = self._end_time() if trainer.is_global_zero else None  # one rank is enough, and spares SLURM the rest
             self._stop_at = float("inf") if end is None else end - self._margin()
@@ -163,6 +169,9 @@ class GracefulStop(Checkpoint):
             return
         if number == HANG_UP:
             _leave_terminal()
+        if self._data is not None and self._data.is_waiting:  # no step's end is near, and everything is saved
+            os.write(2, b"\nStopped while waiting for data. Run the same command again to continue.\n")
+            raise SystemExit(128 + number)
         if not self._training or (self.received is not None and number == signal.SIGINT):
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         self.received = signal.Signals(number)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from datamodules.cache import build_lock, remove_leftovers, room_on_disk
 from datamodules.encoding.texts import TextEncoder
 from datamodules.errors import DataError
+from datamodules.sources.units import Unit
 from datamodules.storage.rows import Selection, write_rows
 from datamodules.storage.shards import Document, Shard, write_documents
 from datamodules.streaming.plan import Cursor, Plan
@@ -82,6 +83,10 @@ class Builder:
         files = self.plan.files_of(begin.turn)
         self._write(folder, filled, self.reader, self.plan.room, lambda: self._seen(files, begin, place))
         self._at = place if place.turn == begin.turn else None
+
+    def grow(self, ledger: str, deliveries: Sequence[Sequence[Unit]]) -> None:
+        """More turns, each of new files."""
+        self.plan = self.reader.plan = self.plan.grown(ledger, deliveries)
 
     def _compare(self, digests: dict[int, str]) -> None:
         for number, digest in digests.items():

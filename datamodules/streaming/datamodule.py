@@ -152,15 +152,16 @@ class StreamingTextDataModule(TextDataModule):
         if self._files is None:
             memo = self.streams / f"files-{key_of(self._public_settings())}.json"
             if self._fills:
-                found = [
-                    files_of(paths_of(path), self.column, self.hub_name, self.hub_split, self.patience, self.root)
-                    for path in (self.path, self.val_path)
-                ]
+                found = [self.find_files(path) for path in (self.path, self.val_path)]
                 write_json(memo, {"found": [[asdict(replace(u, path=public(u.path))) for u in us] for us in found]})
                 self._files = (tuple(found[0]), tuple(found[1]))
             else:  # a server may have other files by now
                 self._files = remembered(memo)
         return self._files
+
+    def find_files(self, path: str | list[str] | None) -> list[Unit]:
+        """The files that there are at some paths."""
+        return files_of(paths_of(path), self.column, self.hub_name, self.hub_split, self.patience, self.root)
 
     def _public_settings(self) -> list[Any]:
         paths = [[public(path) for path in paths_of(some)] for some in (self.path, self.val_path)]
@@ -213,14 +214,18 @@ class StreamingTextDataModule(TextDataModule):
 
     def report(self) -> None:
         """Says what there is to train on, and what it takes of the disk."""
-        assert self._plan is not None
-        size = sum(unit.size for unit in self._plan.units)
-        told = f" of {size / 1e9:,.2f} GB" if size else ""
-        rank_zero_info(f"Stream: {len(self._plan.units):,} files{told}, {self.window_tokens:,} tokens at a time")
+        rank_zero_info(f"{self.in_brief()}, {self.window_tokens:,} tokens at a time")
         rank_zero_info(f"  on disk at most {self._most_bytes / 1e9:,.2f} GB ({self.streams})")
         self.statistics = {"val": statistics_of(self._val, self.seq_len)} if self._val else {}
         for part, statistics in self.statistics.items():
             rank_zero_info(f"  {part}: {self.in_words(statistics)}")
+
+    def in_brief(self) -> str:
+        """What there is to train on."""
+        assert self._plan is not None
+        size = sum(unit.size for unit in self._plan.units)
+        told = f" of {size / 1e9:,.2f} GB" if size else ""
+        return f"Stream: {len(self._plan.units):,} files{told}"
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches without end, from where the checkpoint left off: `input_ids`, `labels`, `position_ids`."""
@@ -248,10 +253,14 @@ class StreamingTextDataModule(TextDataModule):
             self._windows.close()
         if self._filler is None and self._fills:
             self._filler = Filler(self._plan, self.streams)
-        self._windows = Windows(self._plan, self.streams, self._filler, self._place, rank_zero_info)
+        self._windows = self.make_windows(self._plan, self._filler, self._place)
         if self._fills:
             tidy(self.streams, [self._windows.folder / str(self._place.number + more) for more in (0, 1)])
         return self._windows
+
+    def make_windows(self, plan: Plan, filler: Filler | None, first: Place) -> Windows:
+        """The windows from a place on."""
+        return Windows(plan, self.streams, filler, first, rank_zero_info)
 
     def state_dict(self) -> dict[str, Any]:
         """The position, the window that it is in, and what the files were."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +48,8 @@ class Plan:
         seed: of the order.
         on_bad_record: `stop` or `skip`.
         patience: seconds; see `Patience`.
+        turns: how many of the files each turn has, where they come in while the stream is read; None: each has all.
+        ledger: names the order in which they came.
     """
 
     units: tuple[Unit, ...]
@@ -62,9 +64,14 @@ class Plan:
     seed: int
     on_bad_record: OnBadRecord
     patience: float
+    turns: tuple[int, ...] | None = None
+    ledger: str = ""
 
     def files_of(self, turn: int) -> list[int]:
         """The numbers of the files in the order of a turn."""
+        if self.turns is not None:
+            first = sum(self.turns[:turn])
+            return list(range(first, first + self.turns[turn]))
         if not self.shuffle:
             return list(range(len(self.units)))
         return permute(np.arange(len(self.units)), len(self.units), self.seed, turn).tolist()
@@ -72,9 +79,15 @@ class Plan:
     def key(self) -> str:
         """Names all windows. Neither where the files lie nor how they are reached counts, but what they are."""
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in ("units", "val_units", "on_bad_record", "patience"):
+        for name in ("units", "val_units", "on_bad_record", "patience", "turns", "ledger"):
             del kept[name]
-        return key_of(VERSION, kept, pins(self.units))
+        return key_of(VERSION, kept, pins(self.units) if self.turns is None else ["watched", self.ledger])
+
+    def grown(self, ledger: str, deliveries: Sequence[Sequence[Unit]]) -> Plan:
+        """The same with more turns, each of new files."""
+        units = [unit for files in deliveries for unit in files]
+        turns = (*(self.turns or ()), *map(len, deliveries))
+        return replace(self, units=(*self.units, *units), turns=turns, ledger=ledger)
 
     def val_key(self) -> str:
         """Names what validates."""
@@ -90,7 +103,8 @@ class Plan:
     def from_json(values: dict[str, Any]) -> Plan:
         """What `to_json` was made of."""
         units = {name: tuple(Unit(**unit) for unit in values[name]) for name in ("units", "val_units")}
-        return Plan(**values | units | {"room": tuple(values["room"])})
+        turns = None if values["turns"] is None else tuple(values["turns"])
+        return Plan(**values | units | {"room": tuple(values["room"]), "turns": turns})
 
 
 def pins(units: Sequence[Unit]) -> list[list[Any]]:

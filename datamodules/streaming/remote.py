@@ -110,7 +110,12 @@ def local_unit(path: str) -> Unit:
     stat = Path(path).stat()
     kind = format_of(path)
     assert kind is not None
-    return Unit(path, kind, key_of(stat.st_size, stat.st_mtime_ns), size=stat.st_size)
+    return Unit(path, kind, mark_of(stat.st_size, stat.st_mtime_ns), size=stat.st_size)
+
+
+def mark_of(size: int, mtime_ns: int) -> str:
+    """What names a local file as it is now."""
+    return key_of(size, mtime_ns)
 
 
 def _state(url: str, patience: Patience) -> tuple[int, str]:
@@ -134,7 +139,10 @@ def check_unchanged(unit: Unit, patience: Patience) -> None:
     if is_remote(unit.path):
         size, mark = _state(unit.path, patience)
     else:
-        now = local_unit(unit.path)
+        try:
+            now = local_unit(unit.path)
+        except FileNotFoundError:
+            raise DataError(f"path: {unit.path} is gone since this stream was begun: put it back") from None
         size, mark = now.size, now.digest
     if mark != unit.digest:
         what = f"it had {unit.size:,} bytes and has {size:,}" if size != unit.size else "its ETag or time is another"

@@ -20,7 +20,7 @@ WINDOWS_OPEN = 2  # a batch may reach into the next one
 
 
 class StreamRows(Dataset[Row]):
-    """The rows of the windows that are on disk.
+    """The rows of the windows that are on disk; row -1 is blank.
 
     Args:
         folder: of the windows.
@@ -33,6 +33,8 @@ class StreamRows(Dataset[Row]):
         self._windows: dict[int, PackedRows] = {}
 
     def __getitem__(self, number: int) -> Row:
+        if number < 0:
+            return []
         window, row = number >> ROW_BITS, number & ((1 << ROW_BITS) - 1)
         pieces = self._window(window)[row]
         return pieces if self.draw is None else self.draw(pieces, time=0, number=number)
@@ -62,7 +64,7 @@ class StreamOrder:
         self.behind = behind
 
     def __getitem__(self, samples: np.ndarray) -> np.ndarray:
-        """(N,) int64 row numbers for (N,) int64 global sample indices, which grow from call to call.
+        """(N,) int64 row numbers (-1: blank) for (N,) int64 global sample indices, which grow from call to call.
 
         Raises:
             DataError: the stream cannot be read.
@@ -72,7 +74,7 @@ class StreamOrder:
         plan, rows = self.windows.plan, np.full(len(samples), -1, np.int64)
         for opened in self.windows.opened:
             first, num_rows = opened.place.sample, opened.facts["num_rows"]
-            now = (samples >= first) & (samples < opened.end)
+            now = (samples >= first) & (samples < first + num_rows)
             places = samples[now] - first
             if plan.shuffle and len(places):
                 places = permute(places, num_rows, plan.seed, opened.place.number)

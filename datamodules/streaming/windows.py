@@ -24,19 +24,23 @@ class Filler:
 
     It is started at once and not in a thread: a process that is forked meanwhile, as a loader's workers are, would keep
     the pipe open by which it is seen to have started.
+
+    Attributes:
+        num_turns: of files that come in while the stream is read, how many deliveries it knows.
     """
 
     def __init__(self, plan: Plan, root: Path) -> None:
         self.plan = plan
         self.root = root
+        self.num_turns = 0
         self._process = self._start()
         self._jobs: SimpleQueue[tuple[dict[str, Any], Future[None]]] = SimpleQueue()
         Thread(target=self._work, daemon=True).start()  # no end of this process waits for a job
 
-    def submit(self, number: int | None, begin: Cursor, digests: dict[int, str]) -> Future[None]:
+    def submit(self, number: int | None, begin: Cursor, digests: dict[int, str], **more: Any) -> Future[None]:
         """Fill a window; `number` None: what validates. Its future raises what went wrong."""
         future: Future[None] = Future()
-        self._jobs.put(({"number": number, "begin": begin, "digests": digests}, future))
+        self._jobs.put(({"number": number, "begin": begin, "digests": digests, **more}, future))
         return future
 
     def _work(self) -> None:
@@ -99,16 +103,17 @@ START = Place(0, 0, Cursor(), {})
 
 
 class Opened(NamedTuple):
-    """A window that is in use."""
+    """A window that is in use, and how many blank rows follow its own."""
 
     place: Place
     facts: dict[str, Any]
     pin: Pin
+    num_blank: int
 
     @property
     def end(self) -> int:
         """The first sample behind it."""
-        return self.place.sample + self.facts["num_rows"]
+        return self.place.sample + self.facts["num_rows"] + self.num_blank
 
     @property
     def next(self) -> Place:
@@ -159,7 +164,8 @@ class Windows:
         place = self._next
         window = Window(self._folder_of(place))
         window.wait(self._coming)
-        opened = Opened(place, window.facts(), self._pin)
+        facts = window.facts()
+        opened = Opened(place, facts, self._pin, self._num_blank(place, facts))
         self.opened.append(opened)
         self._note(opened)
         # Kept before it is made, so that nobody can remove it between being made and being kept.
@@ -167,16 +173,22 @@ class Windows:
         self._pin = Pin(self._folder_of(self._next))
         self._coming = self._ask_for(self._next)
 
+    def _num_blank(self, place: Place, facts: dict[str, Any]) -> int:
+        return 0
+
     def _note(self, opened: Opened) -> None:
         begin, end = opened.facts["begin"], opened.facts["end"]
         if opened.facts["num_rows"]:
             self._empty_since_turn = end.turn
         elif end.turn > self._empty_since_turn + 1:
             raise nothing_to_train_on(self.plan)
-        if opened.facts["num_bad"]:
-            self.say(f"{opened.facts['num_bad']:,} bad records were skipped; the first: {opened.facts['first_bad']}")
+        self._tell_bad(opened)
         if begin == Cursor(begin.turn) and begin.turn:
             self.say(f"The stream was read to its end; it is read again, in another order (turn {begin.turn + 1})")
+
+    def _tell_bad(self, opened: Opened) -> None:
+        if opened.facts["num_bad"]:
+            self.say(f"{opened.facts['num_bad']:,} bad records were skipped; the first: {opened.facts['first_bad']}")
 
     def leave(self, sample: int) -> None:
         """Remove the windows that end before a sample."""

@@ -14,6 +14,7 @@ from queue import SimpleQueue
 from threading import Thread
 
 from datamodules.errors import DataError
+from datamodules.sources.units import Unit
 from datamodules.streaming.builder import Builder
 from datamodules.streaming.plan import Cursor, Plan
 from llm_lightning_safety.redaction import redact
@@ -47,6 +48,8 @@ def _listen(jobs: SimpleQueue[str]) -> None:
 
 
 def _fill(builder: Builder, job: dict) -> None:
+    if "grown" in job:
+        builder.grow(job["ledger"], [[Unit(**unit) for unit in files] for files in job["grown"]])
     if job["number"] is None:
         builder.validation()
     else:

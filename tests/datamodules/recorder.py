@@ -33,7 +33,10 @@ class Recorder(pl.LightningModule):
         return self.embedding(batch["input_ids"]).mean()
 
     def on_train_batch_end(self, *_):
-        if self.log_file is not None and self.global_step % 3 == 0:
+        if self.trainer.fit_loop._should_accumulate():
+            return
+        rests = getattr(self.trainer.datamodule, "rests", bool)()
+        if self.log_file is not None and (self.global_step % 3 == 0 or rests):
             self.save_for_a_kill()
         if self.global_step == self.save_at:
             self.trainer.save_checkpoint(self.checkpoint)
@@ -78,6 +81,7 @@ def fit(
     }
     trainer = pl.Trainer(accelerator="cpu", **{**defaults, **quiet, **trainer_settings})
     options = {"seq_len": 64, "batch_size": 4, "cache_dir": cache, "val_share": 0.1, **(data or {})}
+    options = {name: value for name, value in options.items() if value is not None}
     if "tokenizer" not in options:
         options["vocab_size"] = 300
     module, data_module = Recorder(save_at, checkpoint, log), getattr(datamodules, kind)(path, **options)

@@ -32,6 +32,10 @@ STAGES = {
         "--model.backbone.config.num_hidden_layers=1", "--tokenizer=network", "--data.path=texts.jsonl",
         "--data.seq_len=64", "--data.batch_size=1", "--data.window_tokens=1000",
     ],
+    "continual/watch.yaml": [
+        "--model.backbone.path=network", "--tokenizer=network", "--data.path=inbox", "--data.seq_len=64",
+        "--data.batch_size=1", "--data.settle=0",
+    ],
     "objectives/masked.yaml": [*TEXTS, "--model.backbone.config.num_hidden_layers=1"],
     "objectives/spans.yaml": [*TEXTS, "--model.backbone.config.num_layers=1"],
     "prune.yaml": [
@@ -117,6 +121,8 @@ def small(tmp_path, cache, network, monkeypatch):
     Path("preferences.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in preferences))
     Path("texts.jsonl").write_text("".join(json.dumps({"text": str(pair)}) + "\n" for pair in pairs))
     shutil.copy("texts.jsonl", "old.jsonl")
+    Path("inbox").mkdir()
+    shutil.copy("texts.jsonl", "inbox/texts.jsonl")
     Path("prose.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in topics.values()))
     write_items(Path())
     Path("network").symlink_to(network)

@@ -18,8 +18,8 @@ MODULES = (
     "RewardModeling", "PreferenceOptimization", "PPO",
 )  # fmt: skip
 DATA = (
-    "TextDataModule", "StreamingTextDataModule", "InstructionDataModule", "PreferenceDataModule", "PromptDataModule",
-    "SyntheticDataModule",
+    "TextDataModule", "StreamingTextDataModule", "WatchedTextDataModule", "InstructionDataModule",
+    "PreferenceDataModule", "PromptDataModule", "SyntheticDataModule",
 )  # fmt: skip
 
 
