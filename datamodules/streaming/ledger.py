@@ -93,27 +93,29 @@ class Ledger:
             self.is_waiting = False
 
     def _wait_for(self, number: int) -> None:
-        begun, is_said = time.monotonic(), False
-        while not self.has(number):
-            if self._ended is None and self.folder is not None:
-                self._ended = self._why_end(self.folder, time.monotonic() - begun)
-                if self._ended is not None:
-                    self._write()
+        folder, begun, is_said = self.folder, time.monotonic(), False
+        while True:
+            # Asked before the look, which then sees whatever was there before it.
+            stop_asked = folder is not None and folder.stop_asked
+            if self.has(number):
+                return
+            if folder is not None and folder.is_settling:
+                begun = time.monotonic()
+            elif folder is not None:
+                self._end_by(folder, stop_asked, time.monotonic() - begun)
             if self._ended is not None:
                 raise NothingMoreError(self._ended)
-            if self.folder is not None and self.folder.is_settling:
-                begun = time.monotonic()
-            elif self.folder is not None and not is_said:
-                self.say(f"Everything in {self.folder.path} is trained on; waiting for more")
+            if folder is not None and not (folder.is_settling or is_said):
+                self.say(f"Everything in {folder.path} is trained on; waiting for more")
                 is_said = True
-            settle = self.folder.settle if self.folder is not None else LONGEST_PAUSE
+            settle = LONGEST_PAUSE if folder is None else folder.settle
             time.sleep(min(LONGEST_PAUSE, max(settle / 4, 0.02)))
 
-    def _why_end(self, folder: WatchedFolder, waited: float) -> str | None:
-        if folder.is_settling:
-            return None
-        if folder.stop_asked:
-            return f"{folder.path / STOP} is there"
-        if self.idle is not None and waited >= self.idle:
-            return f"no new file in {self.idle:g} s"
-        return None
+    def _end_by(self, folder: WatchedFolder, stop_asked: bool, waited: float) -> None:
+        """Write down why it ends now, where it does."""
+        if stop_asked:
+            self._ended = f"{folder.path / STOP} is there"
+        elif self.idle is not None and waited >= self.idle:
+            self._ended = f"no new file came in {self.idle:g} s"
+        if self._ended is not None:
+            self._write()

@@ -151,7 +151,7 @@ class WatchedTextDataModule(StreamingTextDataModule):
         return self._train_loader
 
     def _end(self, why: str) -> None:
-        rank_zero_info(f"The run ends, for {why}")
+        rank_zero_info(f"The run ends: {why}")
         if self.trainer is not None:
             self.trainer.should_stop = True
 

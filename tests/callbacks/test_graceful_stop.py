@@ -144,3 +144,26 @@ def test_an_unknown_signal_is_named():
 def only(folder: Path) -> Path:
     (path,) = folder.iterdir()
     return path
+
+
+class Waits(TinyData):
+    """Waits for data behind the third batch, where a signal comes."""
+
+    is_waiting = False
+
+    def rests(self):
+        return False
+
+    def train_dataloader(self):
+        for i, batch in enumerate(super().train_dataloader()):
+            if i == 3:
+                self.is_waiting = True
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+
+def test_while_the_data_waits_a_signal_ends_the_process_at_once(tmp_path):
+    module = TinyModule()
+    with pytest.raises(SystemExit) as stop:
+        tiny_trainer(tmp_path, callbacks=[GracefulStop()], enable_checkpointing=True).fit(module, Waits())
+    assert stop.value.code == 128 + signal.SIGTERM and len(module.losses) <= 3

@@ -40,6 +40,22 @@ def test_logging_a_checkpoints_step_twice_leaves_one_row(tmp_path):
     assert steps("often", 1) == steps("seldom", 6)
 
 
+class Comes(TinyData):
+    """Data that come in parts of three steps."""
+
+    is_waiting = False
+
+    def rests(self) -> bool:
+        return self.trainer.global_step % 3 == 0
+
+
+def test_where_the_data_will_wait_it_saves(tmp_path):
+    trainer = tiny_trainer(tmp_path, callbacks=[RunCheckpoint(100, keep=9)], enable_checkpointing=True)
+    trainer.fit(TinyModule(), Comes())
+    found = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert found == {"step=3.ckpt", "step=6.ckpt", "step=9.ckpt", "step=10.ckpt"}
+
+
 def test_two_of_them_keep_the_newest_and_an_archive(tmp_path):
     archive = RunCheckpoint(4, keep=9, dirpath=tmp_path / "archive")
     settings = {"callbacks": [RunCheckpoint(3), archive], "enable_checkpointing": True}

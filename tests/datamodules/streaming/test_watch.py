@@ -117,7 +117,7 @@ def test_a_ledger_keeps_its_order_and_a_checkpoint_of_another_one_counts(inbox, 
     assert first.has(0)
     put(inbox, "a.jsonl", [2])
     assert first.has(1)
-    with pytest.raises(NothingMoreError, match="no new file in 0 s"):
+    with pytest.raises(NothingMoreError, match="no new file came in 0 s"):
         first.wait_for(2)
     reader = Ledger(file, None, None)
     reader.open()
@@ -134,6 +134,24 @@ def test_a_ledger_keeps_its_order_and_a_checkpoint_of_another_one_counts(inbox, 
     lost = Ledger(file, watching(inbox)[0], idle=0.0)
     lost.open(first.deliveries[:1])
     assert lost.deliveries == first.deliveries[:1] and lost.has(1)
+
+
+def test_a_file_that_came_before_stop_is_taken(inbox):
+    class Slow(WatchedFolder):
+        """In which both come when the first look is over."""
+
+        def look(self, taken):
+            found = super().look(taken)
+            if not (inbox / STOP).exists():
+                put(inbox, "a.jsonl", [1])
+                (inbox / STOP).touch()
+            return found
+
+    ledger = Ledger(None, Slow(inbox, 0.0, "text", "skip", print), None)
+    ledger.wait_for(0)
+    assert names(ledger.deliveries[0]) == ["a.jsonl"]
+    with pytest.raises(NothingMoreError, match="STOP is there"):
+        ledger.wait_for(1)
 
 
 @pytest.fixture
