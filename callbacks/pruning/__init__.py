@@ -2,7 +2,7 @@
 
 from callbacks.pruning.callback import Pruning
 from callbacks.pruning.criteria import Criterion, Magnitude, Movement, Taylor, Wanda
-from callbacks.pruning.schedules import Constant, Cubic, Linear, OneShot, PruningSchedule
+from callbacks.pruning.schedules import Constant, Cubic, Linear, OneShot, PruningSchedule, Regrow
 from callbacks.pruning.sparse_gpt import SparseGPT
 from callbacks.pruning.structured import Structured
 from callbacks.pruning.structures import NM, Structure, Unstructured
@@ -18,6 +18,7 @@ __all__ = [
     "OneShot",
     "Pruning",
     "PruningSchedule",
+    "Regrow",
     "SparseGPT",
     "Structure",
     "Structured",

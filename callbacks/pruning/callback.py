@@ -19,14 +19,15 @@ from callbacks.monitoring.summary import RunSummary
 from callbacks.network import base_network, has_adapter, local
 from callbacks.phase import is_rehearsal, is_validating_fit
 from callbacks.pruning import report
-from callbacks.pruning.criteria import Criterion, Wanda
+from callbacks.pruning.criteria import Criterion, Magnitude, Wanda, gradients_of
 from callbacks.pruning.guard import Guard
 from callbacks.pruning.masks import KEEPS_ZEROS, Masks
 from callbacks.pruning.reconstruction import check_whole, reconstruct
-from callbacks.pruning.schedules import Constant, Cubic, OneShot, PruningSchedule
+from callbacks.pruning.schedules import Constant, Cubic, OneShot, PruningSchedule, Regrow
+from callbacks.pruning.selection import exchanged
 from callbacks.pruning.sparse_gpt import SparseGPT
 from callbacks.pruning.structured import Structured
-from callbacks.pruning.structures import Structure, layer_of
+from callbacks.pruning.structures import Structure, Unstructured, layer_of
 from callbacks.pruning.weights import Weight, find_weights
 from callbacks.stopping.graceful_stop import was_stopped
 from callbacks.stopping.stop_when import StopWhen
@@ -51,9 +52,10 @@ class Pruning(Callback):
 
     Args:
         structure: what goes together, and how much of it: `Unstructured`, `NM` or `Structured`.
-        criterion: what a weight is worth: `Wanda` (the default), `Taylor`, `Movement` or `Magnitude`; or `SparseGPT`,
-            which also changes the weights that stay, and goes with `OneShot` and `Constant`.
-        schedule: when: `Cubic` (the default), `Linear`, `Constant` or `OneShot`.
+        criterion: what a weight is worth: `Wanda` (the default), `Taylor`, `Movement` or `Magnitude` (the default with
+            `Regrow`); or `SparseGPT`, which also changes the weights that stay, and goes with `OneShot` and `Constant`.
+        schedule: when: `Cubic` (the default), `Linear`, `Constant` or `OneShot`; or `Regrow`, with which pruned weights
+            come back for others.
         include: patterns for names of weights, `*.mlp.*`; by default the linear layers of the decoder's blocks, so that
             embeddings and head are spared.
         exclude: patterns for those to leave out.
@@ -80,8 +82,8 @@ class Pruning(Callback):
         if num_batches < 0:
             raise CallbackError(f"Pruning.num_batches={num_batches} must not be negative.")
         self.structure = structure
-        self.criterion = criterion or Wanda()
         self.schedule = self._plan = schedule or Cubic()
+        self.criterion = criterion or (Magnitude() if isinstance(schedule, Regrow) else Wanda())
         self.include, self.exclude = include, exclude
         self.guard = None if max_loss_increase is None else Guard(max_loss_increase)
         if self.guard is not None and self.schedule.holds_weights:
@@ -102,6 +104,11 @@ class Pruning(Callback):
                     f"Pruning.schedule={type(self.schedule).__name__}: SparseGPT prunes all at once: take OneShot or "
                     "Constant, or the criterion Wanda."
                 )
+        if isinstance(schedule, Regrow) and not (isinstance(structure, Unstructured) and self.guard is None):
+            raise CallbackError(
+                "Pruning.schedule=Regrow exchanges single weights while it trains: take structure Unstructured, and "
+                "leave max_loss_increase out."
+            )
         self.monitor = monitor
         self.num_batches = num_batches
         self.masks = Masks({})
@@ -113,6 +120,7 @@ class Pruning(Callback):
         # Units that the schedule has counted, those among them in which the guard held it, and what it has done.
         self._counted, self._held, self._done = 0.0, 0.0, 0.0
         self._finished = False
+        self._gradients: dict[str, Tensor] = {}
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -149,7 +157,7 @@ class Pruning(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.masks.to_devices()
-        self.criterion.watch(self._done < 1)
+        self.criterion.watch(self._will_change)
         for optimizer in trainer.optimizers:
             optimizer.register_step_post_hook(self._after_optimizer_step)
 
@@ -161,6 +169,8 @@ class Pruning(Callback):
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self.criterion.before_step(self._weights)
+        if isinstance(self._plan, Regrow) and self._done and self._plan.is_due(self._counted, trainer.global_step + 1):
+            self._gradients = gradients_of(self._weights)
         self.masks.apply_to_gradients()
         if self._plan.holds_weights and self._counted < self._plan.end:
             for group in optimizer.param_groups:
@@ -186,6 +196,7 @@ class Pruning(Callback):
             self._held += now - max(before, self._plan.begin)
         elif self._plan.is_due(before - self._held, now - self._held):
             self._prune(trainer, self._plan.fraction(now - self._held))
+            self._regrow(trainer, now)
         pl_module.log("pruning/sparsity", self.sparsity)
         if self.guard is not None:
             pl_module.log("pruning/held", float(self.guard.holds and self._done < 1))
@@ -237,6 +248,11 @@ class Pruning(Callback):
         self._apply([])
 
     @property
+    def _will_change(self) -> bool:
+        """Whether the criterion has to say once more what weights are worth."""
+        return self._done < 1 or (isinstance(self._plan, Regrow) and self._counted < self._plan.end)
+
+    @property
     def _holder(self) -> HoldsNetwork:
         assert self._module is not None
         return required(self._module, HoldsNetwork, self)
@@ -253,6 +269,10 @@ class Pruning(Callback):
             check_adapter(model, self._weights)
         elif any(p.requires_grad for p in model.parameters()) and not self._weights[0].parameter.requires_grad:
             raise CallbackError("Pruning: the network is frozen under an adapter that cannot be merged; LoRA can.")
+        if isinstance(self.schedule, Regrow) and not all(weight.parameter.requires_grad for weight in self._weights):
+            raise CallbackError(
+                "Pruning.schedule=Regrow needs gradients, and weights are frozen: train without adapter."
+            )
         self.masks = Masks(self.structure.attach(base_network(model), self._weights))
         self._weights = [weight for weight in self._weights if weight.name in self.masks.parameters]
         if isinstance(self.criterion, SparseGPT):
@@ -272,12 +292,29 @@ class Pruning(Callback):
         self._apply(trainer.optimizers)
         self.criterion.forget()
         self._done = fraction
-        self.criterion.watch(fraction < 1)
+        self.criterion.watch(self._will_change)
         for each in callbacks_of(trainer, Callback):
             if isinstance(each, StopWhen | ModelFolder | RunSummary):
                 each.forget_best()
             if isinstance(each, WeightAverage):
                 self.masks.apply_to_copies(each.copies)
+
+    def _regrow(self, trainer: Trainer, now: float) -> None:
+        """Exchange weights, after a step whose gradients were finite."""
+        if not (isinstance(self._plan, Regrow) and self._gradients):
+            return
+        comes = {}
+        for weight in self._weights:
+            scores, gradient = self.criterion.score(weight), self._gradients.pop(weight.name)
+            share, kept = self._plan.exchanged(now), self.masks.kept[weight.name]
+            self.masks.kept[weight.name], comes[weight.name] = exchanged(kept, scores, gradient, share, weight.group)
+        self._apply(trainer.optimizers)  # those that go are zero now, and stay so where they come back
+        for each in callbacks_of(trainer, WeightAverage):
+            self.masks.apply_to_copies(each.copies)
+        self.masks.update({name: self.masks.kept[name] | mask for name, mask in comes.items()})
+        self._apply([])
+        self.criterion.forget()
+        self.criterion.watch(self._will_change)
 
     def _new_masks(self, trainer: Trainer, fraction: float) -> dict[str, Tensor]:
         """Of the weights whose turn it is."""

@@ -256,6 +256,14 @@ class Movement(GradientCriterion):
         return in_order(self.sums(weight))
 
 
+def gradients_of(weights: Sequence[Weight]) -> dict[str, Tensor]:
+    """This rank's part of each weight's gradient in this step, as copies; nothing where one is not finite."""
+    parts = {w.name: local(w.parameter.grad) for w in weights if w.parameter.grad is not None}
+    if len(parts) < len(weights) or not nn.utils.get_total_norm(parts.values()).isfinite():
+        return {}
+    return {name: part.clone() for name, part in parts.items()}
+
+
 def in_order(values: Tensor) -> Tensor:
     """Finite float32 of 0 and more in the order of finite float32 values of either sign.
 

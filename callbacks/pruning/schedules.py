@@ -1,6 +1,7 @@
 """How much of the pruning is done at each moment of a run."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from typing import Literal, Self
 
@@ -118,6 +119,40 @@ class Constant(PruningSchedule):
     def curve(self, progress: float) -> float:
         """All at once, from the beginning."""
         return 1.0
+
+
+class Regrow(PruningSchedule):
+    """All at `begin`, and then other weights: sparse training, whose number of weights stays (RigL, arXiv:1911.11134).
+
+    At each change the weights of least worth go, by the criterion, and as many of those that are pruned come back, at
+    zero: those with the largest gradients of that step. Fewer each time, by half a cosine down to none at `end`. For a
+    network from scratch, or for long training behind a pruning.
+
+    Args:
+        begin: as for `PruningSchedule`; the steps before are dense.
+        end: as for `PruningSchedule`; the paper's.
+        interval: as for `PruningSchedule`; the paper's 100 steps.
+        share: of the kept weights of each matrix, that the first change exchanges; the paper's.
+
+    Raises:
+        CallbackError: `share` is not between 0 and 1.
+    """
+
+    def __init__(self, begin: float = 1, end: float = 0.75, interval: float = 100, share: float = 0.3) -> None:
+        super().__init__(begin, end, interval)
+        if not 0 < share < 1:
+            raise CallbackError(f"Regrow.share={share} must be above 0 and below 1.")
+        self.share = share
+
+    def curve(self, progress: float) -> float:
+        """All, from the beginning."""
+        return 1.0
+
+    def exchanged(self, now: float) -> float:
+        """Share of the kept weights that a change exchanges."""
+        if not self.begin < now < self.end:
+            return 0.0
+        return self.share / 2 * (1 + math.cos(math.pi * (now - self.begin) / (self.end - self.begin)))
 
 
 class OneShot(Linear):

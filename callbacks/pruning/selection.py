@@ -9,6 +9,9 @@ from torch import Tensor
 
 from callbacks.pruning.weights import reduce_sum
 
+LAST = 2**31 - 1
+"""A key behind that of every score."""
+
 BITS = 8
 """Of a key that one pass looks at: 256 counts are all that ranks exchange in each of four passes."""
 
@@ -73,6 +76,33 @@ def _with_ties(keys: Sequence[Tensor], threshold: int, wanted: int, ties: list[i
         before += num_ties
         marked.append(chosen)
     return marked
+
+
+def exchanged(
+    kept: Tensor, scores: Tensor, gradients: Tensor, share: float, group: Any = None
+) -> tuple[Tensor, Tensor]:
+    """Exchanges kept weights of the lowest scores for as many others of the largest gradients.
+
+    What goes may come back at once, where its gradient is among the largest, as in RigL.
+
+    Args:
+        kept: (R, in), bool; like the others on each rank its rows.
+        scores: (R, in), float32, not negative.
+        gradients: (R, in), finite.
+        share: of what is kept.
+        group: the ranks that hold parts; None where this process holds all.
+
+    Returns:
+        Two bool tensors (R, in): what is left, and what comes.
+    """
+    num_kept = kept.sum()
+    if group is not None:
+        reduce_sum(num_kept, group)
+    count = round(share * int(num_kept))
+    goes = lowest([sort_keys(scores, None).masked_fill_(~kept, LAST)], count, group)[0]
+    left = kept & ~goes
+    keys = LAST - sort_keys(gradients, None)
+    return left, lowest([keys.masked_fill_(left, LAST)], count, group)[0]
 
 
 def lowest_in_rows(keys: Tensor, count: int, num_rows: int, first_row: int) -> Tensor:

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.tensor import DTensor
 
 from callbacks import Pruning
-from callbacks.pruning import NM, Cubic, Magnitude, OneShot, SparseGPT, Taylor, Unstructured
+from callbacks.pruning import NM, Cubic, Magnitude, OneShot, Regrow, SparseGPT, Taylor, Unstructured
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -44,6 +44,10 @@ def taylor() -> list[Callback]:
 
 def sparse_gpt() -> list[Callback]:
     return [Pruning(NM(2, 4), SparseGPT(num_batches=6), OneShot(12), num_batches=0), Dump()]
+
+
+def regrow() -> list[Callback]:
+    return [Pruning(Unstructured(0.5), schedule=Regrow(1, 14, 2, 0.4), num_batches=0), Dump()]
 
 
 def _magnitude(compare: Any) -> list[Callback]:

@@ -58,8 +58,11 @@ def test_sharded_ranks_choose_what_one_process_would(processes, tmp_path, scope)
         (runs.wanda, {"world_size": 2, "sharded": True}),
         (runs.sparse_gpt, {}),
         (runs.sparse_gpt, {"world_size": 2}),
+        (runs.regrow, {}),
+        pytest.param(runs.regrow, {"world_size": 2}, marks=pytest.mark.slow),
+        pytest.param(runs.regrow, {"world_size": 2, "sharded": True}, marks=pytest.mark.slow),
     ],
-    ids=["wanda", "taylor-2:4", "ddp", "fsdp2", "sparse-gpt", "sparse-gpt-ddp"],
+    ids=["wanda", "taylor-2:4", "ddp", "fsdp2", "sparse-gpt", "sparse-gpt-ddp", "regrow", "regrow-ddp", "regrow-fsdp2"],
 )
 def test_a_killed_run_goes_on_to_the_same_bits(processes, tmp_path, chosen, settings):
     settings = {"callbacks": chosen, "every_n_train_steps": 3, **TWENTY, **settings}

@@ -1,9 +1,10 @@
 import itertools
+import math
 
 import pytest
 
 from callbacks import CallbackError
-from callbacks.pruning import NM, Constant, Cubic, Linear, OneShot, Pruning, Structured, Unstructured
+from callbacks.pruning import NM, Constant, Cubic, Linear, OneShot, Pruning, Regrow, SparseGPT, Structured, Unstructured
 
 
 def test_cubic_is_the_formula_of_the_paper():
@@ -19,6 +20,15 @@ def test_linear_and_constant():
     plan = Constant(begin=10).resolve(100)
     assert [plan.fraction(step) for step in (9, 10, 99)] == [0, 1, 1]
     assert OneShot(end=10).holds_weights and not Constant().holds_weights
+
+
+def test_fewer_weights_are_exchanged_each_time():
+    plan = Regrow(end=0.75, interval=100, share=0.3).resolve(1000)
+    due = [step for step in range(1, 1001) if plan.is_due(step - 1, step)]
+    assert due == [1, 101, 201, 301, 401, 501, 601, 701, 750] and all(plan.fraction(step) == 1 for step in due)
+    for step in due[1:]:
+        assert plan.exchanged(step) == pytest.approx(0.15 * (1 + math.cos(math.pi * (step - 1) / 749)))
+    assert plan.exchanged(1) == plan.exchanged(750) == 0
 
 
 def test_shares_are_of_the_run():
@@ -63,6 +73,10 @@ def test_the_masks_change_every_interval_and_at_the_end_and_never_again():
             ["max_loss_increase=0.1", "OneShot", "Cubic"],
         ),
         (lambda: OneShot(end=0), ["end=0"]),
+        (lambda: Regrow(share=1.0), ["Regrow.share=1.0"]),
+        (lambda: Pruning(NM(), schedule=Regrow()), ["Regrow", "take structure Unstructured"]),
+        (lambda: Pruning(Unstructured(0.5), schedule=Regrow(), max_loss_increase=0.1), ["leave max_loss_increase out"]),
+        (lambda: Pruning(Unstructured(0.5), SparseGPT(), Regrow()), ["schedule=Regrow", "OneShot"]),
         (lambda: Pruning(NM(), num_batches=-1), ["num_batches=-1"]),
     ],
 )
