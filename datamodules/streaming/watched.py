@@ -84,10 +84,16 @@ class WatchedTextDataModule(StreamingTextDataModule):
         self._held: list[list[Taken]] = []
 
     def check_settings(self) -> None:
-        """Raises `DataError` for what is out of range, and where there is no folder."""
+        """Raises `DataError` for what is out of range, and where there is no folder, or one that the run writes to."""
         super().check_settings()
         if not isinstance(self.path, str) or not self.folder.is_dir():
             raise DataError(f"path: it must be one local folder that is there, not {self.path!r}")
+        run = [] if self.trainer is None else [Path(self.trainer.default_root_dir)]
+        for place in (*run, self.root):
+            if place.resolve().is_relative_to(self.folder.resolve()):
+                raise DataError(
+                    f"path: {place}, which the run itself writes to, is in {self.folder}; watch another folder"
+                )
         for name, value in (("settle", self.settle), ("idle", self.idle)):
             if value is not None and value < 0:
                 raise DataError(f"{name}: it must be at least 0 seconds, not {value}")

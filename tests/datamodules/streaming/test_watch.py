@@ -10,6 +10,7 @@ from threading import Thread
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from callbacks.contract import Waits, offered
 from datamodules import DataError, WatchedTextDataModule
 from datamodules.streaming.ledger import Ledger, NothingMoreError
 from datamodules.streaming.watch import STOP, WatchedFolder
@@ -172,7 +173,7 @@ def test_each_document_is_trained_on_once_over_additions_and_resumptions(setting
     put(inbox, "b.jsonl", range(40))
     first, trainer, data = fit(**settings)
     assert sorted(documents(first.seen, tokenizer)) == list(range(40))
-    assert trainer.should_stop and len(first.seen) % 2 == 0 and data.rests()
+    assert offered(data, Waits) is data and trainer.should_stop and len(first.seen) % 2 == 0 and data.rests()
     # As if it had been killed behind its third step: what came later is as it was taken then.
     again = {**settings, "default_root_dir": str(tmp_path / "killed")}
     put(inbox, "a.jsonl", range(40, 60))
@@ -225,6 +226,13 @@ def test_a_taken_file_that_is_wanted_again_and_gone_is_named(settings, inbox, tm
 def test_settings_that_cannot_work(inbox, wrong, words):
     with pytest.raises(DataError, match=words):
         WatchedTextDataModule(**{"path": str(inbox), "tokenizer": "t", "seq_len": 64, **wrong}).check_settings()
+
+
+def test_a_folder_that_the_run_itself_writes_to(settings, inbox):
+    with pytest.raises(DataError, match="which the run itself writes to"):
+        fit(**settings | {"default_root_dir": str(inbox / "run")})
+    with pytest.raises(DataError, match="which the run itself writes to"):
+        fit(**settings | {"cache": str(inbox / "cache")})
 
 
 def test_a_preview_shows_what_is_there(inbox, tokenizer, cache):
