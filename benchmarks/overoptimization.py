@@ -88,7 +88,7 @@ def show(arm: str, seed: int, result: dict[str, Any]) -> None:
     """The truth where it was best and at the end."""
     smooth = [statistics.fmean(result["truth"][max(0, i - 4) : i + 1]) for i in range(len(result["truth"]))]
     best = max(range(len(smooth)), key=smooth.__getitem__)
-    given = [statistics.fmean(result["given"][i : i + 5]) for i in (0, -5)]
+    given = [statistics.fmean(part) for part in (result["given"][:5], result["given"][-5:])]
     print(
         f"{arm:9}{seed:3}   truth {smooth[4]:.3f}, best {smooth[best]:.3f} at step {best + 1}, last {smooth[-1]:.3f}   "
         f"given {given[0]:+.2f} -> {given[1]:+.2f}   KL {statistics.fmean(result['kl'][-5:]):.0f}"
