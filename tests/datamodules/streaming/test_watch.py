@@ -183,6 +183,7 @@ def test_each_document_is_trained_on_once_over_additions_and_resumptions(setting
     assert resumed.seen[: len(cut.seen) - 6] == cut.seen[6:]
     assert sorted(documents(cut.seen[:6] + resumed.seen, tokenizer)) == list(range(90))
     (inbox / "b.jsonl").unlink()
+    (tmp_path / "killed" / "watched.json").unlink()  # the checkpoint has it too
     put(inbox, "d.jsonl", range(90, 95))
     last, _, _ = fit(**again | {"resume": True})
     assert sorted(documents(last.seen, tokenizer)) == list(range(90, 95))  # saved before it waited
