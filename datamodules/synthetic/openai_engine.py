@@ -12,8 +12,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from textwrap import shorten
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -22,17 +21,12 @@ from datamodules.errors import DataError
 from datamodules.sources.surrogates import encodable
 from datamodules.synthetic.bounded_http import BoundedClient, CallError, HttpReply, parsed
 from datamodules.synthetic.candidate import Message
+from datamodules.synthetic.endpoints.replies import LikelyTokens, read_reply, read_token_logprobs
 from datamodules.synthetic.engine import Engine, Reply, Request
 from llm_lightning_safety.redaction import redact, remember
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds before the first retry, doubled for each further one, and at most."""
-
-MOST_TOKENS = 2**31
-"""What an endpoint may count in one reply and be believed."""
-
-MOST_LOGPROB = 1e-2
-"""What rounding may make of a log-probability of 0."""
 
 PASSING = {408, 409, 425, 429, *range(500, 600)}
 """HTTP states that another try can mend."""
@@ -40,16 +34,6 @@ PASSING = {408, 409, 425, 429, *range(500, 600)}
 
 A = TypeVar("A")
 R = TypeVar("R")
-
-
-class LikelyToken(NamedTuple):
-    """How likely an endpoint finds a token, and what it calls it."""
-
-    logprob: float
-    text: str
-
-
-LikelyTokens: TypeAlias = dict[int, LikelyToken]
 
 
 class Failed(Exception):  # noqa: N818 (it is caught here, and never seen)
@@ -190,6 +174,60 @@ class OpenAIEngine(Engine):
 
         return self._each(prompts, ask)
 
+    def call(self, path: str, bodies: Sequence[dict[str, Any]], read: Callable[[Any], R]) -> Iterator[tuple[int, R]]:
+        """What the endpoint replies to each of several bodies.
+
+        Args:
+            path: behind `url`, such as `completions`.
+            bodies: JSON; `model` is part of it.
+            read: from the JSON of a reply to what is wanted of it. A `ValueError` of it means a reply that cannot be
+                used, which is asked for again.
+
+        Yields:
+            A body's place, and what was read; a body that was given up has nothing.
+
+        Raises:
+            DataError: as `write`.
+        """
+
+        def usable(response: Any) -> R:
+            try:
+                return read(response)
+            except ValueError as error:
+                raise CallError(str(error)) from error
+
+        async def ask(body: dict[str, Any]) -> R:
+            return await self._call(path, body | self.extra, usable)
+
+        return self._each(bodies, ask)
+
+    def load_adapter(self, name: str, folder: str) -> None:
+        """Let a server read an adapter, which it then is asked for by this name as a model (vLLM's protocol).
+
+        Args:
+            name: of the adapter; another content, another name. One that the server has already is left there.
+            folder: of the adapter, as the server finds it.
+
+        Raises:
+            DataError: the server refuses it, or cannot be reached.
+        """
+        self._tell("load_lora_adapter", {"lora_name": name, "lora_path": folder}, known="already")
+
+    def unload_adapter(self, name: str) -> None:
+        """Let a server forget an adapter, where it knows it; raises as `load_adapter`."""
+        self._tell("unload_lora_adapter", {"lora_name": name}, known="cannot be found")
+
+    def _tell(self, path: str, body: dict[str, Any], known: str) -> None:
+        """A call whose reply says nothing; one that is refused in words with `known` in it had no need to be made."""
+        try:
+            done: list[Any] = list(self._each([body], lambda one: self._call(path, one, read=None)))
+        except DataError as error:
+            if known in str(error):
+                return
+            raise
+        if not done:
+            raise DataError(f"engine.url: {self.url}/{path} cannot be reached, or did not answer in time")
+
     def _each(self, asked: Sequence[A], call: Callable[[A], Coroutine[Any, Any, R]]) -> Iterator[tuple[int, R]]:
         """The results as they come, each with its place."""
         client = self._client
@@ -247,7 +285,7 @@ class OpenAIEngine(Engine):
         self.num_tokens += total
         return Reply(encodable(text), num_tokens, is_finished, max(0, total - num_tokens))
 
-    async def _call(self, path: str, body: dict[str, Any], read: Callable[[Any], R]) -> R:
+    async def _call(self, path: str, body: dict[str, Any], read: Callable[[Any], R] | None) -> R:
         for retry in range(self.max_retries + 1):
             try:
                 return await self._try(path, body, read)
@@ -258,14 +296,14 @@ class OpenAIEngine(Engine):
                 await asyncio.sleep(random.uniform(longest / 2, longest) if failed.wait is None else failed.wait)
         raise AssertionError
 
-    async def _try(self, path: str, body: dict[str, Any], read: Callable[[Any], R]) -> R:
+    async def _try(self, path: str, body: dict[str, Any], read: Callable[[Any], R] | None) -> Any:
         try:
             reply = await self._client.post(f"{self.url.rstrip('/')}/{path}", body)
             if reply.status in PASSING:
                 raise Failed(f"HTTP {reply.status}", seconds_to_wait(reply.headers.get("retry-after")))
             if reply.status != 200:
                 raise self._refused(reply)
-            return read(parsed(reply.content))
+            return None if read is None else read(parsed(reply.content))
         except CallError as error:
             raise Failed(printable(str(error))) from error
 
@@ -297,54 +335,6 @@ class OpenAIEngine(Engine):
         if "_client" in self.__dict__:
             self._client.close()
             del self.__dict__["_client"]
-
-
-def read_reply(response: Any) -> tuple[str, int, int, bool]:
-    """Text, number of its tokens, tokens of prompt and text together, and whether the model ended it.
-
-    Raises:
-        CallError: it is no chat completion with a text.
-    """
-    try:
-        choice = response["choices"][0]
-        text, finish = choice["message"]["content"], choice.get("finish_reason")
-        usage = response.get("usage") or {}
-        counts = [usage.get(name) or 0 for name in ("completion_tokens", "total_tokens")]
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise CallError(f"a reply that is no chat completion ({type(error).__name__}: {error})") from error
-    if not isinstance(text, str):
-        raise CallError("a reply without text")
-    for count in counts:
-        if not isinstance(count, int | float) or not 0 <= count < MOST_TOKENS:
-            raise CallError(f"a reply that counts {shorten(str(count), 40)} tokens")
-    return text, int(counts[0]), int(counts[1]), finish == "stop"
-
-
-def read_token_logprobs(response: Any) -> tuple[list[LikelyTokens] | None, int]:
-    """The likely tokens in the place of each but the first, None where there are none, and tokens that were counted.
-
-    Raises:
-        CallError: it is no completion, or tells what cannot be.
-    """
-    try:
-        told, usage = response["choices"][0].get("prompt_logprobs"), response.get("usage") or {}
-        count = usage.get("total_tokens") or 0
-        if not told:
-            return None, int(count)
-        found = [
-            {
-                int(number): LikelyToken(float(one["logprob"]), str(one.get("decoded_token")))
-                for number, one in place.items()
-            }
-            for place in told[1:]
-        ]
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        raise CallError(f"a reply that is no completion ({type(error).__name__}: {error})") from error
-    if not isinstance(count, int | float) or not 0 <= count < MOST_TOKENS:
-        raise CallError(f"a reply that counts {shorten(str(count), 40)} tokens")
-    if any(not -math.inf < one.logprob < MOST_LOGPROB for place in found for one in place.values()):
-        raise CallError("a reply with a log-probability above 0")
-    return found, int(count)
 
 
 def printable(text: str) -> str:

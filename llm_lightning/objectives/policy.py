@@ -173,6 +173,21 @@ def policy_loss(
     return PolicyLoss(torch.maximum(loss, bounded), bounded > loss, kl)
 
 
+def importance_weights(logprobs: Tensor, sampler_logprobs: Tensor, cap: float) -> Tensor:
+    """How much likelier each token is to the policy that is trained than to the one that drew it, at most `cap`.
+
+    A server computes with other kernels, and perhaps other precision: its tokens come from a policy that is not quite
+    the trained one. With these weights the gradient is of the trained one again, but for what the cap cuts off, which
+    would be nearly all of the variance (Ionides, "Truncated Importance Sampling", 2008).
+
+    Args:
+        logprobs: of the policy as it is in the trainer before its updates, of any one shape.
+        sampler_logprobs: of what drew the tokens; 1 is the weight of those for which it is not a number.
+        cap: the largest weight, at least 1.
+    """
+    return (logprobs - sampler_logprobs).exp().clamp(max=cap).nan_to_num(nan=1.0).detach()
+
+
 def completion_means(values: Tensor, lengths: Tensor) -> Tensor:
     """(M,) for each token the mean over its completion.
 

@@ -4,9 +4,10 @@ from llm_lightning.rollouts.contract import Completion, EngineCallable, RolloutE
 from llm_lightning.rollouts.local_engine import LocalEngine
 from llm_lightning.rollouts.sampler import Sampler
 from llm_lightning.rollouts.sampling import Key, Sampling
+from llm_lightning.rollouts.served import ServedEngine
 from llm_lightning.rollouts.speculation import DraftModel, PromptLookup, Speculation
 
 __all__ = [
     "Completion", "DraftModel", "EngineCallable", "Key", "LocalEngine", "PromptLookup", "RolloutEngine", "Sampler",
-    "Sampling", "Speculation",
+    "Sampling", "ServedEngine", "Speculation",
 ]  # fmt: skip

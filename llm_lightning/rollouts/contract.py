@@ -13,7 +13,8 @@ class Completion(NamedTuple):
 
     Args:
         tokens: (n,) int64 on the CPU, n >= 1, its EOS included where there is one.
-        logprobs: (n,) float32 on the CPU: of each token, at the temperature, before top-k and top-p.
+        logprobs: (n,) float32 on the CPU: of each token, at the temperature, before top-k and top-p; not a number where
+            the engine cannot tell.
         is_finished: whether it ends with an EOS token, and not for its length.
     """
 
@@ -24,7 +25,11 @@ class Completion(NamedTuple):
 
 @runtime_checkable
 class RolloutEngine(Protocol):
-    """Writes completions with the weights that the policy has now."""
+    """Writes completions with the weights that the policy has now.
+
+    One that computes with them in another way than the trainer says so by an attribute `is_remote` that is true: its
+    tokens are then weighed. One with a method `check(tokenizer)` is told the policy's tokenizer before any long work.
+    """
 
     def sample(self, model: Any, prompts: Sequence[Tensor], keys: Sequence[Sequence[Key]]) -> list[Completion]:
         """The completions of each prompt, one prompt's after the other's.

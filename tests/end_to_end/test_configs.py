@@ -95,8 +95,8 @@ OVERLAYS = {
 OTHER_MACHINES = [f"trainer/{name}.yaml" for name in ("deepspeed_zero2", "deepspeed_zero3_offload", "tpu", "tpu_xla")]
 OTHER_MACHINES += ["trainer/tensor_parallel.yaml"]  # two devices: tests/distributed
 # Those in sweeps/ are for `wandb sweep`, see test_wandb.py; those in inference/ for `generate`, see test_generate.py;
-# those in rewards/ need an endpoint, see test_judge.py.
-ELSEWHERE = ("sweeps", "tasks", "inference", "rewards")
+# those in rewards/ and rollouts/ need a server, see test_judge.py and test_served_rollouts.py.
+ELSEWHERE = ("sweeps", "tasks", "inference", "rewards", "rollouts")
 SELDOM = {
     f"peft/{name}.yaml" for name in ("adalora", "ia3", "llama_adapter", "oft", "p_tuning", "prompt_tuning", "vera")
 }

@@ -46,6 +46,9 @@ def token_losses(
     averages.add("train/clip_share", actor.is_clipped)
     averages.add("train/update_kl", actor.kl)
     loss = actor.loss
+    if experience.is_remote:
+        weights = importance(old, experience, rows, update.importance_cap, averages)
+        loss = weights * loss
     if update.entropy_coef:
         loss = loss - update.entropy_coef * now.entropies
     if kl.in_loss:
@@ -56,3 +59,19 @@ def token_losses(
         loss = loss + critic.coef * errors
     averages.add("train/loss", loss)
     return loss * policy.token_weights(lengths, update.average, max_tokens), actor.kl
+
+
+def importance(old: Tensor, experience: Experience, rows: Sequence[int], cap: float, averages: Averages) -> Tensor:
+    """(M,) the weights of tokens that another program drew; their mean and how many are at the cap is counted.
+
+    Args:
+        old: (M,) logprobs of the policy before its updates, in the trainer.
+        experience, rows: see `token_losses`.
+        cap: of a weight.
+        averages: where they are counted.
+    """
+    (drawn,) = experience.take(rows, "sampler_logprobs")
+    weights = policy.importance_weights(old, drawn, cap)
+    averages.add("train/importance_weight", weights)
+    averages.add("train/importance_capped", weights >= cap)
+    return weights

@@ -59,7 +59,8 @@ def measure(experience: Experience, averages: Averages, num_samples: int, *, has
     averages.add("train/entropy", experience.entropies[mask])
     averages.add("rollout/completion_length", mask.sum(1))
     averages.add("rollout/eos_rate", experience.is_finished)
-    averages.add("rollout/sampler_gap", (experience.sampler_logprobs - experience.logprobs)[mask].abs())
+    gap = (experience.sampler_logprobs - experience.logprobs)[mask].abs()
+    averages.add("rollout/sampler_gap", gap[~gap.isnan()])
     if has_reference:
         averages.add("train/kl", kl_estimate(experience.logprobs, experience.ref_logprobs, "k3").sum(1))
     if num_samples > 1:

@@ -190,7 +190,8 @@ class PPO(RewardedPolicy):
 
     def scored(self, prompts: list[Tensor], completions: list[Completion], judged: Judged) -> Experience:
         """The completions with their scores, in units of their deviation where that is wanted."""
-        experience = Experience(prompts, completions, judged.scores.to(self.device))
+        is_remote = getattr(self.engine, "is_remote", False)
+        experience = Experience(prompts, completions, judged.scores.to(self.device), is_remote)
         if self.advantage_settings.scale_rewards:
             self.score_moments += self.ranks.sum(policy.moments(experience.scores))
             experience.scores /= policy.mean_and_std(self.score_moments)[1].float() + policy.EPS

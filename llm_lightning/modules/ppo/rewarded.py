@@ -17,7 +17,7 @@ from llm_lightning.modules.ppo.judging import judge
 from llm_lightning.modules.ppo.metrics import Averages
 from llm_lightning.modules.ppo.settings import Rollout
 from llm_lightning.rewards import Reward, prepare_rewards
-from llm_lightning.rollouts import Completion, EngineCallable, Key, RolloutEngine, Sampler
+from llm_lightning.rollouts import Completion, EngineCallable, Key, RolloutEngine
 
 HELD_OUT = 2**32
 """Begins the keys of random numbers for completions that are not trained on."""
@@ -67,8 +67,8 @@ class RewardedPolicy(LanguageModule):
         if self.engine is None:
             ends = end_tokens(base_model(self.model).generation_config)
             self.engine = self.make_engine(self.rollout_settings.sampling, ends, self.rollout_settings.num_slots)
-            if isinstance(self.engine, Sampler):
-                self.engine.check(self.tokenizer)
+            if callable(check := getattr(self.engine, "check", None)):
+                check(self.tokenizer)
 
     def rollout(
         self, batch: Mapping[str, Any], keys: Sequence[Key], first_sample: int = 0

@@ -82,6 +82,8 @@ class Update:
             `token_weights`).
         max_update_kl: nats of a token between the policy that wrote and the one that is updated; beyond, the rest of
             the rollout's updates is left out. None: never.
+        importance_cap: the largest weight of a token that another program drew (see `importance_weights`); those of
+            this process's own sampler have none.
         entropy_coef: bonus for a nat of entropy.
         micro_batch_tokens: tokens of one forward and backward pass: bounds memory, changes nothing else.
     """
@@ -93,12 +95,15 @@ class Update:
     ratio: Ratio = "token"
     average: Average = "tokens"
     max_update_kl: float | None = None
+    importance_cap: float = 2.0
     entropy_coef: float = 0.0
     micro_batch_tokens: int = 8192
 
     def check(self) -> None:
         """Raise `UserError` for values that cannot work."""
-        check_least("model.update", self, epochs=1, num_minibatches=1, micro_batch_tokens=1, entropy_coef=0)
+        check_least(
+            "model.update", self, epochs=1, num_minibatches=1, micro_batch_tokens=1, entropy_coef=0, importance_cap=1
+        )
         if not 0 < self.clip_range < 1:
             raise UserError(f"model.update.clip_range={self.clip_range} must lie between 0 and 1.")
         if self.clip_range_high is not None and self.clip_range_high < self.clip_range:

@@ -229,3 +229,23 @@ def test_explained_variance():
     assert share == pytest.approx([1.0, 0.0, 0.75, -3.0])
     constant = policy.moments(torch.ones(4))
     assert policy.explained_variance(policy.moments(torch.zeros(4)), constant) == 0.0
+
+
+def test_importance_weights_are_cut_off_and_unknown_ones_are_one():
+    own, drawn = [-1.0, -2.0, -0.5, -3.0], [-1.5, -1.0, -4.0, math.nan]
+    args = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (own, drawn)]
+    weights = policy.importance_weights(*args, cap=2.0)
+    assert weights.tolist() == pytest.approx([math.exp(0.5), math.exp(-1.0), 2.0, 1.0], rel=1e-12)
+    assert not weights.requires_grad
+
+
+def test_importance_weights_make_the_gradient_that_of_the_trained_policy():
+    """Over all tokens, as often as the sampler draws them: what is expected of a sum with weights is the policy's."""
+    logits = torch.tensor([0.3, -0.2, 0.9], dtype=torch.float64, requires_grad=True)
+    other, advantages = torch.tensor([0.1, 0.4, 0.2]).double(), torch.tensor([1.0, -2.0, 0.5]).double()
+    own, drawn = logits.log_softmax(-1), other.log_softmax(-1)
+    weights = policy.importance_weights(own, drawn, cap=100.0)
+    loss = (drawn.exp() * weights * policy.policy_loss(own, own.detach(), advantages, 0.2).loss).sum()
+    (gradient,) = torch.autograd.grad(loss, logits)
+    (expected,) = torch.autograd.grad(-(logits.softmax(-1) * advantages).sum(), logits)
+    assert torch.allclose(gradient, expected, atol=1e-12)

@@ -1,0 +1,1 @@
+"""What endpoints reply, read and distrusted."""
