@@ -15,14 +15,16 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from callbacks.training_loop import is_accumulating
 from llm_lightning.checkpoints.checkpoint_io import METADATA_FILE, AtomicCheckpointIO
 from llm_lightning.checkpoints.sharded_reader import METADATA_CHECKSUM, PartsReader, load_parts
 from llm_lightning.errors import UserError
-from llm_lightning.models.loading.sharding import Sharding
+from llm_lightning.models.loading.sharding import Sharding, hybrid_mesh
 from llm_lightning_safety.files import remove
 from llm_lightning_safety.seals import checksum
 
@@ -39,6 +41,9 @@ class FSDP2Strategy(ModelParallelStrategy):
     Args:
         tensor_parallel_size: ranks that share each layer; they see the same data. Best within a node.
         data_parallel_size: ranks with data of their own, over which the weights are sharded; by default all others.
+        replicas: groups that these ranks are divided into, each of which holds all the weights, sharded within it
+            (hybrid sharding). Best one for each node or few: weights are gathered within a group, and only the sums of
+            gradients go between groups, once a step. A rank then holds `replicas` times as much.
         gather_dtype: that weights are gathered and multiplied in; by default what `trainer.precision` says (bfloat16
             under `bf16-mixed`). For devices that have no autocast.
         kwargs: see `ModelParallelStrategy`.
@@ -50,10 +55,12 @@ class FSDP2Strategy(ModelParallelStrategy):
         self,
         tensor_parallel_size: int = 1,
         data_parallel_size: Literal["auto"] | int = "auto",
+        replicas: int = 1,
         gather_dtype: Literal["bfloat16"] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(data_parallel_size, tensor_parallel_size, **kwargs)
+        self.replicas = replicas
         self.gather_dtype = gather_dtype
 
     @property
@@ -72,7 +79,27 @@ class FSDP2Strategy(ModelParallelStrategy):
                 f"trainer.strategy: tensor_parallel_size={tensor} and data_parallel_size={self._data_parallel_size} do "
                 f"not make {world_size} devices (trainer.devices times trainer.num_nodes)."
             )
+        if self.replicas < 1 or int(self._data_parallel_size) % self.replicas:
+            raise UserError(
+                f"trainer.strategy: replicas={self.replicas} does not divide the {self._data_parallel_size} ranks that "
+                "have data of their own."
+            )
         super().setup_environment()
+        if self.replicas > 1:
+            self._device_mesh = hybrid_mesh(self.device_mesh, self.replicas)
+            assert self.lightning_module is not None
+            self.lightning_module._device_mesh = self._device_mesh
+
+    @override
+    def pre_backward(self, closure_loss: torch.Tensor) -> None:
+        super().pre_backward(closure_loss)
+        module = self.lightning_module
+        if self.replicas > 1 and module is not None and module.automatic_optimization:
+            # The sums of micro-batches go between the replicas with the last one of a step.
+            is_last = not is_accumulating(module.trainer)
+            for each in module.modules():
+                if isinstance(each, FSDPModule):
+                    each.set_requires_all_reduce(is_last, recurse=False)
 
     def meet(self) -> None:
         """Start the other ranks, if nobody did, and join them; later calls, and Lightning's own, find that done."""

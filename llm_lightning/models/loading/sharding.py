@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llm_lightning.errors import UserError
+
+HYBRID = ("replicate", "shard")
+"""Dimensions of a mesh: which replica, and which part of the weights."""
 
 RUN = "run_gathered"
 """The method of a sharded network through which everything goes that reads its embeddings or its head."""
@@ -24,7 +27,7 @@ class Sharding:
     """How a strategy shards a network.
 
     Args:
-        mesh: with the dimensions `data_parallel` and `tensor_parallel`.
+        mesh: with the dimensions `data_parallel` and `tensor_parallel`, or a `hybrid_mesh`.
         device: of this rank.
         dtype: that weights are gathered and multiplied in, while those that are trained, and the sums of gradients,
             keep the one they have; None: the one they have.
@@ -46,7 +49,7 @@ class Sharding:
 
         if self.mesh["tensor_parallel"].size() > 1:
             share_layers(network, self.mesh["tensor_parallel"])
-        mesh = self.mesh["data_parallel"]
+        mesh = self.mesh[HYBRID] if set(HYBRID) <= set(self.mesh.mesh_dim_names or ()) else self.mesh["data_parallel"]
         policy = MixedPrecisionPolicy(
             param_dtype=self.dtype, reduce_dtype=self.dtype and torch.float32, cast_forward_inputs=False
         )
@@ -55,6 +58,14 @@ class Sharding:
         fully_shard(network, mesh=mesh, mp_policy=policy)
         setattr(network, RUN, _call)
         register_fsdp_forward_method(network, RUN)
+
+
+def hybrid_mesh(mesh: DeviceMesh, replicas: int) -> DeviceMesh:
+    """The ranks of a mesh in one with `replicate`, `shard` and `tensor_parallel`; `data_parallel` is the first two."""
+    sizes = (replicas, mesh["data_parallel"].size() // replicas, mesh["tensor_parallel"].size())
+    hybrid = init_device_mesh(mesh.device_type, sizes, mesh_dim_names=(*HYBRID, "tensor_parallel"))
+    hybrid[HYBRID]._flatten("data_parallel")
+    return hybrid
 
 
 def share_layers(network: Any, mesh: DeviceMesh) -> None:
