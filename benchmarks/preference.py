@@ -1,4 +1,4 @@
-"""Speed and memory of DPO, llm-lightning against TRL's DPOTrainer.
+"""Speed and memory of DPO and KTO, llm-lightning against TRL's DPOTrainer and KTOTrainer.
 
     python benchmarks/peers.py trl      # once: TRL in an environment of its own
     python benchmarks/preference.py --model 9m 135m --data hh_rlhf.jsonl.gz --json results.jsonl
@@ -8,10 +8,11 @@ is: beta 0.1, the same AdamW, gradient clipping and threads. Log-probabilities t
 in the time.
 
 - `llm-lightning`: the real command line, with a frozen copy for reference; `-cached`: the copy's log-probabilities from
-  the disk; `-lora`: LoRA of rank 16 on all projections, with the adapter off for reference.
+  the disk; `-lora`: LoRA of rank 16 on all projections, with the adapter off for reference; `-kto`: KTO on both answers
+  of each pair.
 - `trl`: its defaults, which are bf16 and gradient checkpointing, whatever --precision says.
 - `trl-tuned`: without checkpointing, in the precision of the table; `trl-padding-free`, `trl-cached` (its
-  `precompute_ref_log_probs`) and `trl-lora`: the same so.
+  `precompute_ref_log_probs`), `trl-lora` and `trl-kto` (on the answers of as many pairs a step): the same so.
 """
 
 import sys
@@ -33,6 +34,7 @@ def our_command(job: PreferenceJob, path: Path) -> list[str]:
         "config": ROOT / "benchmarks" / "preference.yaml",
         "model.backbone.path": job.folder,
         "model.reference": "cached" if job.cached else "live",
+        "model.objective.kind": "kto" if job.kto else "dpo",
         **({"model.peft": LORA} if job.lora else {}),
         "data.path": job.records,
         "data.seq_len": job.seq_len,
@@ -54,11 +56,13 @@ CONTENDERS = [
     Contender(OURS, our_command, quick=True),
     Contender(f"{OURS}-cached", our_command, quick=True, changes={"cached": True}),
     Contender(f"{OURS}-lora", our_command, changes={"lora": True}),
+    Contender(f"{OURS}-kto", our_command, changes={"kto": True}),
     Contender("trl", TRL, changes={"setting": "default"}),
     Contender("trl-tuned", TRL, quick=True, changes={"setting": "tuned"}),
     Contender("trl-padding-free", TRL, changes={"setting": "padding-free"}),
     Contender("trl-cached", TRL, quick=True, changes={"setting": "tuned", "cached": True}),
     Contender("trl-lora", TRL, changes={"setting": "tuned", "lora": True}),
+    Contender("trl-kto", TRL, changes={"setting": "tuned", "kto": True}),
 ]
 
 

@@ -10,9 +10,11 @@ class PreferenceJob(RewardJob):
     """As `RewardJob`, of a language model.
 
     Args:
+        kto: by KTO, to which a pair is two answers; else by DPO.
         cached: the reference's log-probabilities are computed before training.
         lora: a LoRA of rank 16 on all projections trains instead of the network; its reference is the network alone.
     """
 
     cached: bool = False
     lora: bool = False
+    kto: bool = False

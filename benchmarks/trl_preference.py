@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer on the same pairs; run in its environment as `python -m benchmarks.trl_preference JOB.json`."""
+"""TRL's DPOTrainer and KTOTrainer on the same pairs; its environment runs `-m benchmarks.trl_preference JOB.json`."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 from peft import LoraConfig
 from torch import Tensor
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from benchmarks.preference_workload import PreferenceJob
 from benchmarks.step_clock import StepClock
@@ -38,20 +38,34 @@ class CountingTrainer(DPOTrainer):
         return loss
 
 
-def arguments(job: PreferenceJob) -> DPOConfig:
+class CountingKTOTrainer(KTOTrainer):
+    """The same; a batch holds single answers."""
+
+    clock: StepClock
+    tally: PairTally
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """One step."""
+        num_pairs = len(inputs["label"]) // 2
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.tally.add(num_pairs, loss, self.clock.is_timing)
+        return loss
+
+
+def arguments(job: PreferenceJob) -> DPOConfig | KTOConfig:
     """Everything that all its settings share, and then the setting."""
     settings = shared(job) | {
-        "per_device_train_batch_size": job.batch_size,
+        "per_device_train_batch_size": job.batch_size * (2 if job.kto else 1),
         "beta": 0.1,
         "precompute_ref_log_probs": job.cached,
     }
-    return DPOConfig(**settings | SETTINGS[job.setting])
+    return (KTOConfig if job.kto else DPOConfig)(**settings | SETTINGS[job.setting])
 
 
 def main(job: PreferenceJob) -> None:
     """Train one pass and report."""
     peft = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear") if job.lora else None
-    train(CountingTrainer, job, arguments(job), PairTally(), peft_config=peft)
+    train(CountingKTOTrainer if job.kto else CountingTrainer, job, arguments(job), PairTally(), peft_config=peft)
 
 
 if __name__ == "__main__":

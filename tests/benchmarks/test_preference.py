@@ -32,3 +32,4 @@ def test_contenders_differ_by_what_their_names_say():
     assert "--model.reference=live" in our_command(PLAIN, None)
     assert "--model.reference=cached" in our_command(replace(PLAIN, cached=True), None)
     assert any(part.startswith("--model.peft=") for part in our_command(replace(PLAIN, lora=True), None))
+    assert "--model.objective.kind=kto" in our_command(replace(PLAIN, kto=True), None)

@@ -24,6 +24,7 @@ def test_contenders_do_the_same_work(tmp_path):
     assert losses[-1] < 6.0  # ln 512 = 6.24: weights did move
 
 
+@pytest.mark.slow
 def test_a_contender_that_fails_says_why(tmp_path):
     job = Job(
         folder=str(tmp_path / "missing"), rows="", scratch="", result="", batch_size=1, seq_len=8, warmup=1, steps=1,

@@ -101,7 +101,8 @@ def test_names_are_unique():
     assert len(set(names)) == len(names) and OURS in names
 
 
-@pytest.mark.parametrize("method", [pytest.param("full", marks=pytest.mark.slow), "lora"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora"])
 def test_ours_learns_every_reply_once(tmp_path, method):
     from transformers import AutoTokenizer
 

@@ -36,10 +36,10 @@ SPANS = config_of(
          spans={"mean_length": 2.0}),
     accumulate_grad_batches=2,
 )  # fmt: skip
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("masked.yaml", "spans.yaml")]
 
 
-@pytest.mark.parametrize("config", ["tiny.yaml", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["tiny.yaml", "masked.yaml", "spans.yaml"])
 def test_two_ranks_are_one(fresh_run, folder, config):
     """The same documents, cuts, masks and spans a step, over both ranks."""
     (folder / "masked.yaml").write_text(MASKED)

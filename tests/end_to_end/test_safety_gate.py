@@ -76,6 +76,7 @@ def test_a_planted_over_refuser_is_caught_while_it_trains_and_stays_caught(run, 
     assert results.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_run_that_changes_nothing_passes_and_learns_as_without_the_gate(run, refuser):
     write_fit(refuser, 0.0, 6, action="stop", every_n_steps=2)
     code, output = run("fit", "--config", "gated.yaml")

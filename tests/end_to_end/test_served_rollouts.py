@@ -31,6 +31,7 @@ def fit(steps):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_leaves_the_checkpoint_of_the_step_before(
     tmp_path, cache, network, server, monkeypatch, capfd
 ):

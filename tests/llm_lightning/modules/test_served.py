@@ -101,6 +101,7 @@ def test_tokens_of_a_server_that_is_not_quite_the_policy_are_weighed(served, ser
     assert 0 < means["train/importance_capped"] < 1
 
 
+@pytest.mark.slow
 def test_calls_that_fail_are_made_again(served, server):
     whole = served(2)
     faults = [malformed, status(503, retry_after="0"), hang(1.5), dead]
