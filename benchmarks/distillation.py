@@ -22,7 +22,6 @@ import math
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.pruning import CALIBRATION, RECOVERY, ROWS, SEQ_LEN, Data, judge, structured, write_texts
-from benchmarks.runner import ROOT, machine
+from benchmarks.runner import ROOT, append_run
 
 INTERVAL = 15
 TEACHERS = {"teacher": "live", "cached": "cached"}
@@ -173,13 +172,10 @@ def main() -> int:
             if not kept.exists():
                 result = train(arm, seed, run, data, args)
                 kept.write_text(json.dumps(result))
-                if args.json:
-                    settings = {"seed": seed, "steps": args.steps, "lr": args.lr, "text": args.text} | result
-                    settings |= {"labels_weight": args.labels_weight, "date": time.strftime("%Y-%m-%d")}
-                    row = {"benchmark": "distillation", "contender": arm, "model": "135m", "metric": "perplexity"}
-                    row |= {"value": result["perplexity"], "unit": "", "settings": settings | machine("cpu")}
-                    with args.json.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
+                settings = {"seed": seed, "steps": args.steps, "lr": args.lr, "text": args.text}
+                settings |= result | {"labels_weight": args.labels_weight}
+                metric = ("perplexity", result["perplexity"], "")
+                append_run(args.json, "distillation", arm, "135m", metric, settings)
             result = json.loads(kept.read_text())
             found[arm].append(result["perplexity"])
             show(arm, seed, result)

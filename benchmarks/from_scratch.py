@@ -18,15 +18,13 @@ import csv
 import json
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, only its own folder is on the path
 
-from benchmarks.optimizers import CONFIG, SEQ_LEN, VOCAB
-from benchmarks.preference_learning import llm_lightning
-from benchmarks.runner import machine
+from benchmarks.optimizers import SEQ_LEN, fit_9m
+from benchmarks.runner import append_run
 
 SPARSITY = 0.8
 ARMS = ("dense", "static", "regrow", "ternary", "int1")
@@ -54,25 +52,13 @@ def trained(args: argparse.Namespace, arm: str, seed: int) -> float:
     if not kept.exists():
         adamw = {"lr": args.lr, "betas": [0.9, 0.95], "weight_decay": 0.1, "fused": True}
         optimizer = {"class_path": "torch.optim.AdamW", "init_args": adamw}
-        backbone = {"config": {"class_path": "transformers.LlamaConfig", "init_args": CONFIG | {"vocab_size": VOCAB}}}
-        llm_lightning(
-            "fit", "--model=CausalPretraining", f"--model.backbone={json.dumps(backbone)}",
-            f"--model.optimizer={json.dumps(optimizer)}", "--model.schedule.warmup=0.05", "--data=TextDataModule",
-            "--data.path=python_docs", f"--data.vocab_size={VOCAB}", f"--data.seq_len={SEQ_LEN}",
-            f"--data.batch_size={args.batch_size}", "--data.val_share=0.005", f"--seed_everything={seed}",
-            f"--data.seed={seed}", f"--trainer.max_steps={args.steps}",
-            f"--trainer.val_check_interval={max(args.steps // 4, 1)}", "--trainer.precision=32-true",
-            f"--trainer.default_root_dir={run}", f"--trainer.callbacks={json.dumps(callbacks_of(arm, args.steps))}",
-        )  # fmt: skip
+        callbacks = f"--trainer.callbacks={json.dumps(callbacks_of(arm, args.steps))}"
+        fit_9m(run, args, optimizer, seed, max(args.steps // 4, 1), callbacks)
         with (run / "metrics.csv").open() as file:
             losses = [float(row["val/loss"]) for row in csv.DictReader(file) if row.get("val/loss")]
         kept.write_text(json.dumps(losses))
-        if args.json:
-            settings = {"seed": seed, "steps": args.steps, "tokens_per_step": args.batch_size * SEQ_LEN, "lr": args.lr}
-            row = {"benchmark": "from_scratch", "contender": arm, "model": "9m", "metric": "val/loss", "unit": "nats"}
-            row |= {"value": losses[-1], "settings": settings | {"date": time.strftime("%Y-%m-%d")} | machine("cpu")}
-            with args.json.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+        settings = {"seed": seed, "steps": args.steps, "tokens_per_step": args.batch_size * SEQ_LEN, "lr": args.lr}
+        append_run(args.json, "from_scratch", arm, "9m", ("val/loss", losses[-1], "nats"), settings)
     return float(json.loads(kept.read_text())[-1])
 
 

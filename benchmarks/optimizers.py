@@ -36,23 +36,28 @@ Losses = list[tuple[float, float]]
 """Steps and the loss on held-out documents."""
 
 
+def fit_9m(
+    run: Path, args: argparse.Namespace, optimizer: dict[str, Any], seed: int, interval: int, *more: str
+) -> None:
+    """Train the 9M shape from scratch on the documentation of Python's library, validating every `interval` steps."""
+    backbone = {"config": {"class_path": "transformers.LlamaConfig", "init_args": CONFIG | {"vocab_size": VOCAB}}}
+    llm_lightning(
+        "fit", "--model=CausalPretraining", f"--model.backbone={json.dumps(backbone)}",
+        f"--model.optimizer={json.dumps(optimizer)}", "--model.schedule.warmup=0.05", "--data=TextDataModule",
+        "--data.path=python_docs", f"--data.vocab_size={VOCAB}", f"--data.seq_len={SEQ_LEN}",
+        f"--data.batch_size={args.batch_size}", "--data.val_share=0.005", f"--seed_everything={seed}",
+        f"--data.seed={seed}", f"--trainer.max_steps={args.steps}", f"--trainer.val_check_interval={interval}",
+        "--trainer.precision=32-true", f"--trainer.default_root_dir={run}", *more,
+    )  # fmt: skip
+
+
 def trained(args: argparse.Namespace, name: str, lr: float, seed: int) -> Losses:
     """The validation losses of a run, which is made where that was not done."""
     run, steps = args.folder / f"{name}-{lr:g}-{seed}", args.steps
     kept = args.folder / f"{run.name}.json"
     if not kept.exists():
         class_path, settings = OPTIMIZERS[name]
-        optimizer = {"class_path": class_path, "init_args": settings | {"lr": lr}}
-        backbone = {"config": {"class_path": "transformers.LlamaConfig", "init_args": CONFIG | {"vocab_size": VOCAB}}}
-        llm_lightning(
-            "fit", "--model=CausalPretraining", f"--model.backbone={json.dumps(backbone)}",
-            f"--model.optimizer={json.dumps(optimizer)}", "--model.schedule.warmup=0.05", "--data=TextDataModule",
-            "--data.path=python_docs", f"--data.vocab_size={VOCAB}", f"--data.seq_len={SEQ_LEN}",
-            f"--data.batch_size={args.batch_size}", "--data.val_share=0.005", f"--seed_everything={seed}",
-            f"--data.seed={seed}",
-            f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps // VALIDATIONS}",
-            "--trainer.precision=32-true", f"--trainer.default_root_dir={run}",
-        )  # fmt: skip
+        fit_9m(run, args, {"class_path": class_path, "init_args": settings | {"lr": lr}}, seed, steps // VALIDATIONS)
         with (run / "metrics.csv").open() as file:
             rows = [row for row in csv.DictReader(file) if row.get("val/loss") and float(row["step"]) > 0]
         kept.write_text(json.dumps([(float(row["step"]), float(row["val/loss"])) for row in rows]))

@@ -17,7 +17,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, only its own folder is on the path
 
 from benchmarks.ppo_learning import RULE, SMALL, llm_lightning, optimizer, pairs, read
-from benchmarks.runner import machine
+from benchmarks.runner import append_run
 
 NUM_MODELS = 3
 COLOURS = {"one": "#d1495b", "all": "#7aa6d6", "mean": "#c9a227", "ensemble": "#3a7d44"}
@@ -141,17 +140,9 @@ def main() -> int:
             if not kept.exists():
                 result = train(arm, seed, models, args)
                 kept.write_text(json.dumps(result))
-                if args.json:
-                    row = {"benchmark": "overoptimization", "contender": arm, "model": "quickstart-sft"}
-                    row |= {"metric": "truth", "value": statistics.fmean(result["truth"][-5:]), "unit": ""}
-                    settings = {
-                        "seed": seed,
-                        "pairs": args.pairs,
-                        "kl_coef": args.kl,
-                        "date": time.strftime("%Y-%m-%d"),
-                    }
-                    with args.json.open("a") as file:
-                        file.write(json.dumps(row | {"settings": settings | result | machine("cpu")}) + "\n")
+                metric = ("truth", statistics.fmean(result["truth"][-5:]), "")
+                settings = {"seed": seed, "pairs": args.pairs, "kl_coef": args.kl} | result
+                append_run(args.json, "overoptimization", arm, "quickstart-sft", metric, settings)
             result = json.loads(kept.read_text())
             results[arm].append(result)
             show(arm, seed, result)

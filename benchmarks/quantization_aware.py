@@ -12,7 +12,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import yaml
 
 from benchmarks.distillation import call, prepare
 from benchmarks.pruning import RECOVERY, ROWS, SEQ_LEN, WINDOWS
-from benchmarks.runner import ROOT, machine
+from benchmarks.runner import ROOT, append_run
 
 ARMS = ("plain", "aware")
 
@@ -78,15 +77,6 @@ def train(arm: str, seed: int, run: Path, args: argparse.Namespace) -> dict[str,
     return {"original": report["original"]["perplexity"], "quantized": quantized["perplexity"], "kl": quantized["kl"]}
 
 
-def note(path: Path, arm: str, seed: int, found: dict[str, float], args: argparse.Namespace) -> None:
-    """Append a run to the results."""
-    settings: dict[str, Any] = {"scheme": args.scheme, "seed": seed, "steps": args.steps, "start": args.start}
-    settings |= found | {"lr": args.lr, "date": time.strftime("%Y-%m-%d")} | machine("cpu")
-    row = {"benchmark": "quantization_aware", "contender": arm, "model": "135m", "metric": "perplexity", "unit": ""}
-    with path.open("a") as file:
-        file.write(json.dumps({**row, "value": found["quantized"], "settings": settings}) + "\n")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="SmolLM2-135M as a folder with safetensors")
@@ -111,8 +101,16 @@ def main() -> int:
             kept = run.with_name(run.name + ".json")
             if not kept.exists():
                 kept.write_text(json.dumps(train(arm, seed, run, args)))
-                if args.json:
-                    note(args.json, arm, seed, json.loads(kept.read_text()), args)
+                made = json.loads(kept.read_text())
+                metric = ("perplexity", made["quantized"], "")
+                settings = {
+                    "scheme": args.scheme,
+                    "seed": seed,
+                    "steps": args.steps,
+                    "start": args.start,
+                    "lr": args.lr,
+                }
+                append_run(args.json, "quantization_aware", arm, "135m", metric, settings | made)
             found[arm] = json.loads(kept.read_text())
             words = " ".join(f"{key} {value:.3f}" for key, value in found[arm].items())
             print(f"{args.scheme} {arm:6} seed {seed}: {words}", flush=True)

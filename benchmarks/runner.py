@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -180,6 +181,24 @@ def json_lines(
             row |= {"value": m[metric.name], "unit": metric.unit}
             rows.append(json.dumps(row | {"settings": settings | {"values": [run[metric.name] for run in runs]}}))
     return rows
+
+
+def append_run(
+    path: Path | None,
+    benchmark: str,
+    contender: str,
+    model: str,
+    metric: tuple[str, float, str],
+    settings: dict[str, Any],
+) -> None:
+    """Append a run on the CPU to the results; `metric` is its name, value and unit. No path: nothing."""
+    if path is None:
+        return
+    name, value, unit = metric
+    row = {"benchmark": benchmark, "contender": contender, "model": model, "metric": name, "value": value, "unit": unit}
+    settings = settings | {"date": time.strftime("%Y-%m-%d")} | machine("cpu")
+    with path.open("a") as file:
+        file.write(json.dumps(row | {"settings": settings}) + "\n")
 
 
 def machine(device: str) -> dict[str, str]:

@@ -78,6 +78,7 @@ PRIVATE: dict[str, Callable[[], Any]] = {
     # The rest of Lightning: llm_lightning/cli.py, commands/, strategies/, checkpoints/, loggers/ and modules/base.py
     "_METADATA_FILENAME": lambda: load,
     "_data_parallel_size": ModelParallelStrategy,
+    "_device_mesh": ModelParallelStrategy,
     "_experiment": wandb_logger,
     "_get": lambda: LightningCLI,
     "_id": wandb_logger,
