@@ -111,8 +111,8 @@ class CachedEngine(Engine):
                 unknown.setdefault(key, []).append(place)
         keys = list(unknown)
         for number, reply in self.engine.write([requests[unknown[key][0]] for key in keys]):
-            noted = [reply.text, reply.num_tokens, reply.is_finished, reply.num_prompt_tokens]
-            self.log.put(keys[number], noted)
+            num_prompt_tokens = getattr(reply, "num_prompt_tokens", 0)  # other packages' engines may not count them
+            self.log.put(keys[number], [reply.text, reply.num_tokens, reply.is_finished, num_prompt_tokens])
             for place in unknown[keys[number]]:
                 yield place, reply
 
