@@ -56,10 +56,10 @@ OTHERS = {
     "evaluate": "llm_lightning.commands.evaluate",
     "export": "llm_lightning.commands.export",
     "generate": "llm_lightning.commands.generate",
-    "k8s": "llm_lightning.commands.k8s",
+    "k8s": "llm_lightning.commands.launch.k8s",
     "merge": "llm_lightning.commands.merge",
     "report": "llm_lightning.commands.report",
-    "slurm": "llm_lightning.commands.slurm",
+    "slurm": "llm_lightning.commands.launch.slurm",
     "workspace": "llm_lightning.commands.workspace",
 }
 COMMANDS = ("fit", "validate", "test", "predict", "preview", "augment", *OTHERS)

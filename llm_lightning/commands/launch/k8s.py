@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from llm_lightning.commands.slurm import COMMANDS, refuse_secrets
+from llm_lightning.commands.launch.slurm import COMMANDS, refuse_secrets
 from llm_lightning.errors import UserError
 from llm_lightning.launch.jobset import SETTINGS, PodOptions, manifests, name_of
 from llm_lightning.launch.options import refuse_owned
