@@ -219,6 +219,11 @@ class ResumableDataModule(LightningDataModule):
         self._train_loader = self._loader(ResumableLoader, rows, order, collate, position=self.position, **options)
         return self._train_loader
 
+    def next_batch(self) -> Any:
+        """The batch that training will be given next, perhaps of the next epoch; the position stays where it is."""
+        assert self._train_loader is not None
+        return self._train_loader.next_batch()
+
     def evaluation_loader(self, rows: Any, collate: Collate, num_rows: int | None = None) -> EvaluationLoader:
         """Rows in a fixed order, equally many batches on each rank (blank rows complete the last).
 

@@ -155,6 +155,12 @@ class ResumableLoader:
         other.dataset, other.collate, other.num_workers, other.position = dataset, collate, 0, self.newest
         return islice(other, count)
 
+    def next_batch(self) -> Any:
+        """The batch that will be handed out next, read in this process; it is handed out all the same."""
+        other = copy.copy(self)
+        other.num_workers = 0
+        return next(iter(other))
+
     def state_dict(self) -> dict[str, int]:
         """The position, after the batch that was handed out last."""
         return {"position": self.position}

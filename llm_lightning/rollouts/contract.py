@@ -45,6 +45,21 @@ class RolloutEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class AsynchronousEngine(RolloutEngine, Protocol):
+    """One that can write while the policy is trained."""
+
+    def begin(
+        self, model: Any, prompts: Sequence[Tensor], keys: Sequence[Sequence[Key]]
+    ) -> Callable[[], list[Completion]]:
+        """Take the weights as they are now, and return what writes with them: `sample`, for another thread.
+
+        Every rank calls it, with the arguments of `sample`. What it returns calls no other rank, and is done before
+        the engine is asked for anything else.
+        """
+        ...
+
+
 EngineCallable: TypeAlias = Callable[[Sampling, Sequence[int], int], RolloutEngine]
 """Makes an engine, once the policy is known, from how tokens are drawn, the tokens that end a completion, and how many
 completions are written at the same time."""

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -15,6 +16,7 @@ from llm_lightning.rollouts.contract import Completion
 from llm_lightning.rollouts.new_tokens import NewTokens
 from llm_lightning.rollouts.sampling import Key, Sampling, draw, uniforms
 from llm_lightning.rollouts.slots import Slots, rollout_mode
+from llm_lightning.rollouts.snapshot import weights_as_they_are
 from llm_lightning.rollouts.speculation.contract import Board, Drafter, Drafts, Speculation
 from llm_lightning.rollouts.texts import Texts
 from llm_lightning.rollouts.trial import fits_slots
@@ -71,6 +73,12 @@ class Sampler:
         network = base_model(model)
         # Parts that lie on other ranks are fetched once, and not for every token.
         return run_gathered(network, self._write, model, prompts, keys)
+
+    def begin(
+        self, model: Any, prompts: Sequence[Tensor], keys: Sequence[Sequence[Key]]
+    ) -> Callable[[], list[Completion]]:
+        """See `AsynchronousEngine`; what is trained of the weights is copied."""
+        return partial(self.sample, weights_as_they_are(model), prompts, keys)
 
     def _write(self, model: Any, prompts: Sequence[Tensor], keys: Sequence[Sequence[Key]]) -> list[Completion]:
         network = base_model(model)

@@ -88,6 +88,52 @@ def test_a_run_its_files_and_kills_in_both_phases(run, straight, ppo_folder):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+TIMER = """
+import json, os, signal, threading
+from lightning.pytorch import Callback
+
+
+class Timer(Callback):
+    '''Writes down what each step is asked, and SIGKILLs its own process some time after a step began.'''
+
+    def __init__(self, step: int = 99, seconds: float = 0.0):
+        self.step, self.seconds = step, seconds
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        with open(os.path.join(trainer.default_root_dir, "asked.jsonl"), "a") as file:
+            file.write(json.dumps([trainer.global_step, batch["prompts"]]) + "\\n")
+        if trainer.global_step == self.step:
+            threading.Timer(self.seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+"""
+
+
+@pytest.mark.slow
+def test_five_kills_while_the_next_rollout_is_written_lose_and_repeat_no_prompt(run, ppo_folder):
+    (ppo_folder / "timer.py").write_text(TIMER)
+    fit = (*FIT, "--model.rollout.staleness=1", "--trainer.callbacks+")
+    for root, *staleness in (("whole",), ("on_policy", "--model.rollout.staleness=0")):
+        code, output = run(*fit, "timer.Timer", f"--trainer.default_root_dir={root}", *staleness)
+        assert code == 0, output
+    for step, seconds in ((1, 0.0), (2, 0.05), (3, 0.1), (4, 0.02), (5, 0.2)):
+        killer = json.dumps({"class_path": "timer.Timer", "init_args": {"step": step, "seconds": seconds}})
+        code, output = run(*fit, killer, "--trainer.default_root_dir=killed")
+        assert code == -signal.SIGKILL, output
+    code, output = run(*fit, "timer.Timer", "--trainer.default_root_dir=killed")
+    assert code == 0, output
+    assert metrics(ppo_folder / "killed") == metrics(ppo_folder / "whole")
+    asked, whole, on_policy = (
+        dict(json.loads(line) for line in (ppo_folder / name / "asked.jsonl").read_text().splitlines())
+        for name in ("killed", "whole", "on_policy")
+    )
+    assert asked == whole == on_policy and len(asked) == 6
+    assert metrics(ppo_folder / "on_policy") != metrics(ppo_folder / "whole")
+    ours, theirs = (
+        torch.load(ppo_folder / name / "checkpoints" / "step=6.ckpt", weights_only=True)["state_dict"]
+        for name in ("killed", "whole")
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_predict_completes_held_out_prompts(run, straight, ppo_folder):
     code, output = run("predict", "--config", "ppo.yaml", "--trainer.default_root_dir=straight")
     assert code == 0, output

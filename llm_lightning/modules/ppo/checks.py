@@ -11,6 +11,7 @@ from llm_lightning.models.backbone import Backbone
 from llm_lightning.modules.ppo.settings import Advantages, Rollout, Update
 from llm_lightning.modules.ranks import Ranks
 from llm_lightning.rewards import RecordCheck, Reward, RewardModel, check_function, with_members
+from llm_lightning.rollouts import AsynchronousEngine
 
 
 def check_advantages(advantages: Advantages, rollout: Rollout, backbone: Backbone) -> None:
@@ -33,11 +34,16 @@ def check_advantages(advantages: Advantages, rollout: Rollout, backbone: Backbon
         )
 
 
-def check_trainer(trainer: Trainer) -> None:
+def check_trainer(trainer: Trainer, rollout: Rollout) -> None:
     """Raise `UserError` for what would train wrongly."""
     strategy = type(trainer.strategy).__name__
     if strategy not in ("SingleDeviceStrategy", "DDPStrategy", "FSDP2Strategy"):
         raise UserError(f"PPO runs on one device or with trainer.strategy ddp or fsdp2, not yet with {strategy}.")
+    if rollout.staleness and strategy == "FSDP2Strategy":
+        raise UserError(
+            "model.rollout.staleness=1: ranks that gather each other's weights to write cannot train meanwhile; take "
+            "trainer.strategy=ddp, or staleness=0."
+        )
     if Ranks.of(trainer).count < trainer.world_size:
         raise UserError("trainer.strategy.tensor_parallel_size: PPO does not sample from tensor-parallel layers.")
     if str(trainer.precision).startswith("16-"):
@@ -75,6 +81,15 @@ def check_adapter(config: Any) -> None:
         )
 
 
+def check_engine(engine: Any, rollout: Rollout) -> None:
+    """Raise `UserError` where it cannot write while the policy is trained, and has to."""
+    if rollout.staleness and not isinstance(engine, AsynchronousEngine):
+        raise UserError(
+            f"model.rollout.staleness=1: {type(engine).__name__} has no method `begin`, by which it would take the "
+            "weights as they are and write while they are trained; leave staleness out."
+        )
+
+
 def check_data(
     datamodule: LightningDataModule,
     rewards: Mapping[str, Reward],
@@ -93,6 +108,11 @@ def check_data(
     data.record_check = RecordCheck(rewards)
     longest = getattr(backbone.read_config().get_text_config(decoder=True), "max_position_embeddings", None)
     new_tokens = rollout.sampling.max_new_tokens
+    if rollout.staleness and not hasattr(data, "next_batch"):
+        raise UserError(
+            f"model.rollout.staleness=1: {type(data).__name__} does not say which prompts come next; take --data "
+            "PromptDataModule, or leave it out."
+        )
     if longest and prompt_tokens + new_tokens > longest:
         raise UserError(
             f"data.max_prompt_tokens={prompt_tokens} and model.rollout.sampling.max_new_tokens={new_tokens} are more "

@@ -19,7 +19,7 @@ class Experience:
         prompts: token ids of each completion's prompt, on the CPU.
         completions: the completions.
         scores: (B,) weighted sum of the rewards.
-        is_remote: whether another program drew the tokens, so that they have to be weighed.
+        is_off_policy: whether another program drew the tokens, or earlier weights, so that they have to be weighed.
         mask: (B, R) bool, true on real tokens.
         logprobs, ref_logprobs: of the policy that wrote, and of the reference (zeros without one).
         entropies: of the policy that wrote.
@@ -30,7 +30,7 @@ class Experience:
     prompts: list[Tensor]
     completions: list[Completion]
     scores: Tensor
-    is_remote: bool = False
+    is_off_policy: bool = False
     mask: Tensor = field(init=False)
     logprobs: Tensor = field(init=False)
     ref_logprobs: Tensor = field(init=False)

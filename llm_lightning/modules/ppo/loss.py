@@ -46,7 +46,7 @@ def token_losses(
     averages.add("train/clip_share", actor.is_clipped)
     averages.add("train/update_kl", actor.kl)
     loss = actor.loss
-    if experience.is_remote:
+    if experience.is_off_policy:
         weights = importance(old, experience, rows, update.importance_cap, averages)
         loss = weights * loss
     if update.entropy_coef:
@@ -62,7 +62,8 @@ def token_losses(
 
 
 def importance(old: Tensor, experience: Experience, rows: Sequence[int], cap: float, averages: Averages) -> Tensor:
-    """(M,) the weights of tokens that another program drew; their mean and how many are at the cap is counted.
+    """(M,) the weights of tokens that another program or earlier weights drew; their mean, and how many are at the cap,
+    is counted.
 
     Args:
         old: (M,) logprobs of the policy before its updates, in the trainer.

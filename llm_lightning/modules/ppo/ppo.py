@@ -135,7 +135,7 @@ class PPO(RewardedPolicy):
 
     def on_fit_start(self) -> None:
         """Refuse what would train wrongly, and say what trains."""
-        checks.check_trainer(self.trainer)
+        checks.check_trainer(self.trainer, self.rollout_settings)
         super().on_fit_start()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -143,10 +143,8 @@ class PPO(RewardedPolicy):
         averages, phases = Averages(self.device), Phases(self.device)
         num_samples = self.rollout_settings.num_samples
         with phases("rollout"):
-            first = self.trainer.global_rank * len(batch["prompts"])
-            places = range(first, first + len(batch["prompts"]))
-            keys: list[Key] = [(self.rollout_settings.seed, self.num_updates, place) for place in places]
-            prompts, completions = self.rollout(batch, keys)
+            keys = self.keys(batch, self.num_updates)
+            prompts, completions = self.training_rollout(batch, self.num_updates)
         with phases("reward"):
             judged = self.judge(batch, completions)
             judged.add_to(averages, "reward", "train/reward")
@@ -190,8 +188,8 @@ class PPO(RewardedPolicy):
 
     def scored(self, prompts: list[Tensor], completions: list[Completion], judged: Judged) -> Experience:
         """The completions with their scores, in units of their deviation where that is wanted."""
-        is_remote = getattr(self.engine, "is_remote", False)
-        experience = Experience(prompts, completions, judged.scores.to(self.device), is_remote)
+        is_off_policy = getattr(self.engine, "is_remote", False) or self.rollout_settings.staleness > 0
+        experience = Experience(prompts, completions, judged.scores.to(self.device), is_off_policy)
         if self.advantage_settings.scale_rewards:
             self.score_moments += self.ranks.sum(policy.moments(experience.scores))
             experience.scores /= policy.mean_and_std(self.score_moments)[1].float() + policy.EPS

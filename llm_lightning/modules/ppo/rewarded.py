@@ -11,13 +11,14 @@ from torch import Tensor
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.generation import end_tokens
 from llm_lightning.models.heads import base_model
-from llm_lightning.modules.base import LanguageModule
-from llm_lightning.modules.ppo.checks import check_rewards
+from llm_lightning.modules.base import STATE_KEY, LanguageModule
+from llm_lightning.modules.ppo.ahead import RolloutAhead
+from llm_lightning.modules.ppo.checks import check_engine, check_rewards
 from llm_lightning.modules.ppo.judging import judge
 from llm_lightning.modules.ppo.metrics import Averages
 from llm_lightning.modules.ppo.settings import Rollout
 from llm_lightning.rewards import Reward, prepare_rewards
-from llm_lightning.rollouts import Completion, EngineCallable, Key, RolloutEngine
+from llm_lightning.rollouts import AsynchronousEngine, Completion, EngineCallable, Key, RolloutEngine
 
 HELD_OUT = 2**32
 """Begins the keys of random numbers for completions that are not trained on."""
@@ -43,6 +44,7 @@ class RewardedPolicy(LanguageModule):
         self.rewards = rewards
         self.rollout_settings, self.make_engine = rollout, engine
         self.engine: RolloutEngine | None = None
+        self.ahead = RolloutAhead()
         self._validation: Averages | None = None
 
     def check(self, datamodule: LightningDataModule | None = None) -> None:
@@ -69,6 +71,29 @@ class RewardedPolicy(LanguageModule):
             self.engine = self.make_engine(self.rollout_settings.sampling, ends, self.rollout_settings.num_slots)
             if callable(check := getattr(self.engine, "check", None)):
                 check(self.tokenizer)
+            check_engine(self.engine, self.rollout_settings)
+
+    def keys(self, batch: Mapping[str, Any], step: int) -> list[Key]:
+        """Of this rank's prompts in a training step."""
+        first, count = self._first_place(batch), len(batch["prompts"])
+        return [(self.rollout_settings.seed, step, place) for place in range(first, first + count)]
+
+    def training_rollout(self, batch: Mapping[str, Any], step: int) -> tuple[list[Tensor], list[Completion]]:
+        """As `rollout`. With `staleness` they were written during the step before, and those of the next are begun."""
+        keys = self.keys(batch, step)
+        if not self.rollout_settings.staleness:
+            return self.rollout(batch, keys)
+        prompts, num_samples = _prompts(batch), self.rollout_settings.num_samples
+        written = self.ahead.take(prompts, self._first_place(batch))
+        if written is None:
+            written = self.rollout(batch, keys)[1]
+        if step + 1 < self.trainer.estimated_stepping_batches:
+            assert isinstance(self.engine, AsynchronousEngine)
+            following = self.trainer.datamodule.next_batch()  # type: ignore[attr-defined]
+            wanted, next_keys = _prompts(following), self.keys(following, step + 1)
+            write = self.engine.begin(self.model, wanted, _of_samples(next_keys, range(num_samples)))
+            self.ahead.begin(write, wanted, self.device.type)
+        return [prompt for prompt in prompts for _ in range(num_samples)], written
 
     def rollout(
         self, batch: Mapping[str, Any], keys: Sequence[Key], first_sample: int = 0
@@ -81,10 +106,10 @@ class RewardedPolicy(LanguageModule):
             first_sample: number of a prompt's first completion; others draw other completions.
         """
         assert self.engine is not None
-        ids, mask = batch["prompt_ids"].cpu(), batch["attention_mask"].cpu().bool()
-        prompts = [row[real] for row, real in zip(ids, mask, strict=True)]
+        self.ahead.wait()
+        prompts = _prompts(batch)
         samples = range(first_sample, first_sample + self.rollout_settings.num_samples)
-        completions = self.engine.sample(self.model, prompts, [[(*key, one) for one in samples] for key in keys])
+        completions = self.engine.sample(self.model, prompts, _of_samples(keys, samples))
         return [prompt for prompt in prompts for _ in samples], completions
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -108,5 +133,29 @@ class RewardedPolicy(LanguageModule):
         _, completions = self.rollout(batch, self._held_out_keys(batch))
         return judge(self.rewards, batch, completions, self.tokenizer).rows()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is written already for the next step."""
+        super().on_save_checkpoint(checkpoint)
+        if self.rollout_settings.staleness:
+            checkpoint[STATE_KEY]["rollout_ahead"] = self.ahead.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from what was written."""
+        super().on_load_checkpoint(checkpoint)
+        if self.rollout_settings.staleness and (state := checkpoint[STATE_KEY].get("rollout_ahead")):
+            self.ahead.load_state_dict(state)
+
     def _held_out_keys(self, batch: dict[str, Any]) -> list[Key]:
         return [(HELD_OUT, self.rollout_settings.seed, number) for number in batch["numbers"]]
+
+    def _first_place(self, batch: Mapping[str, Any]) -> int:
+        return self.trainer.global_rank * len(batch["prompts"])
+
+
+def _prompts(batch: Mapping[str, Any]) -> list[Tensor]:
+    ids, mask = batch["prompt_ids"].cpu(), batch["attention_mask"].cpu().bool()
+    return [row[real] for row, real in zip(ids, mask, strict=True)]
+
+
+def _of_samples(keys: Sequence[Key], samples: range) -> list[list[Key]]:
+    return [[(*key, one) for one in samples] for key in keys]

@@ -21,6 +21,9 @@ class Rollout:
         max_resamples: how often the completions to a prompt are drawn again, at most, where all of them have the same
             score and so teach nothing: dynamic sampling as in DAPO (arXiv:2503.14476), which takes other prompts
             instead.
+        staleness: 1: the completions of the next step are written while this one is learned from, by the weights that
+            it began with. The engine has to be an `AsynchronousEngine`; one in this process copies what is trained of
+            the weights.
         seed: of the completions' random numbers.
     """
 
@@ -29,6 +32,7 @@ class Rollout:
     num_slots: int = 64
     missing_eos_penalty: float = 0.0
     max_resamples: int = 0
+    staleness: int = 0
     seed: int = 1
 
     def check(self) -> None:
@@ -39,6 +43,13 @@ class Rollout:
                 "model.rollout.sampling.temperature=0 always writes the same completion: PPO needs a value above 0."
             )
         check_least("model.rollout", self, num_samples=1, num_slots=1, missing_eos_penalty=0, max_resamples=0)
+        if self.staleness not in (0, 1):
+            raise UserError(f"model.rollout.staleness={self.staleness} must be 0 or 1.")
+        if self.staleness and self.max_resamples:
+            raise UserError(
+                f"model.rollout.max_resamples={self.max_resamples} asks for other completions once those of a step are "
+                "judged, while model.rollout.staleness=1 has those of the next one written: leave one of them out."
+            )
 
 
 @dataclass
@@ -82,8 +93,8 @@ class Update:
             `token_weights`).
         max_update_kl: nats of a token between the policy that wrote and the one that is updated; beyond, the rest of
             the rollout's updates is left out. None: never.
-        importance_cap: the largest weight of a token that another program drew (see `importance_weights`); those of
-            this process's own sampler have none.
+        importance_cap: the largest weight of a token that another program drew, or earlier weights (see
+            `importance_weights`); those of this process's own sampler at this step have none.
         entropy_coef: bonus for a nat of entropy.
         micro_batch_tokens: tokens of one forward and backward pass: bounds memory, changes nothing else.
     """

@@ -1,6 +1,6 @@
 """A `RolloutEngine` that asks a server over HTTP."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -69,6 +69,12 @@ class ServedEngine:
         Raises:
             UserError: the policy has no adapter, or completions came to nothing.
         """
+        return self.begin(model, prompts, keys)()
+
+    def begin(
+        self, model: Any, prompts: Sequence[Tensor], keys: Sequence[Sequence[Key]]
+    ) -> Callable[[], list[Completion]]:
+        """See `AsynchronousEngine`; the weights are handed over before it returns, and nothing else."""
         assert self._server is not None
         name = self._hand_over(model, self._server)
         folder = (self.folder / name).resolve()
@@ -79,6 +85,9 @@ class ServedEngine:
         ]
         vocab_size = base_model(model).config.get_text_config(decoder=True).vocab_size
         read = partial(self._server.read, vocab_size=vocab_size)
+        return partial(self._ask, bodies, read)
+
+    def _ask(self, bodies: list[Any], read: Callable[..., Completion]) -> list[Completion]:
         found = dict(self.endpoint.call("completions", bodies, read))
         if len(found) < len(bodies):
             raise UserError(

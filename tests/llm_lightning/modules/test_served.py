@@ -157,6 +157,26 @@ def send(handler, reply):
 
 
 @pytest.mark.slow
+def test_the_next_rollout_is_by_the_adapter_that_this_step_began_with(served, server, tmp_path):
+    rollout = Rollout(Sampling(5), 4, staleness=1)
+    module = served(4, rollout=rollout)
+    names = [name for phase, name in server.phases if phase == "complete"]
+    # Four rollouts by three weights: the first two are by those of the start.
+    assert len(names) == len(set(names)) == 3
+    gaps = [m["rollout/sampler_gap"] for m in module.history]
+    assert gaps[0] < 1e-4 < min(gaps[1:]) and all(m["train/importance_weight"] > 0 for m in module.history)
+    server.phases.clear()
+    server.fault = lambda body, attempt: dead if "prompt" in body and len(server.phases) > 3 else None
+    with pytest.raises((UserError, DataError), match=r"model\.engine: .* came to nothing|in a row came to nothing"):
+        served(4, max_retries=1, rollout=rollout, callbacks=[RunCheckpoint(1, dirpath=tmp_path / "ckpt")])
+    server.fault = lambda body, attempt: None
+    done = max(int(path.stem.removeprefix("step=")) for path in (tmp_path / "ckpt").glob("step=*.ckpt"))
+    assert 1 <= done < 4
+    resumed = served(4, rollout=rollout, ckpt_path=tmp_path / "ckpt" / f"step={done}.ckpt")
+    assert len(resumed.history) == 4 - done
+
+
+@pytest.mark.slow
 def test_a_server_that_has_the_adapter_already_is_asked_at_once(served, server):
     """As after a kill between loading and writing."""
     first = served(1)
