@@ -51,7 +51,7 @@ def timeless(metrics):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_it_learns(served, seed):
-    module = served(16, batch_size=8, lr=4e-2, rollout=Rollout(Sampling(5), 4, seed=seed))
+    module = served(24, batch_size=8, lr=4e-2, rollout=Rollout(Sampling(5), 4, seed=seed))
     first, last = (sum(m["train/reward"] for m in part) / 3 for part in (module.history[:3], module.history[-3:]))
     assert last > first + 0.12, (first, last)
 
