@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
@@ -23,10 +22,10 @@ from typing_extensions import override
 from callbacks.training_loop import is_accumulating
 from llm_lightning.checkpoints.checkpoint_io import METADATA_FILE, AtomicCheckpointIO
 from llm_lightning.checkpoints.sharded_reader import METADATA_CHECKSUM, PartsReader, load_parts
+from llm_lightning.checkpoints.sharded_writer import BackgroundWriter, unfinished_folder, write_sharded
 from llm_lightning.errors import UserError
 from llm_lightning.models.loading.sharding import Sharding, hybrid_mesh
 from llm_lightning_safety.files import remove
-from llm_lightning_safety.seals import checksum
 
 SHARDED = "sharded"
 """The key of a list of those that were in the checkpoint beside weights and optimizers, and are in its parts."""
@@ -44,6 +43,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         replicas: groups that these ranks are divided into, each of which holds all the weights, sharded within it
             (hybrid sharding). Best one for each node or few: weights are gathered within a group, and only the sums of
             gradients go between groups, once a step. A rank then holds `replicas` times as much.
+        asynchronous_checkpoints: write those that a run can go on from while it trains on: it waits for a copy in the
+            hosts' memory alone, which a rank needs its shard of weights and optimizer for. A checkpoint is whole a
+            little later than its step; the last one before the process ends.
         gather_dtype: that weights are gathered and multiplied in; by default what `trainer.precision` says (bfloat16
             under `bf16-mixed`). For devices that have no autocast.
         kwargs: see `ModelParallelStrategy`.
@@ -56,11 +58,14 @@ class FSDP2Strategy(ModelParallelStrategy):
         tensor_parallel_size: int = 1,
         data_parallel_size: Literal["auto"] | int = "auto",
         replicas: int = 1,
+        asynchronous_checkpoints: bool = False,
         gather_dtype: Literal["bfloat16"] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(data_parallel_size, tensor_parallel_size, **kwargs)
         self.replicas = replicas
+        self.asynchronous_checkpoints = asynchronous_checkpoints
+        self._background = BackgroundWriter()
         self.gather_dtype = gather_dtype
 
     @property
@@ -123,28 +128,23 @@ class FSDP2Strategy(ModelParallelStrategy):
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         path = Path(self.broadcast(filepath))
-        unfinished = path.with_name(f".{path.name}.unfinished")
+        self._background.wait()
         if self.is_global_zero:
-            remove(unfinished)  # of a killed run
+            remove(unfinished_folder(path))  # of a killed run
         self.barrier("save_checkpoint")
         optimizers = {_optimizer_key(i): state for i, state in enumerate(checkpoint.pop("optimizer_states", []))}
         checkpoint[SHARDED] = [key for key, value in checkpoint.items() if key != "state_dict" and _is_sharded(value)]
-        sharded = {key: checkpoint.pop(key) for key in ("state_dict", *checkpoint[SHARDED])}
-        try:
-            dcp.save(sharded | optimizers, checkpoint_id=unfinished)
-        except dcp.CheckpointException as error:
-            if self.is_global_zero:
-                remove(unfinished)
-            raise UserError(
-                f"{path} could not be written: {next(iter(error.failures.values()))[0]}. The checkpoint before it is "
-                "whole; make room and run the same command again to go on from there."
-            ) from error
-        if self.is_global_zero:
-            checkpoint[METADATA_CHECKSUM] = checksum((unfinished / ".metadata").read_bytes())
-            AtomicCheckpointIO().save_checkpoint(checkpoint, unfinished / METADATA_FILE)
-            remove(path)
-            unfinished.replace(path)
+        parts = {key: checkpoint.pop(key) for key in ("state_dict", *checkpoint[SHARDED])} | optimizers
+        if self.asynchronous_checkpoints and optimizers:
+            self._background.begin(parts, checkpoint, path)
+            return
+        write_sharded(parts, checkpoint, path)
         self.barrier("save_checkpoint")
+
+    @override
+    def teardown(self) -> None:
+        self._background.wait()
+        super().teardown()
 
     @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
@@ -152,6 +152,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
         What does not fit this network is left as it is: `on_load_checkpoint` gets the shapes of all, to compare.
         """
+        self._background.wait()
         path = Path(self.broadcast(checkpoint_path))
         return self._load_file(path) if path.is_file() else self._load_folder(path)
 
