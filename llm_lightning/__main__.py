@@ -28,6 +28,7 @@ commands:
   export         write a model in the formats of other programs, each proven to be the model
   slurm          submit one of these, or a chain of stages, to a SLURM cluster
   k8s            submit one of these to Kubernetes
+  sky            submit one of these to any cloud, by SkyPilot
   workspace      make a W&B workspace that shows what matters of a stage
   configs        list the configurations that --config takes by name, or copy them
 
@@ -59,6 +60,7 @@ OTHERS = {
     "k8s": "llm_lightning.commands.launch.k8s",
     "merge": "llm_lightning.commands.merge",
     "report": "llm_lightning.commands.report",
+    "sky": "llm_lightning.commands.launch.sky",
     "slurm": "llm_lightning.commands.launch.slurm",
     "workspace": "llm_lightning.commands.workspace",
 }

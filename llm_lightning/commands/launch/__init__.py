@@ -1,1 +1,1 @@
-"""Commands that write what a cluster takes, and the one that hands a run to Ray; each checks it before."""
+"""Commands that write what a cluster takes, check it, and submit it."""

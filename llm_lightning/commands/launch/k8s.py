@@ -4,16 +4,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import yaml
-
-from llm_lightning.commands.launch.slurm import COMMANDS, refuse_secrets
+from llm_lightning.commands.launch.artefact import given_files, refuse_secrets, rendered
+from llm_lightning.commands.launch.slurm import COMMANDS
 from llm_lightning.errors import UserError
 from llm_lightning.launch.jobset import SETTINGS, PodOptions, manifests, name_of
 from llm_lightning.launch.options import refuse_owned
-from llm_lightning.launch.script import lines_of
 from llm_lightning.process.command import run_command
 from llm_lightning.settings.flags import FlagParser
-from llm_lightning_safety.redaction import redact
 
 USAGE = """\
 usage: llm-lightning k8s fit --config FILE ... --image IMAGE --volume CLAIM:PATH [--nodes N] [--gpus-per-node N]
@@ -37,16 +34,6 @@ All flags but these are the run's own, as without `k8s`. Configurations that are
 """
 
 
-class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as they are."""
-
-
-_Dumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
-)
-
-
 def run(args: list[str], *, debug: bool = False) -> int:
     """Run the command; a user's mistake becomes one message and exit code 2.
 
@@ -63,10 +50,11 @@ def _run(args: list[str]) -> None:
     if args[0] not in COMMANDS:
         raise UserError(f"k8s {args[0]}: there are {', '.join(COMMANDS)}.")
     options, rest = parse_options(args[1:])
-    refuse_secrets(args, "the manifest", "put it into a Secret of the cluster, and name that by --env-from")
+    way_out = "put it into a Secret of the cluster, and name that by --env-from"
+    refuse_secrets(args, "the manifest", way_out)
     root = str(read_settings([args[0], *rest]).trainer.default_root_dir)
     options.check_root(root)
-    arguments, files = _with_files(rest)
+    arguments, files = given_files(rest, SETTINGS, "the manifest", way_out)
     ours = [
         f"--trainer.accelerator={'gpu' if options.gpus_per_node else 'cpu'}",
         f"--trainer.devices={options.ranks_per_node}",
@@ -75,8 +63,7 @@ def _run(args: list[str]) -> None:
     ]
     theirs = [word for word in arguments if not word.startswith("--trainer.default_root_dir=")]
     name = options.name or name_of(Path(root).name)
-    found = manifests(options, name, [args[0], *theirs, *ours], files)
-    text = yaml.dump_all(found, Dumper=_Dumper, sort_keys=False, width=120)
+    text = rendered(manifests(options, name, [args[0], *theirs, *ours], files))
     if options.dry_run:
         print(text, end="")
         return
@@ -104,27 +91,6 @@ def parse_options(args: list[str]) -> tuple[PodOptions, list[str]]:
     options.check()
     refuse_owned(rest)
     return options, rest
-
-
-def _with_files(rest: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The arguments as the container is given them, and the texts of configurations that are files here."""
-    arguments, files = [], dict[str, str]()
-    for word in lines_of(rest):
-        flag, _, value = word.partition("=")
-        path = Path(value)
-        if flag not in ("--config", "-c") or not path.is_file():
-            arguments.append(word)
-            continue
-        text = path.read_text(encoding="utf-8")
-        if redact(yaml.safe_load(text)) != yaml.safe_load(text):
-            raise UserError(
-                f"--config {value} has something in it that looks like a secret, which the manifest would show: put it "
-                "into a Secret of the cluster, and name that by --env-from."
-            )
-        name = f"{len(files)}-{path.name}"
-        files[name] = text
-        arguments.append(f"--config={SETTINGS}/{name}")
-    return arguments, files
 
 
 def _kubectl(args: list[str], manifest: str) -> str:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from llm_lightning.commands.launch.artefact import check_syntax, refuse_secrets
 from llm_lightning.errors import UserError
 from llm_lightning.launch.options import JobOptions, parse_options
 from llm_lightning.launch.script import Job, batch_script
@@ -66,7 +67,7 @@ def _run(args: list[str]) -> None:
     if options.dry_run:
         scripts = [batch_script(job) for job in jobs]
         for script in scripts:
-            _check_syntax(script)
+            check_syntax(script)
         print("\n".join(scripts), end="")
     else:
         submit(jobs)
@@ -102,21 +103,6 @@ def _job(options: JobOptions, command: str, arguments: list[str], written_by: st
     return job
 
 
-def refuse_secrets(arguments: list[str], where: str, way_out: str) -> None:
-    """Raise `UserError` for an argument that looks like a secret: what is written for the cluster is shown to others.
-
-    Args:
-        arguments: of the command line.
-        where: what would show it.
-        way_out: what to do instead.
-    """
-    for place, (old, new) in enumerate(zip(arguments, redact_arguments(arguments), strict=True)):
-        if old == new:
-            continue
-        flag = old if old.startswith("-") else arguments[place - 1]
-        raise UserError(f"{flag.split('=')[0]}: this looks like a secret, which {where} would show: {way_out}.")
-
-
 def submit(jobs: list[Job]) -> None:
     """Check and submit jobs, each behind the one before; say where their output goes.
 
@@ -127,7 +113,7 @@ def submit(jobs: list[Job]) -> None:
         raise UserError("There is no sbatch on this machine: run this on the cluster's login node, or add --dry-run.")
     for job in jobs:
         script = batch_script(job)
-        _check_syntax(script)
+        check_syntax(script)
         _sbatch(["--test-only"], script)
     number: str | None = None
     for job in jobs:
@@ -138,12 +124,6 @@ def submit(jobs: list[Job]) -> None:
         number = _sbatch(["--parsable", str(path)]).strip().split(";")[0]
         log = str(job.log).replace("%j", number).replace("%A", number).replace("%a", "N")
         print(f"Submitted job {number} ({job.name}); its script is {path}, its output goes to {log}.")
-
-
-def _check_syntax(script: str) -> None:
-    checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
-    if checked.returncode:
-        raise UserError(f"The script is no valid bash; look at --setup: {checked.stderr.strip()}")
 
 
 def _sbatch(args: list[str], script: str | None = None) -> str:
