@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 
 from llm_lightning.models.adapters.adalora import orthogonality
 from llm_lightning.models.adapters.virtual_tokens import prompt_config, prompted_states
-from llm_lightning.models.attention import ATTENTION, Documents, attention_of
+from llm_lightning.models.attention import ATTENTION, PACKED, Documents, attention_of, with_attention
 from llm_lightning.models.balance import Routing
 from llm_lightning.models.loading.sharding import RUN, is_zero3, run_gathered
 from llm_lightning.models.running.apart import run_apart
@@ -85,6 +86,20 @@ def prepare_batch(batch: Mapping[str, Any], *, two_way: bool = False) -> dict[st
     return prepared
 
 
+def pinned(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch in memory that a GPU copies from by itself, while the host goes on; what is there already stays.
+
+    A loader pins what it made, and not what a batch was prepared with.
+    """
+
+    def pin(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value if value.device.type != "cpu" or value.is_pinned() else value.pin_memory()
+        return value.pin_memory() if isinstance(value, Documents) else value
+
+    return {name: pin(value) for name, value in batch.items()}
+
+
 def is_text(input_ids: Tensor, labels: Tensor) -> Tensor:
     """(B, T) bool: what is not the padding at a row's end, which is one token over and over that is never trained.
 
@@ -105,7 +120,7 @@ def hidden_states(model: nn.Module, batch: Mapping[str, Any], routing: Routing |
     network = base_model(model)
     if prompt_config(model) is not None:
         return prompted_states(model, network, batch)
-    behaviour = behaviour_of(network)
+    behaviour, config = behaviour_of(network), network.config.get_text_config(decoder=True)
     kind: Any = type(network)
     names = ["position_ids", "attention_mask"]
     if attention_of(network) == ATTENTION:
@@ -119,7 +134,9 @@ def hidden_states(model: nn.Module, batch: Mapping[str, Any], routing: Routing |
         options = {"use_cache": False} if _accepts_use_cache(kind) else {}
         if routing is not None:
             options["output_router_logits"] = True
-        output = forward(**inputs, **options)
+        is_packed = "documents" in inputs and "attention_mask" not in inputs
+        with with_attention(config, PACKED) if is_packed else nullcontext():
+            output = forward(**inputs, **options)
         if routing is not None:
             routing.note(output.router_logits, rows.get("real", rows.get("attention_mask")))
         return output.logits if behaviour.own_logits else output.last_hidden_state

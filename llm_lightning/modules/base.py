@@ -19,7 +19,7 @@ from llm_lightning.models.backbone import Backbone
 from llm_lightning.models.description import describe
 from llm_lightning.models.export import save_model_folder
 from llm_lightning.models.generation import generation_settings
-from llm_lightning.models.heads import base_model, prepare_batch
+from llm_lightning.models.heads import base_model, pinned, prepare_batch
 from llm_lightning.models.loading.identity import Beginning
 from llm_lightning.models.loading.sharding import Sharding
 from llm_lightning.models.merging.adapter import merge_folder
@@ -165,6 +165,17 @@ class LanguageModule(LightningModule):
     def on_before_batch_transfer(self, batch: Mapping[str, Any], dataloader_idx: int) -> Mapping[str, Any]:
         """See `prepare_batch`."""
         return prepare_batch(batch) if "labels" in batch else batch
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Without waiting for the device; see `pinned`."""
+        ready = pinned(batch) if device.type == "cuda" and isinstance(batch, Mapping) else batch
+        return super().transfer_batch_to_device(ready, device, dataloader_idx)
+
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's; a number of the host's stays there, where Lightning would wait until the device has each."""
+        if isinstance(value, int | float):
+            value = torch.tensor(float(value), dtype=torch.float32)
+        super().log(name, value, *args, **kwargs)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Step, and free the gradients: Lightning does that after the next forward pass, on top of its activations."""

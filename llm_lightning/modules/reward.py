@@ -82,7 +82,7 @@ class RewardModeling(LanguageModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Summed loss over the micro-batch's pairs; see `LanguageModule` for its divisor."""
         chosen, rejected, losses = self._losses(batch)
-        num_pairs = torch.tensor(float(len(losses)), device=losses.device)
+        num_pairs = torch.full((), float(len(losses)), device=losses.device)
         loss = losses.sum() + orthogonality(self.model) * num_pairs
         decided = ~batch["ties"]
         self.step.collect(
@@ -93,7 +93,7 @@ class RewardModeling(LanguageModule):
             right=is_right(chosen, rejected)[decided].sum(),
             margin=(chosen - rejected)[decided].sum(),
             reward=(chosen + rejected).sum() / 2,
-            tokens=torch.tensor(float(batch["input_ids"].numel()), device=losses.device),
+            tokens=torch.full((), float(batch["input_ids"].numel()), device=losses.device),
         )
         return loss
 

@@ -12,7 +12,7 @@ WARNINGS = (
     r".*does not have many workers.*",
     r"The `srun` command is available on your system but is not used.*",  # an error of ours where it matters
     r".*isinstance\(treespec, LeafSpec\).*",
-    r".*You have overridden `on_before_batch_transfer`.*",
+    r".*You have overridden `(on_before_batch_transfer|transfer_batch_to_device)`.*",
     r".*is not supported by the model summary.*",
     r".*You defined a `validation_step` but have no `val_dataloader`.*",
     r"It is recommended to use `self\.log\(.*sync_dist=True\)`.*",  # what is logged is over all ranks already

@@ -12,9 +12,9 @@ through the network's keyword arguments; the network never waits for the device 
 from llm_lightning.models.attention.branches import Branch, Branches
 from llm_lightning.models.attention.choice import attention_of, with_attention
 from llm_lightning.models.attention.documents import Documents
-from llm_lightning.models.attention.interface import ATTENTION, Prefix, document_attention, register_attention
+from llm_lightning.models.attention.interface import ATTENTION, PACKED, Prefix, document_attention, register_attention
 
 __all__ = [
-    "ATTENTION", "Branch", "Branches", "Documents", "Prefix", "attention_of", "document_attention",
+    "ATTENTION", "PACKED", "Branch", "Branches", "Documents", "Prefix", "attention_of", "document_attention",
     "register_attention", "with_attention",
 ]  # fmt: skip

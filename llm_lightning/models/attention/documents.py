@@ -1,5 +1,6 @@
 """Where the documents of a packed batch lie."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -66,11 +67,16 @@ class Documents:
 
     def to(self, device: torch.device) -> "Documents":
         """On the batch's device, without waiting for it; the spans stay on the CPU."""
+        return self._with(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Documents":
+        """In memory that a GPU copies from by itself."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Documents":
         names = ("cu_seqlens", "source", "kept")
-        moved: Any = {
-            name: None if (x := getattr(self, name)) is None else x.to(device, non_blocking=True) for name in names
-        }
-        return replace(self, **moved)
+        changed: Any = {name: None if (x := getattr(self, name)) is None else change(x) for name in names}
+        return replace(self, **changed)
 
 
 class Span(NamedTuple):

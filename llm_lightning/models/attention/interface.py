@@ -14,6 +14,9 @@ from llm_lightning.models.attention.documents import Documents
 from llm_lightning.models.attention.plain import plain_attention, span_attention, two_way_attention, window_mask
 
 ATTENTION = "llm_lightning_documents"
+PACKED = "llm_lightning_packed"
+"""The same without a mask function: transformers' search for documents, by which it would make a mask, has each forward
+pass of packed rows wait for the device."""
 
 
 class Prefix(Protocol):
@@ -105,4 +108,5 @@ def register_attention() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(ATTENTION, document_attention)
+    AttentionInterface.register(PACKED, document_attention)
     AttentionMaskInterface.register(ATTENTION, document_mask)

@@ -301,10 +301,9 @@ class PPO(RewardedPolicy):
                 loss, kl = self.loss(experience, group, averages)
                 # Strategies average gradients over ranks.
                 self.manual_backward(loss * self.trainer.world_size / divisor)
-            counted = (
-                experience.mask[group].sum() if self.update_settings.average == "tokens" else torch.tensor(len(group))
-            )
-            self.step.collect(loss=loss, kl=kl.double(), tokens=counted.double().to(self.device))
+            by_tokens = self.update_settings.average == "tokens"
+            counted = experience.mask[group].sum() if by_tokens else loss.new_full((), len(group))
+            self.step.collect(loss=loss, kl=kl.double(), tokens=counted.double())
         return self.step.reduce(gradient_norm(optimizer), self.ranks, divided_by=divisor)
 
     def _optimizer_step(self, totals: Totals, *, is_first: bool) -> None:

@@ -93,7 +93,7 @@ class TokenPrediction(LanguageModule):
 
     def _num_tokens(self, batch: dict[str, Any]) -> Tensor:
         """() tokens in the loss."""
-        return torch.tensor(float(len(batch["targets"])), device=self.device)
+        return torch.full((), float(len(batch["targets"])), device=self.device)
 
     def _num_bytes(self, targets: Tensor) -> Tensor:
         """() UTF-8 bytes of the text that is predicted; 0 where bits per byte say nothing."""

@@ -168,7 +168,7 @@ class PreferenceOptimization(LanguageModule):
             loss=loss,
             nll=losses.total,
             examples=count,
-            tokens=torch.tensor(float(batch["input_ids"].numel()), device=loss.device),
+            tokens=torch.full((), float(batch["input_ids"].numel()), device=loss.device),
             **losses.scored.sums(),
         )
         return loss
