@@ -24,6 +24,7 @@ from llm_lightning.models.loading.gguf import converted, gguf_config
 from llm_lightning.models.loading.new_tokens import NEW_IDS, add_rows, new_ids, own_tokenizer
 from llm_lightning.models.loading.sharding import Sharding, initialize, layers_of, load_weights
 from llm_lightning.models.running.behaviour import Behaviour
+from llm_lightning.models.running.recomputation import Recomputation, recompute_activations
 from llm_lightning.models.tasks import ENCODER_DECODER, LANGUAGE, Task, trained_for, with_fresh_head
 
 VOCAB_MULTIPLE = 64
@@ -49,6 +50,8 @@ class Backbone:
             given to transformers (`sdpa`, `eager`, `flash_attention_2`, ...), which then builds dense masks. Where an
             architecture cannot do with the default, `sdpa` or `eager` takes its place.
         activation_checkpointing: recompute each layer in the backward pass: less memory, about a third more time.
+            `selective` keeps what is dear to compute, `offload` moves what is kept to the host: see
+            `running/recomputation.py`.
         compile: compile each layer by torch.compile; pays off after the first minutes.
         dropout: all the dropout probabilities that the architecture has; by default what its config says.
         quantization: transformers config that the weights are quantized by as they are read, by `class_path`
@@ -63,7 +66,7 @@ class Backbone:
     config: PreTrainedConfig | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     attention: str = ATTENTION
-    activation_checkpointing: bool = False
+    activation_checkpointing: Recomputation = False
     compile: bool = False
     dropout: float | None = None
     quantization: QuantizationConfigMixin | None = None
@@ -82,6 +85,11 @@ class Backbone:
             given = "both are given" if self.path else "neither is given"
             raise UserError(
                 f"model.backbone needs either `path` (hub id, folder, .gguf) or `config` (from scratch): {given}."
+            )
+        if self.compile and self.activation_checkpointing == "selective":
+            raise UserError(
+                "model.backbone.activation_checkpointing=selective does not go with model.backbone.compile, whose "
+                "compiled layers hide what they compute: leave out one, or set activation_checkpointing to true."
             )
         self._check_quantization()
         self._check_new_tokens()
@@ -172,7 +180,7 @@ class Backbone:
         model.config.use_cache = False
         model.train()
         if self.activation_checkpointing:
-            model.activation_checkpointing_enable()
+            recompute_activations(model, self.activation_checkpointing)
         if self.compile:
             for layer in model.get_decoder().layers if task.is_causal else layers_of(model):
                 layer.compile()
