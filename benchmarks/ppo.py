@@ -12,18 +12,21 @@ up; each measurement is a fresh process, contenders run in turns, and medians ar
 - `llm-lightning-trunk`: the critic a head on the policy.
 - `trl-ppo`: TRL 1.12, the last release with PPO, in float32 without gradient checkpointing.
 - `llm-lightning-grpo`, `trl-grpo`: without a critic; TRL's newest.
+
+Where only ours take part, the table has the seconds of a step's phases.
 """
 
 import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, only its own folder is on the path
 
-from benchmarks.ppo_workload import PPO_QUICK, PPO_SHAPES, PPOJob, write_models, write_prompts
+from benchmarks.ppo_workload import PHASES, PPO_QUICK, PPO_SHAPES, PPOJob, write_models, write_prompts
 from benchmarks.runner import OURS, Contender, Metric, add_arguments, chosen, chosen_device, compare, fit, script
 
 METRICS = [
@@ -54,7 +57,7 @@ def our_command(job: PPOJob, path: Path) -> list[str]:
         "data.batch_size": job.num_answers // job.num_samples,
         "data.val_share": 0,
         "data.cache_dir": f"{job.scratch}/cache",
-        "trainer.precision": "32-true",
+        "trainer.precision": job.precision,
         "trainer.accelerator": job.device,
         "trainer.devices": 1,
         "trainer.max_steps": job.warmup + job.steps,
@@ -80,19 +83,28 @@ CONTENDERS = [
 ]
 
 
+def is_ours(contender: Contender) -> bool:
+    """Whether it says what its phases take."""
+    return contender.name.startswith(OURS)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables; exit code 1 if a contender failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", choices=sorted(PPO_SHAPES), default=["9m"])
     parser.add_argument("--quick", action="store_true", help="about a minute: ours alone, few completions")
+    parser.add_argument("--answers", type=int, help="completions a step; default: few, as suits a CPU")
     add_arguments(parser, CONTENDERS)
     args = parser.parse_args(argv)
-    args.device = chosen_device(args.device)
+    args.device, contenders = chosen_device(args.device), chosen(CONTENDERS, args)
+    apart = [Metric(name, "s", name, 11, ".2f") for name in PHASES] if all(is_ours(c) for c in contenders) else []
     if args.quick:
         args.model, args.repeats = ["9m"], 1
     failures = 0
     for model in args.model:
         shape = PPO_QUICK if args.quick else PPO_SHAPES[model]
+        if args.answers:
+            shape = replace(shape, num_answers=args.answers)
         with tempfile.TemporaryDirectory(prefix="ppo-") as folder:
             from transformers import AutoTokenizer
 
@@ -103,10 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             job = PPOJob(
                 folder=str(policy), reward=str(reward), prompts=str(prompts), scratch="", result="",
                 num_answers=shape.num_answers, warmup=shape.warmup, steps=shape.steps, device=args.device,
+                precision=args.precision[0],
             )  # fmt: skip
-            settings = {name: getattr(job, name) for name in ("num_answers", "steps")}
+            settings = {name: getattr(job, name) for name in ("num_answers", "steps", "precision")}
             title = f"{model}, {shape.num_answers} answers a step, {shape.steps} steps"
-            _, failed = compare("ppo", model, chosen(CONTENDERS, args), job, METRICS, settings, title, args)
+            _, failed = compare("ppo", model, contenders, job, [*METRICS, *apart], settings, title, args)
         failures += failed
     return 1 if failures else 0
 

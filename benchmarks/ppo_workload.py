@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ once in a vocabulary, and every completion would be as long as it may be."""
 LONGEST_ANSWER = 128
 
 
+PHASES = ("rollout_s", "reward_s", "evaluate_s", "update_s")
+"""What ours logs of a step, beside its loss: seconds of its parts."""
+
+
 @dataclass(frozen=True)
 class PPOShape:
     """Steps that are measured: `num_answers` a step, `warmup` and `steps` of them."""
@@ -27,7 +32,7 @@ class PPOShape:
     steps: int
 
 
-PPO_SHAPES = {"9m": PPOShape(64, 1, 4), "135m": PPOShape(16, 1, 2)}
+PPO_SHAPES = {"tiny": PPOShape(4, 1, 1), "9m": PPOShape(64, 1, 4), "135m": PPOShape(16, 1, 2)}
 PPO_QUICK = PPOShape(16, 1, 2)
 
 
@@ -48,6 +53,7 @@ class PPOJob:
         num_samples: completions to a prompt, of `grpo`.
         critic: `network` or `trunk`, ours.
         epochs: times that a completion is trained on.
+        precision: of ours, in Lightning's words; TRL's is float32.
     """
 
     folder: str
@@ -66,6 +72,7 @@ class PPOJob:
     max_new_tokens: int = LONGEST_ANSWER
     temperature: float = 1.0
     lr: float = 3e-6
+    precision: str = "32-true"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,6 +84,7 @@ class PPOJob:
             "samples_per_s": samples / measured["wall_s"],
             "samples_per_cpu_s": samples / measured["cpu_s"],
             "peak_memory_mb": measured["peak_memory_mb"],
+            **{name: seconds / self.steps for name, seconds in measured.items() if name in PHASES},
         }
 
 
@@ -85,10 +93,8 @@ def write_models(folder: Path, model: str) -> tuple[Path, Path]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-    from datamodules.corpora import python_docs
-
     settings = SHAPES[model, "cpu"].config
-    tokenizer = train_tokenizer(list(python_docs.documents()), settings["vocab_size"])
+    tokenizer = train_tokenizer(_texts(), settings["vocab_size"])
     tokenizer.pad_token = tokenizer.eos_token
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     torch.manual_seed(0)
@@ -99,6 +105,14 @@ def write_models(folder: Path, model: str) -> tuple[Path, Path]:
         network.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     return folder / "policy", folder / "reward"
+
+
+@cache
+def _texts() -> list[str]:
+    """The standard library's documentation; to read it takes seconds."""
+    from datamodules.corpora import python_docs
+
+    return list(python_docs.documents())
 
 
 def _give_an_end(policy: Any, eos: int) -> None:
@@ -119,10 +133,8 @@ def _give_an_end(policy: Any, eos: int) -> None:
 
 def write_prompts(path: Path, tokenizer: Any, count: int) -> list[list[int]]:
     """Prompts that are beginnings of the standard library's documentation; returns their token ids."""
-    from datamodules.corpora import python_docs
-
     rng = random.Random(0)
-    texts = [text for text in python_docs.documents() if len(text) > 600]
+    texts = [text for text in _texts() if len(text) > 600]
     prompts = []
     for _ in range(count):
         ids = tokenizer(rng.choice(texts))["input_ids"][: rng.randint(*PROMPT_TOKENS)]

@@ -45,6 +45,7 @@ def our_command(job: Job, path: Path) -> list[str]:
             "config": ROOT / "benchmarks" / "pretraining.yaml",
             "model.backbone.path": job.folder,
             "model.backbone.compile": str(job.compile).lower(),
+            "model.backbone.activation_checkpointing": str(job.checkpointing).lower(),
             "data": "benchmarks.fixed_rows.FixedRows",
             "data.path": job.rows,
             "data.batch_size": job.batch_size,

@@ -13,6 +13,7 @@ from benchmarks.workload import SHAPES, Shape
 
 # One row of ours a step, so that it has the same pairs as a usual batch.
 REWARD_SHAPES = {
+    ("tiny", "cpu"): replace(SHAPES["tiny", "cpu"], seq_len=512),
     ("9m", "cpu"): replace(SHAPES["9m", "cpu"], rows=1, seq_len=2048, warmup=4, steps=30),
     ("135m", "cpu"): replace(SHAPES["135m", "cpu"], rows=1, seq_len=1024, warmup=2, steps=8),
     ("9m", "cuda"): replace(SHAPES["9m", "cuda"], rows=16, seq_len=2048),

@@ -48,8 +48,11 @@ def generated(network: Any, prompts: list[Any], eos: int, seed: int, batch_size:
         width = max(map(len, batch))
         ids = torch.stack([torch.cat([torch.full((width - len(p),), eos), p]) for p in batch])
         mask = torch.stack([torch.arange(width) >= width - len(p) for p in batch]).long()
+        batch_of = {"input_ids": ids, "attention_mask": mask}
         options = {"do_sample": True, "top_k": 0, "top_p": 1.0, "pad_token_id": eos, "use_cache": True}
-        rows = network.generate(input_ids=ids, attention_mask=mask, max_new_tokens=LONGEST_ANSWER, **options)
+        rows = network.generate(
+            **{name: x.to(network.device) for name, x in batch_of.items()}, max_new_tokens=LONGEST_ANSWER, **options
+        )
         completions = rows[:, width:]
         over = (completions == eos).cumsum(1)
         total += int(((over == 0) | ((over == 1) & (completions == eos))).sum())
@@ -70,14 +73,16 @@ def benchmark(model: str, args: argparse.Namespace) -> None:
     from llm_lightning.models.attention import register_attention
     from llm_lightning.run.precision import use_fast_float32
 
-    use_fast_float32()
+    if args.device == "cpu":
+        use_fast_float32()
     register_attention()
     count = args.answers or PPO_SHAPES[model].num_answers
     with tempfile.TemporaryDirectory(prefix="rollouts-") as folder:
         policy, _ = write_models(Path(folder), model)
         tokenizer = AutoTokenizer.from_pretrained(policy)
         prompts = [torch.tensor(ids) for ids in write_prompts(Path(folder) / "prompts.jsonl", tokenizer, count)]
-        network = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
+        dtype = torch.bfloat16 if args.precision == "bf16-mixed" else torch.float32
+        network = AutoModelForCausalLM.from_pretrained(policy, dtype=dtype).to(args.device)
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
     lengths: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     for turn in range(args.repeats + 1):
@@ -89,7 +94,12 @@ def benchmark(model: str, args: argparse.Namespace) -> None:
                 row = {"samples_per_cpu_s": count / cpu, "samples_per_s": count / wall, "tokens_per_s": tokens / wall}
                 figures[name].append(row)
                 lengths[name].append(tokens / count)
-    settings = machine("cpu") | {"answers": count, "threads": torch.get_num_threads(), "longest": LONGEST_ANSWER}
+    settings = machine(args.device) | {
+        "answers": count,
+        "precision": args.precision,
+        "threads": torch.get_num_threads(),
+        "longest": LONGEST_ANSWER,
+    }
     print(f"\n{model}, {count} texts, {settings['threads']} threads, {settings['machine']}, torch {settings['torch']}")
     ours = statistics.median(row["samples_per_cpu_s"] for row in figures[OURS])
     for name, rows in figures.items():
@@ -108,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--answers", type=int, help="default: those of a PPO step")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="9m, 16 completions, one repeat")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true", help="mixed: bf16 weights")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append one object a metric")
     args = parser.parse_args(argv)
     if args.quick:

@@ -19,6 +19,8 @@ a row are left out for all. Each measurement is a fresh process; contenders run 
 - `trl-padding-free`: the records of a batch in one row, with SDPA (its flash attention needs a GPU).
 - `trl-packing`: best-fit decreasing into rows, with SDPA.
 
+`--method lora-int8`, ours alone: the adapter on a network that torchao holds in 8 bits.
+
 With --prepare: records/s from the file to tokenized rows, with nothing cached, imports left out. Ours packs; `trl` does
 not, `trl-packing` does, and has as many processes as --threads says.
 """
@@ -100,7 +102,10 @@ def our_command(job: SFTJob, path: Path) -> list[str]:
         "trainer.callbacks.result": job.result,
         "trainer.callbacks.warmup": job.warmup,
     }
-    if job.method == "lora":
+    if job.method == "lora-int8":
+        scheme = {"quant_type": {"class_path": "torchao.quantization.Int8WeightOnlyConfig"}}
+        settings["model.backbone.quantization"] = {"class_path": "transformers.TorchAoConfig", "init_args": scheme}
+    if job.method != "full":
         settings["model.peft"] = "peft.LoraConfig"
         settings |= {f"model.peft.{name}": value for name, value in LORA.items()}
     return fit(settings)
@@ -206,7 +211,7 @@ def name_of(model: str, args: argparse.Namespace) -> str:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", choices=sorted({name for name, _ in SFT_SHAPES}), default=["9m"])
-    parser.add_argument("--method", nargs="+", choices=["full", "lora"], default=["full"])
+    parser.add_argument("--method", nargs="+", choices=["full", "lora", "lora-int8"], default=["full"])
     parser.add_argument("--data", nargs="+", default=[EMBEDDED], metavar="FILE", help=f"default: {EMBEDDED}, embedded")
     parser.add_argument("--weights", type=Path, metavar="FOLDER", help="train this model, in --model's steps")
     parser.add_argument("--prepare", action="store_true", help="measure the preparation of the data instead")

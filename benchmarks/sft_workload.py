@@ -48,7 +48,7 @@ class SFTJob:
         seq_len: tokens of a packed row; no record is longer.
         batch_size: records a step where they are not packed, as many as `rows` rows hold on average.
         warmup: steps that are not timed.
-        method: `full` or `lora`.
+        method: `full`, `lora`, or `lora-int8`.
         precision: `32-true` or `bf16-mixed`, in Lightning's words.
         device: `cpu` or `cuda`.
         compile: whether ours compiles.

@@ -9,10 +9,12 @@ from benchmarks.tally import PairTally, Tally
 
 
 class StepTimer(Callback):
-    """Times the steps of a fit with one micro-batch a step; see `StepClock` for the arguments."""
+    """Times the steps of a fit with one micro-batch a step, and adds up the seconds that they log of their phases; see
+    `StepClock` for the arguments."""
 
     def __init__(self, result: str, warmup: int, steps: int) -> None:
         self.clock = StepClock(result, warmup, steps)
+        self.phases: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.clock.device = trainer.strategy.root_device.type
@@ -20,10 +22,15 @@ class StepTimer(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self.clock.is_timing:
+            for name, value in trainer.callback_metrics.items():
+                if name.startswith("throughput/") and name.endswith("_s") and not name.endswith("_per_s"):
+                    name = name.removeprefix("throughput/")
+                    self.phases[name] = self.phases.get(name, 0.0) + float(value)
         self.clock.tick()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.clock.report(float(trainer.callback_metrics["train/loss"]))
+        self.clock.report(float(trainer.callback_metrics["train/loss"]), **self.phases)
 
 
 class PassTimer(Callback):

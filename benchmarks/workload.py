@@ -43,6 +43,7 @@ def _llama(hidden: int, layers: int, heads: int, kv_heads: int, ffn: int, vocab:
 
 
 SHAPES = {
+    ("tiny", "cpu"): Shape(_llama(64, 2, 4, 2, 128, 1024), rows=1, seq_len=256, warmup=1, steps=2),
     ("9m", "cpu"): Shape(_llama(256, 6, 8, 4, 704, 8192), rows=2, seq_len=1024, warmup=5, steps=35),
     ("135m", "cpu"): Shape(_llama(576, 30, 9, 3, 1536, 49152), rows=2, seq_len=512, warmup=2, steps=8),
     ("9m", "cuda"): Shape(_llama(256, 6, 8, 4, 704, 8192), rows=64, seq_len=1024, warmup=20, steps=100),
@@ -68,6 +69,7 @@ class Job:
         precision: `32-true` or `bf16-mixed`, in Lightning's words.
         device: `cpu` or `cuda`.
         compile: whether the contender uses torch.compile, where it lets one choose.
+        checkpointing: whether ours recomputes activations.
     """
 
     folder: str
@@ -81,6 +83,7 @@ class Job:
     precision: str
     device: str
     compile: bool
+    checkpointing: bool = False
     optimizer: dict[str, Any] = field(
         default_factory=lambda: {"lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.0}
     )
