@@ -26,6 +26,7 @@ commands:
   evaluate       ask a model the items of benchmarks, each score with its interval
   merge          add an adapter to its network, or make one network of several
   export         write a model in the formats of other programs, each proven to be the model
+  check          what a fit will take of memory, time and disk, and whether it can start; nothing is trained
   slurm          submit one of these, or a chain of stages, to a SLURM cluster
   k8s            submit one of these to Kubernetes
   sky            submit one of these to any cloud, by SkyPilot
@@ -52,6 +53,7 @@ options:
 OTHERS = {
     "ablate": "llm_lightning.commands.ablate",
     "chat": "llm_lightning.commands.chat",
+    "check": "llm_lightning.commands.check",
     "configs": "llm_lightning.commands.configs",
     "distill-cache": "llm_lightning.commands.distill_cache",
     "evaluate": "llm_lightning.commands.evaluate",

@@ -50,6 +50,7 @@ from llm_lightning.modules import (
 )
 from llm_lightning.modules.base import LanguageModule
 from llm_lightning.modules.checks import check_batches
+from llm_lightning.preflight.refusal import refuse_oversized
 from llm_lightning.process.rank import is_first_rank
 from llm_lightning.process.redacted_output import print_traceback, report
 from llm_lightning.rollouts import LocalEngine
@@ -69,6 +70,7 @@ from llm_lightning.run.precision import choose_precision
 from llm_lightning.run.rounds import Rounds, show_round
 from llm_lightning.run.trainer import RunTrainer
 from llm_lightning.settings.environment import with_environment
+from llm_lightning.settings.of_runs import add_run_settings
 from llm_lightning.settings.shipped import with_found_configs
 from llm_lightning.strategies.trust import check_strategy
 from llm_lightning.strategies.waiting import limit_waiting
@@ -141,26 +143,7 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what belongs to no single part."""
-        parser.add_argument(
-            "--tokenizer",
-            type=str | None,
-            default=None,
-            help="Hub id or folder of the tokenizer for data and model; default: the one of model.backbone.path, else "
-            "one is trained from the corpus.",
-        )
-        parser.add_argument(
-            "--resume",
-            type=bool,
-            default=True,
-            help="Go on from the newest checkpoint in the run folder; false moves that run aside and starts over.",
-        )
-        parser.add_argument(
-            "--rounds",
-            type=int,
-            default=1,
-            help="Let the model write the data of a SyntheticDataModule anew, with what it learned, so many times; "
-            "each round is a run in round-1, round-2, ... of the run folder.",
-        )
+        add_run_settings(parser)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let a checkpoint's hyper-parameters override the command line here."""
@@ -270,6 +253,8 @@ class TrainingCLI(LightningCLI):
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._go_on(kwargs)
             return
+        if self._get(self.config, "check_memory"):
+            refuse_oversized(self.model, self.datamodule, self.trainer)
         resume = self._get(self.config, "resume")
         with RunLock(root) as lock:
             remove_leftovers(root)

@@ -25,6 +25,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelPa
 from lightning.pytorch.trainer import call
 from torch import nn
 from torch.distributed import checkpoint as dcp
+from torch.distributed._tools import mem_tracker
 from wandb.sdk import wandb_run
 
 import callbacks
@@ -78,6 +79,7 @@ PRIVATE: dict[str, Callable[[], Any]] = {
     # The rest of Lightning: llm_lightning/cli.py, commands/, strategies/, checkpoints/, loggers/ and modules/base.py
     "_METADATA_FILENAME": lambda: load,
     "_data_parallel_size": ModelParallelStrategy,
+    "_ddp_kwargs": DDPStrategy,
     "_device_mesh": ModelParallelStrategy,
     "_experiment": wandb_logger,
     "_get": lambda: LightningCLI,
@@ -101,6 +103,17 @@ PRIVATE: dict[str, Callable[[], Any]] = {
     "_parameters": nn.Module,
     "_scaled_dot_product_flash_attention_for_cpu": lambda: torch.ops.aten,
     "_scaled_dot_product_flash_attention_for_cpu_backward": lambda: torch.ops.aten,
+    # torch's tracker of memory and its tensors without numbers: llm_lightning/preflight/
+    "_MemRefType": lambda: mem_tracker,
+    "_internal": lambda: torch.testing,
+    "_post_bw_hook": lambda: mem_tracker.MemTracker,
+    "_post_fw_hook": lambda: mem_tracker.MemTracker,
+    "_pre_bw_hook": lambda: mem_tracker.MemTracker,
+    "_pre_fw_hook": lambda: mem_tracker.MemTracker,
+    "_subclasses": lambda: torch,
+    "_tools": lambda: torch.distributed,
+    "_track": lambda: mem_tracker.MemTracker,
+    "_update_and_maybe_create_winfos": lambda: mem_tracker.MemTracker,
     # torch's checkpoints: llm_lightning/checkpoints/sharded_reader.py
     "_MEM_FORMAT_ENCODING": lambda: dcp.metadata,
     "_StorageInfo": lambda: dcp.filesystem,

@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -71,8 +72,18 @@ class FSDP2Strategy(ModelParallelStrategy):
     @property
     def sharding(self) -> Sharding:
         """How networks are to be sharded."""
+        return self.sharding_over(self.device_mesh)
+
+    def sharding_over(self, mesh: DeviceMesh) -> Sharding:
+        """How networks are to be sharded over the ranks of a mesh."""
         mixed = self.gather_dtype is not None or str(self.precision_plugin.precision) == "bf16-mixed"
-        return Sharding(self.device_mesh, self.root_device, torch.bfloat16 if mixed else None)
+        return Sharding(mesh, self.root_device, torch.bfloat16 if mixed else None)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Ranks that have data of their own, and of those the ranks that share each layer."""
+        tensor, data = int(self._tensor_parallel_size), self._data_parallel_size
+        return self.num_nodes * self.num_processes // tensor if data == "auto" else int(data), tensor
 
     @override
     def setup_environment(self) -> None:

@@ -13,6 +13,7 @@ import torch
 from peft import PeftConfig, TaskType, get_peft_model
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedModel
 
 from llm_lightning.errors import UserError
@@ -219,6 +220,8 @@ def fingerprint(network: nn.Module, frozen: bool = False) -> str:
 
 
 def _fingerprint(parameters: Mapping[str, nn.Parameter]) -> str:
+    if any(parameter.is_meta or isinstance(parameter, FakeTensor) for parameter in parameters.values()):
+        return ""  # there are no numbers
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in parameters.items():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
