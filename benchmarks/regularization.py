@@ -25,7 +25,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from transformers import LlamaConfig
 
 from benchmarks.runner import machine
-from callbacks import NEFTune, StochasticDepth
+from callbacks import LayerDrop, NEFTune, StochasticDepth
 from datamodules import TextDataModule
 from datamodules.corpora.python_docs import documents
 from llm_lightning.models.backbone import Backbone
@@ -44,6 +44,7 @@ REMEDIES: dict[str, dict[str, Any]] = {
     "NEFTune 5": {"callback": NEFTune(5)},
     "NEFTune 15": {"callback": NEFTune(15)},
     "stochastic depth 0.2": {"callback": StochasticDepth(0.2)},
+    "layer drop 0.2": {"callback": LayerDrop(0.2)},
     "dropout 0.2, smoothing 0.1": {"dropout": 0.2, "label_smoothing": 0.1},
 }
 

@@ -21,7 +21,7 @@ from callbacks.monitoring.summary import RunSummary
 from callbacks.monitoring.throughput import Throughput
 from callbacks.pruning import Pruning
 from callbacks.quantization import Quantization, QuantizationAwareTraining
-from callbacks.regularization import NEFTune, StochasticDepth
+from callbacks.regularization import LayerDrop, NEFTune, StochasticDepth
 from callbacks.safety import SafetyGate
 from callbacks.stopping.conditions import Budget, Divergence, NoImprovement, NotFinite, StopCondition, Target
 from callbacks.stopping.graceful_stop import GracefulStop
@@ -42,6 +42,7 @@ __all__ = [
     "Export",
     "GracefulStop",
     "Heartbeat",
+    "LayerDrop",
     "ModelFolder",
     "NEFTune",
     "NoImprovement",
