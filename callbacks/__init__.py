@@ -6,6 +6,7 @@ from callbacks.artifacts.random_state import RandomState
 from callbacks.artifacts.run_checkpoint import RunCheckpoint
 from callbacks.artifacts.wandb_run_id import WandbRunId
 from callbacks.averaging import EMA, SWA
+from callbacks.batch_size import BatchSizeWarmup
 from callbacks.continual import EWC, L2SP
 from callbacks.errors import CallbackError
 from callbacks.exporting import Export
@@ -33,6 +34,7 @@ __all__ = [
     "L2SP",
     "SWA",
     "Asked",
+    "BatchSizeWarmup",
     "Budget",
     "CallbackError",
     "Curves",
