@@ -202,7 +202,8 @@ class PackedDataModule(ResumableDataModule):
         return pack_rows(shards, selection, self.seq_len - of_row, self.root, self.too_long, of_piece)
 
     def _check_not_empty(self, source: Source, statistics: dict[str, int]) -> None:
-        if statistics["num_rows"] or (len(self._train) > 1 and source.weight is None):
+        needs_rows = source.weight is not None or self.temperature is not None  # a share of nothing cannot be given
+        if statistics["num_rows"] or (len(self._train) > 1 and not needs_rows):
             return
         if statistics["num_documents"]:
             raise DataError(

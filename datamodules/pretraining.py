@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.utils.data import Dataset
 
 from datamodules.base import Collate
+from datamodules.cache import key_of
 from datamodules.contract import BatchKind, Part
 from datamodules.encoding.filtered_texts import FilteredTextEncoder
 from datamodules.encoding.texts import TextEncoder
@@ -24,11 +26,13 @@ from datamodules.packed import Packed, PackedDataModule
 from datamodules.records.text_source import OtherTextSource, TextSource, peek_texts, text_units
 from datamodules.serving.collate import Piece
 from datamodules.serving.dataset import DocumentPrompts, Documents
+from datamodules.serving.loader import Order, ResumableLoader
 from datamodules.serving.preview import statistics_in_words
 from datamodules.sources.units import Unit
 from datamodules.storage.shards import Shard
 from datamodules.transformations.draws import Draw
 from datamodules.transformations.infilling import FillInTheMiddle, Infilling, room
+from datamodules.transformations.lengths import Cutter, LengthCurriculum
 from datamodules.transformations.masking import MASK, Masking, Masks
 from datamodules.transformations.spans import MOST_SENTINELS, SpanCollator, SpanCorruption, Spans, pairs_in_words
 
@@ -58,6 +62,8 @@ class TextDataModule(PackedDataModule):
         masking: hide tokens, others each epoch, for an encoder to tell; in validation always the same ones. None: none.
         spans: take spans out, others each epoch, for an encoder-decoder to write; in validation always the same ones.
         filters: what takes documents out of what is trained on, in this order; what `val_path` names stays whole.
+        length_curriculum: cut the documents of rows at first, at a length that grows; what validates stays as it is.
+            None: none.
         val_text_column: as `text_column`, for `val_path`. None: `text_column` where it has that, else as without one.
         kwargs: see `PackedDataModule`.
     """
@@ -76,6 +82,7 @@ class TextDataModule(PackedDataModule):
         masking: Masking | None = None,
         spans: SpanCorruption | None = None,
         filters: list[TextFilter] | None = None,
+        length_curriculum: LengthCurriculum | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(path, **kwargs)
@@ -93,6 +100,7 @@ class TextDataModule(PackedDataModule):
             self.batch_kind = "texts with spans taken out"
         self.chain = Chain(filters) if filters else None
         self.filter_report: Path | None = None
+        self.length_curriculum = length_curriculum
         self._infilling: Infilling | None = None
         self._masks: Masks | Spans | None = None
 
@@ -115,6 +123,10 @@ class TextDataModule(PackedDataModule):
             raise DataError("document_mask: with spans, documents that share a row never see each other; leave it out")
         if self.chain is not None:
             self.chain.check()
+        if self.length_curriculum is not None:
+            if objectives:
+                raise DataError(f"length_curriculum and {next(iter(objectives))}: give one of them (both are given)")
+            self.length_curriculum.check(self.seq_len)
 
     def limits(self) -> dict[str, tuple[int, int]]:
         """With those of a tokenizer that is trained, and of prompts."""
@@ -193,6 +205,29 @@ class TextDataModule(PackedDataModule):
         if self.filter_report is not None:
             for line in [*table(read_report(self.filter_report)), f"  with examples: {self.filter_report}"]:
                 rank_zero_info(f"  {line}")
+
+    def training_loader(self, rows: Dataset, order: Order, collate: Collate, **options: Any) -> ResumableLoader:
+        """With documents that are cut at first, where they are to be.
+
+        Raises:
+            DataError: something is kept of each row elsewhere, as it is without cuts.
+        """
+        if self.length_curriculum is not None:
+            if self.numbers_rows:
+                raise DataError(
+                    "length_curriculum: rows are cut otherwise than a teacher's cache has them: leave one of them out"
+                )
+            options["finish"] = Cutter(self.length_curriculum, self.seq_len)
+        return super().training_loader(rows, order, collate, **options)
+
+    def rows_key(self) -> str:
+        """With how rows are cut."""
+        return self.key_with_lengths(super().rows_key())
+
+    def key_with_lengths(self, key: str) -> str:
+        """What names rows, and how they are cut."""
+        curriculum = self.length_curriculum
+        return key if curriculum is None else key_of(key, "lengths", curriculum.start, curriculum.tokens)
 
     def make_collator(self) -> Collate:
         """With spans, of what is read and what is written."""

@@ -93,6 +93,7 @@ class ResumableLoader:
         position: the first global sample.
         whole_batches: rows left over at the end of an epoch begin the next one's first batch instead.
         ordered_at_once: batches whose rows are asked of the order together.
+        finish: makes what is handed out of a batch and the global sample indices (B,) of its rows, in this process.
 
     Attributes:
         newest: the first global sample of the batch that was handed out last.
@@ -110,6 +111,7 @@ class ResumableLoader:
         position: int = 0,
         whole_batches: bool = False,
         ordered_at_once: int = BATCHES_ORDERED_AT_ONCE,
+        finish: Callable[[Any, np.ndarray], Any] | None = None,
     ) -> None:
         self.dataset = dataset
         self.order = order
@@ -121,6 +123,7 @@ class ResumableLoader:
         self.position = self.newest = position
         self.whole_batches = whole_batches
         self.ordered_at_once = ordered_at_once
+        self.finish = finish
 
     def __len__(self) -> int:
         """Batches of this rank in an epoch, at least one."""
@@ -129,6 +132,7 @@ class ResumableLoader:
 
     def __iter__(self) -> Iterator[Any]:
         epoch_len = None if self.whole_batches else self.order.epoch_len
+        places = self.rank * self.batch_size + np.arange(self.batch_size)
         spans = _Spans(self.position, len(self), self.batch_size * self.num_ranks, epoch_len)
         batches = DataLoader(
             self.dataset,
@@ -141,7 +145,7 @@ class ResumableLoader:
             generator=torch.Generator(),
         )
         for (self.newest, self.position), batch in zip(spans, batches, strict=True):
-            yield batch
+            yield batch if self.finish is None else self.finish(batch, self.newest + places)
 
     def again(self, dataset: Dataset, collate: Callable[[Sequence[Any]], Any], count: int) -> Iterator[Any]:
         """Other batches of the same rows: `count` of them, from the one that was handed out last.
@@ -153,6 +157,7 @@ class ResumableLoader:
         """
         other = copy.copy(self)
         other.dataset, other.collate, other.num_workers, other.position = dataset, collate, 0, self.newest
+        other.finish = None
         return islice(other, count)
 
     def next_batch(self) -> Any:

@@ -139,3 +139,21 @@ def test_a_source_of_which_nothing_trains_is_named_though_its_weight_begins_at_0
             assert f"one-{number}.jsonl" in str(error) and "falls to validation" in str(error)
             refused += 1
     assert 0 < refused < 8
+
+
+def test_with_a_temperature_too_a_source_of_which_nothing_trains_is_named(tmp_path):
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps({"text": f"{i} abc " * 30}) + "\n" for i in range(40)))
+    sources = [TextSource(str(tmp_path / name)) for name in ("many.jsonl", "one.jsonl")]
+    said = 0
+    for number in range(8):
+        (tmp_path / "one.jsonl").write_text(json.dumps({"text": f"only this {number} " * 20}) + "\n")
+        data = TextDataModule(
+            sources=sources, vocab_size=300, seq_len=32, batch_size=2, val_share=0.5, temperature=2.0,
+            cache_dir=str(tmp_path),
+        )  # fmt: skip
+        try:
+            data.prepare_data()
+        except DataError as error:
+            assert "one.jsonl" in str(error) and "falls to validation" in str(error)
+            said += 1
+    assert 0 < said < 8
