@@ -55,16 +55,18 @@ class Chain:
 
     def passing(self, texts: Iterable[str], funnel: Funnel) -> Iterator[str]:
         """The texts with which no filter that looks at one finds a fault; the others are counted."""
-        for text in texts:
-            funnel.documents += 1
-            funnel.characters += len(text)
-            seen = Text(text)
-            for each, stage in zip(self.single, funnel.stages, strict=False):
-                if fault := each.fault(seen):
-                    stage.take(text, fault)
-                    break
-            else:
-                yield text
+        return (text for text in texts if self.passes(text, funnel))
+
+    def passes(self, text: str, funnel: Funnel) -> bool:
+        """Whether no filter that looks at one text finds a fault with it; counts it."""
+        funnel.documents += 1
+        funnel.characters += len(text)
+        seen = Text(text)
+        for each, stage in zip(self.single, funnel.stages, strict=False):
+            if fault := each.fault(seen):
+                stage.take(text, fault)
+                return False
+        return True
 
     @cached_property
     def dtype(self) -> np.dtype:

@@ -105,7 +105,8 @@ class Builder:
         if Window(folder).is_there:
             return
         named = bool(self.plan.val_units)
-        reader = self._reader(replace(self.plan, units=self.plan.val_units or self.plan.units, shuffle=False), "val")
+        plan = replace(self.plan, units=self.plan.val_units or self.plan.units, shuffle=False)
+        reader = self._reader(replace(plan, filters=()) if named else plan, "val")
         is_kept: Kept = (lambda _: True) if named else (lambda digest: digest <= self.last_to_validate)
 
         def chosen() -> Iterator[Document]:
@@ -129,6 +130,7 @@ class Builder:
         facts: Callable[[], dict[str, Any]],
     ) -> None:
         before, reader.first_bad = reader.num_bad, ""
+        reader.funnel = reader.chain.funnel()
         with build_lock(folder.parent, "a window of this stream"), room_on_disk(self.root):
             remove_leftovers(folder.parent)
             if Window(folder).is_there:
@@ -140,7 +142,8 @@ class Builder:
                 write_rows([shard], Selection(), self.plan.seq_len - room[0], "split", room[1], new)
                 bad = {"num_bad": reader.num_bad - before, "first_bad": reader.first_bad}
                 num_rows = Window(new).rows.statistics["num_rows"]
-                Window.write_facts(new, {**facts(), **bad, "num_rows": num_rows})
+                filtered = {"filtered": reader.funnel.as_json()} if reader.chain.filters else {}
+                Window.write_facts(new, {**facts(), **bad, **filtered, "num_rows": num_rows})
                 shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
@@ -152,4 +155,6 @@ class Builder:
 
 def nothing_to_train_on(plan: Plan) -> DataError:
     """The error for a stream without documents."""
-    return DataError(f"path: there is nothing to train on in {len(plan.units):,} files: no text, or all is held out")
+    return DataError(
+        f"path: there is nothing to train on in {len(plan.units):,} files: no text, or all is held out or filtered"
+    )

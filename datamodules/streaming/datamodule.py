@@ -15,6 +15,7 @@ from datamodules.cache import key_of
 from datamodules.contract import Part
 from datamodules.encoding.texts import TextEncoder
 from datamodules.errors import DataError
+from datamodules.filters import TextFilter
 from datamodules.packed import Packed
 from datamodules.pretraining import TextDataModule
 from datamodules.records.contamination import TrainingTexts
@@ -32,6 +33,7 @@ from datamodules.streaming.rows import StreamOrder, StreamRows
 from datamodules.streaming.window import Window
 from datamodules.streaming.windows import START, Filler, Place, Windows, tidy
 from datamodules.transformations.infilling import FillInTheMiddle
+from datamodules.transformations.lengths import LengthCurriculum
 from datamodules.transformations.masking import Masking
 from llm_lightning_safety.seals import write_json
 
@@ -60,11 +62,14 @@ class StreamingTextDataModule(TextDataModule):
             default, in which most servers are started anew.
         name: of the hub data set's configuration, where it has several.
         split: of a hub data set.
+        filters: what takes documents out, in this order, each of which looks at one document. What `val_path` names
+            stays whole.
         val_share: share of the documents that never train, by the hashes of their texts, 0.01 by default; the first 512
             of them, in the order of the files' names, validate. Excludes `val_path`.
         val_path: as `path`; all of it validates, and is kept in the cache.
-        seq_len, document_mask, fim, masking, prompt_len, batch_size, seed, num_workers, on_bad_record, cache_dir: see
-            `TextDataModule`, whose other settings need to know all texts before the first one.
+        seq_len, document_mask, fim, masking, length_curriculum, prompt_len, batch_size, seed, num_workers,
+            on_bad_record, cache_dir: see `TextDataModule`, whose other settings need to know all texts before the first
+            one.
     """
 
     def __init__(
@@ -77,10 +82,12 @@ class StreamingTextDataModule(TextDataModule):
         patience: float = 600.0,
         name: str | None = None,
         split: str = "train",
+        filters: list[TextFilter] | None = None,
         seq_len: int = 1024,
         document_mask: bool = True,
         fim: FillInTheMiddle | None = None,
         masking: Masking | None = None,
+        length_curriculum: LengthCurriculum | None = None,
         prompt_len: int = 32,
         batch_size: int = 8,
         val_share: float | None = None,
@@ -94,6 +101,7 @@ class StreamingTextDataModule(TextDataModule):
             path, text_column=text_column, prompt_len=prompt_len, fim=fim, masking=masking, tokenizer=tokenizer,
             seq_len=seq_len, document_mask=document_mask, batch_size=batch_size, val_share=val_share,
             val_path=val_path, seed=seed, num_workers=num_workers, on_bad_record=on_bad_record, cache_dir=cache_dir,
+            length_curriculum=length_curriculum, filters=filters,
         )  # fmt: skip
         self.column = text_column
         self.window_tokens = window_tokens
@@ -114,6 +122,11 @@ class StreamingTextDataModule(TextDataModule):
             raise DataError(
                 "tokenizer: a stream is read once, so that none is trained from it: name one by --tokenizer, such as a"
                 " model folder or one that TextDataModule trained on a part of the text"
+            )
+        if self.chain is not None and self.chain.comparing:
+            raise DataError(
+                f"filters: {type(self.chain.comparing[0]).__name__} compares all documents, and a stream is read once;"
+                " leave it out, or take TextDataModule"
             )
         if self.patience <= 0:
             raise DataError(f"patience: it must be above 0 seconds, not {self.patience}")
@@ -185,6 +198,7 @@ class StreamingTextDataModule(TextDataModule):
         self._plan = Plan(
             units, val_units, share, encoder.tokenizer.to_str(), encoder.settings(), self.seq_len, self.room(),
             self.window_tokens, self.shuffle, self.seed, self.on_bad_record, self.patience,
+            filters=() if self.chain is None else tuple(self.chain.specs()),
         )  # fmt: skip
         self._check_disk(encoder)
         self._filler = Filler(self._plan, self.streams) if self._fills else None
@@ -284,7 +298,7 @@ class StreamingTextDataModule(TextDataModule):
         """Names the files, the order, and what is made of rows."""
         assert self._plan is not None
         draw = self.make_draw("train")
-        return key_of(self._plan.key(), *([] if draw is None else [draw.key()]))
+        return self.key_with_lengths(key_of(self._plan.key(), *([] if draw is None else [draw.key()])))
 
     def preview(self, num_records: int) -> Iterator[str]:
         """Lines to print: the first training documents, and the statistics of the first window."""

@@ -50,6 +50,7 @@ class Plan:
         patience: seconds; see `Patience`.
         turns: how many of the files each turn has, where they come in while the stream is read; None: each has all.
         ledger: names the order in which they came.
+        filters: specs of what takes documents out of `units`; see `spec_of`.
     """
 
     units: tuple[Unit, ...]
@@ -66,6 +67,7 @@ class Plan:
     patience: float
     turns: tuple[int, ...] | None = None
     ledger: str = ""
+    filters: tuple[dict[str, Any], ...] = ()
 
     def files_of(self, turn: int) -> list[int]:
         """The numbers of the files in the order of a turn."""
@@ -79,9 +81,11 @@ class Plan:
     def key(self) -> str:
         """Names all windows. Neither where the files lie nor how they are reached counts, but what they are."""
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in ("units", "val_units", "on_bad_record", "patience", "turns", "ledger"):
+        for name in ("units", "val_units", "on_bad_record", "patience", "turns", "ledger", "filters"):
             del kept[name]
-        return key_of(VERSION, kept, pins(self.units) if self.turns is None else ["watched", self.ledger])
+        return key_of(
+            VERSION, kept, *self.filters, pins(self.units) if self.turns is None else ["watched", self.ledger]
+        )
 
     def grown(self, ledger: str, deliveries: Sequence[Sequence[Unit]]) -> Plan:
         """The same with more turns, each of new files."""
@@ -93,7 +97,9 @@ class Plan:
         """Names what validates."""
         if self.val_units:
             return key_of(VERSION, self.tokenizer, self.encoder, self.seq_len, pins(self.val_units))
-        return key_of(VERSION, self.tokenizer, self.encoder, self.seq_len, pins(self.units), self.val_share)
+        return key_of(
+            VERSION, self.tokenizer, self.encoder, self.seq_len, *self.filters, pins(self.units), self.val_share
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -104,7 +110,8 @@ class Plan:
         """What `to_json` was made of."""
         units = {name: tuple(Unit(**unit) for unit in values[name]) for name in ("units", "val_units")}
         turns = None if values["turns"] is None else tuple(values["turns"])
-        return Plan(**values | units | {"room": tuple(values["room"]), "turns": turns})
+        tuples = {name: tuple(values[name]) for name in ("room", "filters")}
+        return Plan(**values | units | tuples | {"turns": turns})
 
 
 def pins(units: Sequence[Unit]) -> list[list[Any]]:

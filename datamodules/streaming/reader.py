@@ -14,6 +14,8 @@ from pathlib import Path, PurePosixPath
 from datamodules.encoding.batches import bounded_batches
 from datamodules.encoding.texts import TextEncoder
 from datamodules.errors import DataError
+from datamodules.filters import Chain
+from datamodules.filters.filter import filter_of
 from datamodules.records.text_source import texts_of
 from datamodules.sources.bad_records import BadRecords
 from datamodules.sources.units import Unit
@@ -37,6 +39,7 @@ class Reader:
     Attributes:
         digests: of the bytes of the files that were fetched, by their numbers. A file must be the same each time.
         num_bad, first_bad: records that could not be trained on.
+        funnel: what the filters took, of all that was read so far.
     """
 
     def __init__(self, plan: Plan, encoder: TextEncoder, folder: Path) -> None:
@@ -46,6 +49,8 @@ class Reader:
         self.patience = Patience(plan.patience)
         self.digests: dict[int, str] = {}
         self.num_bad, self.first_bad = 0, ""
+        self.chain = Chain([filter_of(spec) for spec in plan.filters])
+        self.funnel = self.chain.funnel()
         self._pool = ThreadPoolExecutor(1)
         self._coming: dict[int, Future[Path]] = {}
 
@@ -61,9 +66,12 @@ class Reader:
         unit = self.plan.units[number]
         with self._opened(number, following) as here, _naming(here, unit):
             bad = BadRecords(here, self.plan.on_bad_record)
-            yield from encoded(self.encoder, islice(texts_of(here, bad), skip, None), skip, is_kept)
+            yield from encoded(self.encoder, islice(texts_of(here, bad), skip, None), skip, is_kept, self._passes)
         self.num_bad += bad.count
         self.first_bad = self.first_bad or bad.first.replace(here.path, public(unit.path))
+
+    def _passes(self, text: str) -> bool:
+        return self.chain.passes(text, self.funnel)
 
     @contextmanager
     def _opened(self, number: int, following: list[int]) -> Iterator[Unit]:
@@ -101,14 +109,22 @@ class Reader:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def encoded(encoder: TextEncoder, texts: Iterator[str], before: int, is_kept: Kept) -> Iterator[tuple[Document, int]]:
+def encoded(
+    encoder: TextEncoder, texts: Iterator[str], before: int, is_kept: Kept, passes: Callable[[str], bool]
+) -> Iterator[tuple[Document, int]]:
     """The documents that are wanted, each with how many texts there are up to it.
 
     Args:
         before: texts before the first one.
+        is_kept: by its hash.
+        passes: by what it says.
     """
     hashed = ((number, text, text.encode()) for number, text in enumerate(texts, before + 1))
-    wanted = ((number, text, len(data), digest) for number, text, data in hashed if is_kept(digest := text_hash(data)))
+    wanted = (
+        (number, text, len(data), digest)
+        for number, text, data in hashed
+        if is_kept(digest := text_hash(data)) and passes(text)
+    )
     for batch in bounded_batches(wanted, lambda one: len(one[1])):
         ids = encoder.encode([text for _, text, _, _ in batch])
         for (number, _, size, digest), its in zip(batch, ids, strict=True):

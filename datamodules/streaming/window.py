@@ -51,7 +51,7 @@ class Window:
 
     def facts(self) -> dict[str, Any]:
         """`num_rows`; `begin` and `end`, `Cursor`s; `digests`, of the file that it ends in; `num_bad`,
-        `first_bad`.
+        `first_bad`; with filters `filtered`, a funnel of what was read for it, some texts ahead.
         """
         facts = read_json(self.folder / FACTS)
         digests = {int(number): digest for number, digest in facts["digests"].items()}

@@ -14,6 +14,7 @@ from threading import Thread
 from typing import Any, NamedTuple
 
 from datamodules.errors import DataError
+from datamodules.filters.funnel import table
 from datamodules.streaming.builder import nothing_to_train_on
 from datamodules.streaming.plan import Cursor, Plan
 from datamodules.streaming.window import Pin, Window, remove_unpinned
@@ -183,12 +184,19 @@ class Windows:
         elif end.turn > self._empty_since_turn + 1:
             raise nothing_to_train_on(self.plan)
         self._tell_bad(opened)
+        self._tell_filtered(opened)
         if begin == Cursor(begin.turn) and begin.turn:
             self.say(f"The stream was read to its end; it is read again, in another order (turn {begin.turn + 1})")
 
     def _tell_bad(self, opened: Opened) -> None:
         if opened.facts["num_bad"]:
             self.say(f"{opened.facts['num_bad']:,} bad records were skipped; the first: {opened.facts['first_bad']}")
+
+    def _tell_filtered(self, opened: Opened) -> None:
+        funnel = opened.facts.get("filtered")
+        if funnel and funnel["documents"]:  # else all was read ahead for the window before
+            for line in table(funnel):
+                self.say(line)
 
     def leave(self, sample: int) -> None:
         """Remove the windows that end before a sample."""
