@@ -68,21 +68,20 @@ CONTENDERS: dict[str, Callable[..., int]] = {
 
 def benchmark(model: str, args: argparse.Namespace) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    from llm_lightning.models.attention import register_attention
+    from llm_lightning.models.backbone import Backbone
     from llm_lightning.run.precision import use_fast_float32
 
     if args.device == "cpu":
         use_fast_float32()
-    register_attention()
     count = args.answers or PPO_SHAPES[model].num_answers
     with tempfile.TemporaryDirectory(prefix="rollouts-") as folder:
         policy, _ = write_models(Path(folder), model)
         tokenizer = AutoTokenizer.from_pretrained(policy)
         prompts = [torch.tensor(ids) for ids in write_prompts(Path(folder) / "prompts.jsonl", tokenizer, count)]
-        dtype = torch.bfloat16 if args.precision == "bf16-mixed" else torch.float32
-        network = AutoModelForCausalLM.from_pretrained(policy, dtype=dtype).to(args.device)
+        dtype = "bfloat16" if args.precision == "bf16-mixed" else "float32"
+        network = Backbone(path=str(policy), dtype=dtype).build().to(args.device)
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
     lengths: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     for turn in range(args.repeats + 1):
