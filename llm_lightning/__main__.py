@@ -30,6 +30,7 @@ commands:
   slurm          submit one of these, or a chain of stages, to a SLURM cluster
   k8s            submit one of these to Kubernetes
   sky            submit one of these to any cloud, by SkyPilot
+  ray            run one of these on Ray Train
   workspace      make a W&B workspace that shows what matters of a stage
   configs        list the configurations that --config takes by name, or copy them
 
@@ -61,6 +62,7 @@ OTHERS = {
     "generate": "llm_lightning.commands.generate",
     "k8s": "llm_lightning.commands.launch.k8s",
     "merge": "llm_lightning.commands.merge",
+    "ray": "llm_lightning.commands.launch.ray",
     "report": "llm_lightning.commands.report",
     "sky": "llm_lightning.commands.launch.sky",
     "slurm": "llm_lightning.commands.launch.slurm",

@@ -35,7 +35,7 @@ import llm_lightning_safety
 
 PACKAGES = (callbacks, datamodules, llm_lightning, llm_lightning_safety)
 NO_PRIVATE = {"_asdict", "_exit", "_replace"}  # documented, in spite of their names
-OPTIONAL = {"lm_eval"}  # what only an extra brings, and is imported at a module's beginning all the same
+OPTIONAL = {"lm_eval", "ray"}  # what only an extra brings, and is imported at a module's beginning all the same
 COUNTERS = {"batch_progress", "epoch_progress"}  # of Lightning's loops
 
 
