@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import psutil
 from lightning.pytorch import LightningDataModule, Trainer
 
-from llm_lightning.errors import UserError
 from llm_lightning.modules.base import LanguageModule
 from llm_lightning.preflight.capacity import Capacity
 from llm_lightning.preflight.known import batch_of, room_of, simplified, unknown_because
@@ -51,8 +50,9 @@ def memory_of(
     try:
         with pretended_sharding(trainer) as sharding:
             step = estimate_step(plain, batch, trainer, sharding=sharding, counts_flops=counts_flops)
-    except (UserError, RuntimeError) as error:
-        reason = f"an operator of it cannot be followed ({str(error).strip().splitlines()[0]})"
+    except Exception as error:  # of any kind, in a user's own module: it is for the fit to say what is wrong with that
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = f"an operator of it cannot be followed ({first})"
         return RunMemory(None, capacity, reason, rows, length)
     if adds_buckets(trainer.strategy):
         step = step.plus("buckets of DDP", step.trained)
