@@ -16,6 +16,7 @@ def column(folder, name):
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_losses_and_the_weights_of_one(fresh_run, folder):
     """The same rows a step, split over ranks with different numbers of trained tokens."""
     one = (*FIT, "--data.batch_size=4", "--trainer.default_root_dir=one")

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import pytest
 import yaml
 
 FIT = ("fit", "--config=tiny.yaml", "--trainer.val_check_interval=1000")
@@ -14,6 +15,7 @@ def rates(folder):
         return {int(row["step"]): float(row["train/lr"]) for row in csv.DictReader(file) if row["train/lr"]}
 
 
+@pytest.mark.slow
 def test_what_takes_effect_is_said_and_true_and_the_rest_is_refused(run, folder):
     assert run(*FIT, "--trainer.max_steps=6")[0] == 0
     root, before = folder / "run", (folder / "run" / "config.yaml").read_text()
@@ -56,6 +58,7 @@ def test_what_takes_effect_is_said_and_true_and_the_rest_is_refused(run, folder)
         assert code == 2 and "run/config.yaml" in output and "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_other_data_or_another_network_in_a_used_folder(run, folder, network):
     for name in ("pairs", "others"):
         pairs = [{"question": f"What is {i}?", "answer": f"{name} {i}"} for i in range(40)]

@@ -182,6 +182,7 @@ def test_it_goes_on_after_kill_9_and_asks_no_item_again(model, data):
     assert scores(data / "out") == pytest.approx(scores(data / "whole"), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_ranks_split_the_items_and_count_each_once(model, data):
     assert run(arguments(model, data, output="alone")) == 0
     launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -44,6 +44,7 @@ def metrics(folder: Path, names) -> list[tuple[str, ...]]:
         return [tuple(row.get(name) or "" for name in names) for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_scores_stand_beside_the_loss_and_training_goes_on_unchanged(fresh_run, folder, monkeypatch):
     code, output = fresh_run("fit", "--config", "tiny.yaml", "--trainer.default_root_dir=plain")
     assert code == 0, output

@@ -28,6 +28,7 @@ def weights(folder):
     return torch.load(folder / "checkpoints" / "step=24.ckpt", weights_only=True)["state_dict"]
 
 
+@pytest.mark.slow
 def test_it_goes_on_in_mid_schedule_and_each_source_has_its_loss(run, folder, sources):
     code, output = fit(run, sources, "--trainer.default_root_dir=straight")
     assert code == 0, output

@@ -37,6 +37,7 @@ def same_after_resuming(run, folder, fit, steps=40):
     return [float(loss) for loss in expected]
 
 
+@pytest.mark.slow
 def test_filling_in_resumes_bit_for_bit_and_learns(run, folder):
     fit = ("fit", "--config=tiny.yaml", "--config=objectives/fim", "--model.optimizer.lr=1e-2")
     fitted = same_after_resuming(run, folder, fit)
@@ -154,6 +155,7 @@ print("written", tokenizer.convert_ids_to_tokens(ids[1]))
 """
 
 
+@pytest.mark.slow
 def test_span_corruption_resumes_bit_for_bit_learns_and_is_loaded_without_us(run, folder):
     (folder / "spans.yaml").write_text(SPANS)
     fitted = same_after_resuming(run, folder, ("fit", "--config=spans.yaml"))

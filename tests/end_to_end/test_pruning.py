@@ -85,6 +85,7 @@ def losses(folder):
         return {row["step"]: row["train/loss"] for row in csv.DictReader(file) if row.get("train/loss")}
 
 
+@pytest.mark.slow
 def test_two_of_four_is_reported_and_a_killed_run_goes_on_to_the_same_bits(command, run, folder):
     write(folder, "NM", n=2, m=4)
     code, output = run(*FIT, "--trainer.default_root_dir=straight")

@@ -113,6 +113,7 @@ def test_a_reward_model_comes_out_that_transformers_alone_reads(run, pairs):
     assert [row["reward"] for row in lines(pairs / "run" / "predictions.jsonl")] == [row["reward"] for row in rows]
 
 
+@pytest.mark.slow
 def test_an_adapter_is_what_peft_reads_and_can_be_merged(run, pairs):
     code, output = run("fit", "--config", "tiny.yaml", "--config", "peft.yaml")
     assert code == 0, output

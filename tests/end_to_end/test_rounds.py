@@ -113,6 +113,7 @@ def test_two_ranks_of_torchrun_go_through_the_rounds_in_step(prompts, cache):
     assert (prompts / "run" / "round-2" / "model" / "best" / "adapter_config.json").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_round_stops_the_rounds(fresh_command, prompts):
     process = fresh_command("fit", "--config", "tiny.yaml", "--trainer.max_steps=100000")
     while process.poll() is None and not has_trained(prompts / "run" / "round-1"):

@@ -39,6 +39,7 @@ def weights(path):
     return torch.load(path, weights_only=True)["state_dict"]
 
 
+@pytest.mark.slow
 def test_it_trains_stops_and_goes_on_bit_for_bit_and_keeps_the_key(run, server, folder):
     code, output = run(*command(server, 12, "--trainer.default_root_dir=straight"))
     assert code == 0, output

@@ -62,6 +62,7 @@ def test_an_adapter_is_merged_and_proven_against_itself_on_its_base(adapter, tmp
     assert "--overwrite" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_folders_are_those_of_where_the_command_is_given(models, tmp_path, monkeypatch):
     shutil.copytree(models("llama"), tmp_path / "model")
     monkeypatch.chdir(tmp_path)

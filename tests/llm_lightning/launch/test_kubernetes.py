@@ -152,6 +152,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_the_exit_code_is_that_of_the_rank_which_failed(folder, cache):
     process = agent(folder, cache, "fit", "--config", "tiny.yaml", "--model.no_such=1")
     output, _ = process.communicate(timeout=120)

@@ -55,6 +55,7 @@ def start(folder, cache, *args, env):
     return subprocess.run(command, cwd=folder, env=environment | env, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken(folder, cache):
     """The first of two ranks, as srun starts it."""
     with socket.socket() as other:
@@ -71,6 +72,7 @@ def test_a_port_that_is_taken(folder, cache):
     assert f"Port {port} of this host is taken" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_torchrun_with_another_number_of_processes(folder, cache):
     env = {
         "TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0", "WORLD_SIZE": "2",

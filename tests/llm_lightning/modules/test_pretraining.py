@@ -186,6 +186,7 @@ def test_norms_biases_and_embeddings_do_not_decay():
     assert len(decayed["params"]) + len(rest["params"]) == len(names)
 
 
+@pytest.mark.slow
 def test_compiled_layers_give_the_same_losses():
     rows = [stack(ragged_row(i), ragged_row(i + 1)) for i in range(4)]
     plain = fit(module(), rows)
