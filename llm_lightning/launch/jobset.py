@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from llm_lightning.errors import UserError
+from llm_lightning.launch.nodes import Nodes
 
 WORKERS, PORT = "node", 29500
 MISTAKE = 2
@@ -17,14 +18,11 @@ _QUANTITY = re.compile(r"\d+(\.\d+)?([mkMGTP]|[KMGTP]i)?")
 
 
 @dataclass
-class PodOptions:
-    """What a run asks the cluster for.
+class PodOptions(Nodes):
+    """What a run asks the cluster for; its nodes are pods.
 
     Attributes:
         image: Of the container, with llm-lightning in its `python`.
-        nodes: Pods.
-        gpus_per_node: GPUs a pod, each with a rank of its own; 0 on CPUs.
-        tasks_per_node: Ranks a pod on CPUs.
         cpus, memory: Of a pod, as Kubernetes writes quantities.
         volumes: CLAIM:PATH of persistent volume claims; one of them holds the run folder.
         env_from: Names of Secrets whose keys become environment variables.
@@ -34,13 +32,9 @@ class PodOptions:
         node_selector: LABEL=VALUE that nodes must have.
         stop_before: Seconds a pod has to save when it is told to go.
         max_restarts: Attempts after failures; pre-empted ones do not count.
-        dry_run: Print the manifest and submit nothing.
     """
 
     image: str = ""
-    nodes: int = 1
-    gpus_per_node: int = 0
-    tasks_per_node: int = 1
     cpus: str | None = None
     memory: str | None = None
     volumes: list[str] = field(default_factory=list)
@@ -51,23 +45,12 @@ class PodOptions:
     node_selector: list[str] = field(default_factory=list)
     stop_before: int = 120
     max_restarts: int = 3
-    dry_run: bool = False
-
-    @property
-    def ranks_per_node(self) -> int:
-        """One for each GPU, else the tasks asked for."""
-        return self.gpus_per_node or self.tasks_per_node
 
     def check(self) -> None:
         """Raise `UserError` for values that cannot work."""
         if not self.image:
             raise UserError("--image is missing: a container image whose `python` has llm-lightning.")
-        for name, least in (("nodes", 1), ("gpus_per_node", 0), ("tasks_per_node", 1), ("stop_before", 1),
-                            ("max_restarts", 0)):  # fmt: skip
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')}={getattr(self, name)} is below {least}.")
-        if self.gpus_per_node and self.tasks_per_node != 1:
-            raise UserError("--tasks-per-node is for CPUs; with --gpus-per-node each GPU has one rank. Give one.")
+        self.check_numbers(stop_before=1, max_restarts=0)
         for name in ("cpus", "memory"):
             value = getattr(self, name)
             if value is not None and not _QUANTITY.fullmatch(value):

@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass, field
 
 from llm_lightning.errors import UserError
+from llm_lightning.launch.nodes import Nodes
 from llm_lightning.settings.flags import FlagParser
 
 # As sbatch takes it: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S.
@@ -17,13 +18,10 @@ _OWNED = (
 
 
 @dataclass
-class JobOptions:
+class JobOptions(Nodes):
     """What a job asks the cluster for.
 
     Attributes:
-        nodes: How many.
-        gpus_per_node: GPUs a node, each with a rank of its own; 0 on a cluster of CPUs.
-        tasks_per_node: Ranks a node on CPUs.
         cpus_per_task: CPU cores a rank, its loader workers included; what the cluster gives if None.
         time: Limit, as sbatch takes it.
         partition, account, qos, constraint: As the cluster names them.
@@ -35,12 +33,8 @@ class JobOptions:
         after: Job ids that must have ended well first.
         stop_before: Seconds before the limit at which the run is told to save and stop.
         max_failures: Attempts in a row that may end without a new checkpoint.
-        dry_run: Print the script and submit nothing.
     """
 
-    nodes: int = 1
-    gpus_per_node: int = 0
-    tasks_per_node: int = 1
     cpus_per_task: int | None = None
     time: str = ""
     partition: str | None = None
@@ -55,12 +49,6 @@ class JobOptions:
     after: list[str] = field(default_factory=list)
     stop_before: int = 120
     max_failures: int = 3
-    dry_run: bool = False
-
-    @property
-    def ranks_per_node(self) -> int:
-        """One for each GPU, else the tasks asked for."""
-        return self.gpus_per_node or self.tasks_per_node
 
 
 def parse_options(args: list[str]) -> tuple[JobOptions, list[str]]:
@@ -99,15 +87,7 @@ def _flag(name: str) -> str:
 
 
 def _check(options: JobOptions) -> None:
-    for name, least in (
-        ("nodes", 1), ("gpus_per_node", 0), ("tasks_per_node", 1), ("cpus_per_task", 1), ("stop_before", 1),
-        ("max_failures", 1),
-    ):  # fmt: skip
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"{_flag(name)}={value} is below {least}.")
-    if options.gpus_per_node and options.tasks_per_node != 1:
-        raise UserError("--tasks-per-node is for CPUs; with --gpus-per-node each GPU has one task. Give one of them.")
+    options.check_numbers(cpus_per_task=1, stop_before=1, max_failures=1)
     if not options.time:
         raise UserError("--time is missing: the limit of one attempt, such as --time 4:00:00.")
     if options.stop_before >= seconds_of(options.time):

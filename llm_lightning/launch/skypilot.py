@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from llm_lightning.errors import UserError
+from llm_lightning.launch.nodes import Nodes
 
 PORT = 29500
 SETTINGS = "/tmp/llm-lightning"
@@ -15,14 +16,11 @@ STOPPED = 143
 
 
 @dataclass
-class MachineOptions:
+class MachineOptions(Nodes):
     """What a run asks SkyPilot for.
 
     Attributes:
-        nodes: How many.
-        gpus_per_node: GPUs of each, with a rank for each; 0 on CPUs.
-        gpu: Their name, such as H100.
-        tasks_per_node: Ranks a node on CPUs.
+        gpu: The name of its GPUs, such as H100.
         cpus, memory: Of a node, as SkyPilot writes them: 8, or 8+ for at least as many; GiB.
         infra: Where: aws, gcp/us-central1, k8s; anywhere if None.
         spot: Machines that may be taken away.
@@ -34,13 +32,9 @@ class MachineOptions:
         name: Of the job; the run folder's if None.
         stop_before: Seconds a node's ranks have to save when they are told to go.
         max_restarts: Attempts after failures; pre-empted ones do not count.
-        dry_run: Print the YAML and submit nothing.
     """
 
-    nodes: int = 1
-    gpus_per_node: int = 0
     gpu: str | None = None
-    tasks_per_node: int = 1
     cpus: str | None = None
     memory: str | None = None
     infra: str | None = None
@@ -53,27 +47,16 @@ class MachineOptions:
     name: str | None = None
     stop_before: int = 120
     max_restarts: int = 3
-    dry_run: bool = False
-
-    @property
-    def ranks_per_node(self) -> int:
-        """One for each GPU, else the tasks asked for."""
-        return self.gpus_per_node or self.tasks_per_node
 
     def check(self) -> None:
         """Raise `UserError` for values that cannot work."""
-        for name, least in (("nodes", 1), ("gpus_per_node", 0), ("tasks_per_node", 1), ("stop_before", 1),
-                            ("max_restarts", 0)):  # fmt: skip
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')}={getattr(self, name)} is below {least}.")
+        self.check_numbers(stop_before=1, max_restarts=0)
         if not self.image and not self.setup:
             raise UserError(
                 "Say how the nodes get llm-lightning: --image docker:IMAGE, or --setup 'pip install llm-lightning'."
             )
         if bool(self.gpus_per_node) != bool(self.gpu):
             raise UserError("--gpus-per-node and --gpu belong together: --gpus-per-node 8 --gpu H100.")
-        if self.gpus_per_node and self.tasks_per_node != 1:
-            raise UserError("--tasks-per-node is for CPUs; with --gpus-per-node each GPU has one rank. Give one.")
         for name in ("cpus", "memory"):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"\d+(\.\d+)?\+?", value):

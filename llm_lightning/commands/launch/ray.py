@@ -53,15 +53,8 @@ def _run(args: list[str]) -> int:
     options, rest = parse_options(args[1:])
     refuse_secrets(args, "the workers' command lines", "export it before `ray start`, or by --runtime-env of the job")
     root = str(read_settings([args[0], *rest]).trainer.default_root_dir)
-    ours = [
-        f"--trainer.accelerator={'gpu' if options.gpus_per_node else 'cpu'}",
-        f"--trainer.devices={options.ranks_per_node}",
-        f"--trainer.num_nodes={options.nodes}",
-        f"--trainer.default_root_dir={root}",
-    ]
-    theirs = [word for word in lines_of(rest) if not word.startswith("--trainer.default_root_dir=")]
     given: Work = {
-        "arguments": [args[0], *theirs, *ours],
+        "arguments": options.arguments(args[0], lines_of(rest), root),
         "environment": {name: value for name, value in os.environ.items() if name.startswith("LLM_LIGHTNING")},
         "folder": str(Path.cwd()),
         "root": root,

@@ -62,14 +62,9 @@ def _run(args: list[str]) -> None:
     root = str(read_settings([args[0], *rest]).trainer.default_root_dir)
     options.check_root(root)
     arguments, files = given_files(rest, SETTINGS, "the YAML", way_out)
-    ours = [
-        f"--trainer.accelerator={'gpu' if options.gpus_per_node else 'cpu'}",
-        f"--trainer.devices={options.ranks_per_node}",
-        f"--trainer.num_nodes={options.nodes}",
-        f"--trainer.default_root_dir={root}",
-    ]
-    theirs = [word for word in arguments if not word.startswith("--trainer.default_root_dir=")]
-    task = managed_job(options, options.name or name_of(Path(root).name), [args[0], *theirs, *ours], files)
+    task = managed_job(
+        options, options.name or name_of(Path(root).name), options.arguments(args[0], arguments, root), files
+    )
     check_syntax(f"{task.get('setup', '')}\n{task['run']}")
     text = rendered([task])
     if options.dry_run:

@@ -5,32 +5,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_lightning.errors import UserError
+from llm_lightning.launch.nodes import Nodes
 
 
 @dataclass
-class WorkerOptions:
-    """What a run asks the cluster for.
+class WorkerOptions(Nodes):
+    """What a run asks the cluster for; each rank is a worker.
 
     Attributes:
-        nodes: Nodes, with the same number of workers each.
-        gpus_per_node: GPUs of each, one worker for each GPU; 0 on CPUs.
-        tasks_per_node: Workers of each on CPUs.
         cpus_per_task: CPU cores that Ray reserves for a worker, its loader workers included.
         max_restarts: Attempts after failures; pre-empted ones do not count.
-        dry_run: Print the plan and start nothing.
     """
 
-    nodes: int = 1
-    gpus_per_node: int = 0
-    tasks_per_node: int = 1
     cpus_per_task: int = 1
     max_restarts: int = 3
-    dry_run: bool = False
-
-    @property
-    def ranks_per_node(self) -> int:
-        """One for each GPU, else the tasks asked for."""
-        return self.gpus_per_node or self.tasks_per_node
 
     @property
     def resources(self) -> dict[str, int]:
@@ -46,12 +34,7 @@ class WorkerOptions:
 
     def check(self) -> None:
         """Raise `UserError` for values that cannot work."""
-        for name, least in (("nodes", 1), ("gpus_per_node", 0), ("tasks_per_node", 1), ("cpus_per_task", 1),
-                            ("max_restarts", 0)):  # fmt: skip
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')}={getattr(self, name)} is below {least}.")
-        if self.gpus_per_node and self.tasks_per_node != 1:
-            raise UserError("--tasks-per-node is for CPUs; with --gpus-per-node each GPU has one rank. Give one.")
+        self.check_numbers(cpus_per_task=1, max_restarts=0)
 
     def scaling(self) -> dict[str, Any]:
         """Arguments of `ray.train.ScalingConfig`."""
