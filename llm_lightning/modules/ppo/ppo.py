@@ -144,7 +144,7 @@ class PPO(RewardedPolicy):
         num_samples = self.rollout_settings.num_samples
         with phases("rollout"):
             keys = self.keys(batch, self.num_updates)
-            prompts, completions = self.training_rollout(batch, self.num_updates)
+            prompts, completions = self.training_rollout(batch, keys, self.num_updates)
         with phases("reward"):
             judged = self.judge(batch, completions)
             judged.add_to(averages, "reward", "train/reward")

@@ -78,9 +78,10 @@ class RewardedPolicy(LanguageModule):
         first, count = self._first_place(batch), len(batch["prompts"])
         return [(self.rollout_settings.seed, step, place) for place in range(first, first + count)]
 
-    def training_rollout(self, batch: Mapping[str, Any], step: int) -> tuple[list[Tensor], list[Completion]]:
+    def training_rollout(
+        self, batch: Mapping[str, Any], keys: Sequence[Key], step: int
+    ) -> tuple[list[Tensor], list[Completion]]:
         """As `rollout`. With `staleness` they were written during the step before, and those of the next are begun."""
-        keys = self.keys(batch, step)
         if not self.rollout_settings.staleness:
             return self.rollout(batch, keys)
         prompts, num_samples = _prompts(batch), self.rollout_settings.num_samples
