@@ -3,8 +3,9 @@
 import os
 import re
 import shlex
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
@@ -34,7 +35,7 @@ from datamodules.synthetic.engine import Engine, WrittenText
 from llm_lightning.checkpoints.checkpoint_io import AtomicCheckpointIO, trained_steps
 from llm_lightning.checkpoints.damage import last_good_checkpoint
 from llm_lightning.errors import UserError
-from llm_lightning.launch.checks import LaunchError, check_launch, explain
+from llm_lightning.launch.checks import LaunchError, MeetingError, check_launch, explain
 from llm_lightning.loggers.metrics_file import MetricsFile
 from llm_lightning.loggers.redact import redact_arguments
 from llm_lightning.messages import readable
@@ -236,6 +237,7 @@ class TrainingCLI(LightningCLI):
             raise UserError(f"The trainer cannot be made from these settings: {error}") from error
         check_strategy(trainer.strategy)
         limit_waiting(trainer.strategy)
+        trainer.checks_ranks = self._get(self.config_init, "check_ranks")  # type: ignore[attr-defined]
         return trainer
 
     def fit(self, **kwargs: Any) -> None:
@@ -346,6 +348,8 @@ def run(args: list[str], *, debug: bool = False, kind: type[TrainingCLI] = Train
         cli = kind(with_environment(args, os.environ))
     except USER_ERRORS as error:
         return _report(error, debug)
+    except MeetingError as error:
+        _end(error, debug)
     except dist.DistNetworkError as error:
         if (explained := explain(error)) is None:
             raise
@@ -373,6 +377,14 @@ def _report(error: BaseException, debug: bool) -> int:
         return 2
     field = "data." if isinstance(error, DataError) and re.match(r"[a-z_]+(:| and )", str(error)) else ""
     return report(error, debug, field)
+
+
+def _end(error: MeetingError, debug: bool) -> NoReturn:
+    if debug or not error.told_by_first:
+        report(error, debug)
+    sys.stdout.flush()
+    # At once: an operation that others never end would be waited for as the process group is taken down.
+    os._exit(os.EX_TEMPFAIL)
 
 
 def _as_list(value: Any) -> list[Any]:

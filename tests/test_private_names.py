@@ -76,7 +76,7 @@ PRIVATE: dict[str, Callable[[], Any]] = {
     "_call_callback_hooks": lambda: call,
     "_call_lightning_module_hook": lambda: call,
     "_call_strategy_hook": lambda: call,
-    # The rest of Lightning: llm_lightning/cli.py, commands/, strategies/, checkpoints/, loggers/ and modules/base.py
+    # The rest of Lightning: llm_lightning/cli.py, commands/, run/, strategies/, checkpoints/, loggers/, modules/base.py
     "_METADATA_FILENAME": lambda: load,
     "_data_parallel_size": ModelParallelStrategy,
     "_ddp_kwargs": DDPStrategy,
@@ -87,6 +87,7 @@ PRIVATE: dict[str, Callable[[], Any]] = {
     "_init_config_if_needed": lambda: DeepSpeedStrategy,
     "_parse_ckpt_path": lambda: LightningCLI,
     "_parser": lambda: LightningCLI,
+    "_run": trainer,
     "_run_subcommand": lambda: LightningCLI,
     "_save_dir": wandb_logger,
     "_setup_distributed": lambda: ModelParallelStrategy,

@@ -6,23 +6,26 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-import callbacks
+from datamodules import DataError, StreamingTextDataModule
+from datamodules.base import ResumableDataModule
+from datamodules.first_batch import first_batch
 from llm_lightning.cli import TrainingCLI
 from llm_lightning.cli import run as run_cli
 from llm_lightning.errors import UserError
 from llm_lightning.preflight.advice import ways_out
 from llm_lightning.preflight.disk import disk_of
 from llm_lightning.preflight.duration import products_per_second
+from llm_lightning.preflight.meeting.looking import can_meet, meet_and_look
 from llm_lightning.preflight.memory import StepEstimate
 from llm_lightning.preflight.run_memory import memory_of
-from llm_lightning.preflight.table import gib, in_table
+from llm_lightning.preflight.table import in_table
 from llm_lightning.process.rank import is_first_rank
 
 USAGE = """\
 usage: llm-lightning check [--config FILE ...] [--KEY VALUE ...]
 
-Says what a fit will take of memory, time and disk, whether its settings go together and its data can be read, before
-any weight is read. The settings are those of `fit`. Exit code 2: it could not run.
+Says what a fit will take of memory, time and disk, whether its settings go together, its data makes a batch and its
+ranks reach each other, before any weight is read. The settings are those of `fit`. Exit code 2: it could not run.
 """
 
 
@@ -48,35 +51,58 @@ class _CheckingCLI(TrainingCLI):
         self.save_config_callback = None
 
     def fit(self, **_: Any) -> None:
-        """Look at settings, data, memory, time and disk."""
+        """Look at settings, data, memory, time, disk and ranks."""
         self._check()
-        print("Settings and the first records of the data: right.", flush=True)
+        if is_first_rank():
+            print("Settings and the first records of the data: right.", flush=True)
+            print(first_batch_in_words(self.datamodule), flush=True)
         trainer: Trainer = self.trainer
         memory = memory_of(self.model, self.datamodule, trainer, counts_flops=True)
+        wrong: list[str] = []
         if memory.step is None:
             print(f"Memory of a step: not known, because {memory.reason}.")
-            return
-        wrong = self._look_at_disk(memory.step)
-        if is_first_rank():
-            print(in_table(memory))
-            print(_time_in_words(memory.step, trainer))
+        else:
+            wrong += self._look_at_disk(memory.step)
+            if is_first_rank():
+                print(in_table(memory))
+                print(_time_in_words(memory.step, trainer))
         if not memory.fits:
             ways = ways_out(memory, self.model, self.datamodule, trainer)
             wrong.append(f"A step does not fit into {memory.capacity.where}. What takes less:\n{ways}")
+        self._look_at_ranks()
         if wrong:
             raise UserError("\n".join(wrong))
 
+    def _look_at_ranks(self) -> None:
+        strategy: Any = self.trainer.strategy
+        if not self.trainer.checks_ranks or not can_meet(strategy):  # type: ignore[attr-defined]
+            return
+        if not strategy.cluster_environment.creates_processes_externally:
+            print("Ranks: start this command as the run will be, by srun or torchrun, to have them looked at.")
+            return
+        meet_and_look(strategy, getattr(strategy, "meet", strategy.setup_environment))
+
     def _look_at_disk(self, step: StepEstimate) -> list[str]:
-        kept = [each.keep for each in self.trainer.callbacks if isinstance(each, callbacks.RunCheckpoint)]  # type: ignore[attr-defined]
-        root = Path(self.trainer.default_root_dir)
-        disk = disk_of(step, root, sum(kept))
-        line = (
-            f"Disk: {gib(disk.needed)} for {disk.kept + 1} checkpoints of {gib(disk.checkpoint)} and model folders of "
-            f"{gib(disk.folder)}; {gib(disk.free)} are free at {root}."
-        )
+        disk = disk_of(step, self.trainer)
+        line = disk.in_words(Path(self.trainer.default_root_dir))
         if is_first_rank():
             print(line)
         return [] if disk.fits else [f"The disk is too small. {line} Take another by --trainer.default_root_dir."]
+
+
+def first_batch_in_words(datamodule: Any) -> str:
+    """What a DataModule makes of its first records; of one that makes none of so few, why."""
+    data = getattr(datamodule, "data", datamodule)
+    if not isinstance(data, ResumableDataModule) or isinstance(data, StreamingTextDataModule):
+        return "First batch: not made, since this data is read as it is trained on."
+    try:
+        batch = first_batch(data)
+    except DataError as error:
+        return f"First batch: none comes of the first records alone ({error})."
+    if batch is None:
+        return "First batch: not made, since this data is not all in local files."
+    shapes = {name: "x".join(map(str, value.shape)) for name, value in batch.items() if isinstance(value, torch.Tensor)}
+    return "First batch: " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()) + "."
 
 
 def _time_in_words(step: StepEstimate, trainer: Trainer) -> str:

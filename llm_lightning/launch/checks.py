@@ -16,6 +16,19 @@ class LaunchError(UserError):
     """A wrong start, which every rank sees; the first one tells of it."""
 
 
+class MeetingError(RuntimeError):
+    """Ranks are missing, or do not reach each other: no mistake in a setting, and another attempt may go well.
+
+    Args:
+        text: what happened.
+        told_by_first: whether the first rank says it, and says more.
+    """
+
+    def __init__(self, text: str, told_by_first: bool = False) -> None:
+        super().__init__(text)
+        self.told_by_first = told_by_first
+
+
 def check_launch(devices: Any, num_nodes: int, environment: Mapping[str, str] = os.environ) -> None:
     """Compare `trainer.devices` and `trainer.num_nodes` with what srun or torchrun started.
 

@@ -1,6 +1,7 @@
-"""A quick bound on a step's memory: most runs are far below what there is, and need no closer look."""
+"""A quick bound on what a run takes: most are far below what there is, and need no closer look."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from llm_lightning.models.attention import ATTENTION, attention_of
@@ -14,8 +15,21 @@ PASSES = 4
 """Times that what a matrix reads and writes is held: before and after its norm or activation, and with its gradient."""
 
 
-def most_memory(module: LanguageModule, batch: Mapping[str, Any]) -> int:
-    """Bytes in float32 that no step of the usual architectures takes, whatever is sharded or recomputed.
+@dataclass(frozen=True)
+class Most:
+    """Bytes in float32 that no run of the usual architectures takes, whatever is sharded or recomputed.
+
+    Args:
+        step: of memory.
+        weights: of all networks.
+    """
+
+    step: int
+    weights: int
+
+
+def most_of(module: LanguageModule, batch: Mapping[str, Any]) -> Most:
+    """The bound, from the networks' shapes.
 
     Args:
         module: before its network is built.
@@ -25,11 +39,11 @@ def most_memory(module: LanguageModule, batch: Mapping[str, Any]) -> int:
     probe.configure_model()
     rows, length = batch["input_ids"].shape
     weights = {id(p): p for network in probe.networks for p in network.parameters()}.values()
-    states = STATES * sum(p.numel() for p in weights)
+    count = sum(p.numel() for p in weights)
     widths = sum(sum(p.shape[-2:]) * p.shape[:-2].numel() for p in weights if p.ndim > 1)
     dense = 0
     for network in probe.networks:
         config = network.config.get_text_config(decoder=True)
         if attention_of(network) != ATTENTION:
             dense += config.num_attention_heads * config.num_hidden_layers * length
-    return 4 * (states + PASSES * rows * length * (widths + dense))
+    return Most(4 * (STATES * count + PASSES * rows * length * (widths + dense)), 4 * count)

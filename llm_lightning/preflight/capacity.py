@@ -44,3 +44,8 @@ def capacity_of(device: torch.device, local_ranks: int) -> Capacity:
 def _container_limits() -> list[int]:
     words = [path.read_text().strip() for name in LIMITS if (path := CGROUP / name).is_file()]
     return [int(word) for word in words if word.isdigit()]
+
+
+def gib(size: float) -> str:
+    """Bytes in words: GiB, or MiB where they are few."""
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"

@@ -13,8 +13,9 @@ from llm_lightning.modules import Distillation, PreferenceOptimization, RewardMo
 from llm_lightning.modules.base import LanguageModule
 from llm_lightning.modules.prediction.tokens import TokenPrediction
 from llm_lightning.modules.reference import can_take_adapter_off
-from llm_lightning.preflight.bound import most_memory
+from llm_lightning.preflight.bound import most_of
 from llm_lightning.preflight.capacity import Capacity, capacity_of
+from llm_lightning.preflight.disk import most_disk
 from llm_lightning.preflight.ranks import is_known
 from llm_lightning.preflight.rows import rows_like
 
@@ -32,7 +33,8 @@ def is_far_below(module: LanguageModule, datamodule: LightningDataModule, traine
     batch = batch_of(datamodule)
     assert batch is not None
     try:
-        return most_memory(simplified(module, datamodule), batch) < room_of(trainer).total / 2
+        most = most_of(simplified(module, datamodule), batch)
+        return most.step < room_of(trainer).total / 2 and most_disk(most.weights, trainer).fits
     except Exception:  # it cannot be built without weights, which a fit need not do: no reason to stop one
         return True
 

@@ -1,11 +1,7 @@
 """A run's memory as a table."""
 
+from llm_lightning.preflight.capacity import gib
 from llm_lightning.preflight.run_memory import RunMemory
-
-
-def gib(size: float) -> str:
-    """Bytes in words: GiB, or MiB where they are few."""
-    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
 
 
 def in_table(memory: RunMemory) -> str:

@@ -79,7 +79,7 @@ TABLE: Mapping[On, tuple[str, ...]] = {
             "WandbRunId", "ModelFolder", "Curves", "Reliability", "RunSummary", "RunCheckpoint", "GracefulStop",
             "Evaluation",
         )),
-        "config", "resume", "rounds", "check_memory", "ckpt_path", "weights_only",
+        "config", "resume", "rounds", "check_memory", "check_ranks", "ckpt_path", "weights_only",
     ),
 }  # fmt: skip
 ABSENT = "absent"

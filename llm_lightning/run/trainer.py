@@ -9,18 +9,36 @@ from typing_extensions import override
 
 from llm_lightning.errors import UserError
 from llm_lightning.modules.base import LanguageModule
+from llm_lightning.preflight.meeting.looking import can_meet, meet_and_look
 from llm_lightning.run.epoch_loop import StepwiseEpochLoop
 
 
 class RunTrainer(Trainer):
     """Lightning's trainer, with the commands that Lightning has not, validations between optimizer steps, and a last
-    one that is not lost.
+    one that is not lost; ranks are looked at as soon as they have met.
     """
+
+    checks_ranks = True
+    """Whether they are."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         lightnings = self.fit_loop.epoch_loop
         self.fit_loop.epoch_loop = StepwiseEpochLoop(self, lightnings.min_steps, lightnings.max_steps)
+
+    @override
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        """Lightning's. Ranks meet within it, and what is wrong with them is found before one prepares data for all."""
+        strategy: Any = self.strategy
+        if not self.checks_ranks or not can_meet(strategy):
+            return super()._run(*args, **kwargs)
+        meet = strategy.setup_environment
+        # Lightning has no hook there: the next thing that it calls is `prepare_data`, on the first rank alone.
+        strategy.setup_environment = lambda: meet_and_look(strategy, meet)
+        try:
+            return super()._run(*args, **kwargs)
+        finally:
+            del strategy.setup_environment
 
     @override
     def _run_stage(self) -> Any:

@@ -31,3 +31,10 @@ def add_run_settings(parser: Any) -> None:
         default=True,
         help="Refuse a run that cannot fit into memory before any weight is read; false starts it all the same.",
     )
+    parser.add_argument(
+        "--check_ranks",
+        type=bool,
+        default=True,
+        help="Compare versions, clocks and network of several ranks at the start, and name the ones that do not come; "
+        "false leaves it out.",
+    )

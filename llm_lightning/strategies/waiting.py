@@ -14,3 +14,9 @@ def limit_waiting(strategy: Any) -> None:
     """Give a strategy of several ranks our limit where it has Lightning's; before it starts them."""
     if getattr(strategy, "_timeout", None) == default_pg_timeout:
         strategy._timeout = WAIT_FOR_RANKS
+
+
+def waits_for(strategy: Any) -> timedelta:
+    """How long the ranks of a strategy wait for each other."""
+    limit: timedelta = getattr(strategy, "_timeout", None) or WAIT_FOR_RANKS
+    return limit

@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from llm_lightning.models.backbone import Backbone
 from llm_lightning.modules import CausalPretraining, PreferenceOptimization, RewardModeling
-from llm_lightning.preflight.bound import most_memory
+from llm_lightning.preflight.bound import most_of
 from llm_lightning.preflight.memory import estimate_step
 from llm_lightning.preflight.ranks import pretended_sharding
 from llm_lightning.preflight.rows import packed_rows, pair_rows
@@ -70,7 +70,7 @@ def test_the_estimate_is_what_a_step_allocates(kind, options, backbone):
     estimate = estimate_step(module, rows(ROWS, LENGTH), trainer())
     assert module.model is None, "nothing was built"
     assert estimate.total == pytest.approx(measured(module, rows(ROWS, LENGTH)), rel=0.1)
-    assert estimate.total < most_memory(kind(Backbone(config=CONFIG, **backbone), **options), rows(ROWS, LENGTH))
+    assert estimate.total < most_of(kind(Backbone(config=CONFIG, **backbone), **options), rows(ROWS, LENGTH)).step
 
 
 def test_sharded_ranks_hold_a_part_of_the_states():
