@@ -10,6 +10,7 @@ from callbacks.batch_size import BatchSizeWarmup
 from callbacks.continual import EWC, L2SP
 from callbacks.errors import CallbackError
 from callbacks.exporting import Export
+from callbacks.mixing import LossWeightedMixture
 from callbacks.monitoring.curves import Curves
 from callbacks.monitoring.energy import Energy
 from callbacks.monitoring.evaluation import Asked, Evaluation
@@ -45,6 +46,7 @@ __all__ = [
     "GracefulStop",
     "Heartbeat",
     "LayerDrop",
+    "LossWeightedMixture",
     "ModelFolder",
     "NEFTune",
     "NoImprovement",

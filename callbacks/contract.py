@@ -49,6 +49,29 @@ class CountsTokens(Protocol):
     """Trained tokens of all ranks so far."""
 
 
+class MeasuresSources(Protocol):
+    """Needed by `LossWeightedMixture`: what logs `val/loss/SOURCE` of each source that validates."""
+
+    source_losses: Any
+    """Their sums, within a validation."""
+
+
+class MixesSources(Protocol):
+    """Of a DataModule; needed by `LossWeightedMixture`."""
+
+    def require_mixture(self, who: str) -> None:
+        """Make its sources ones whose shares can be moved while they are read; raises an error that names `who` where
+        they cannot be. Called before any loader is asked for.
+        """
+
+    def shares(self) -> dict[str, float]:
+        """Of the next batch, by the names of the sources; they add up to 1."""
+        ...
+
+    def reweigh(self, shares: Mapping[str, float]) -> None:
+        """Other shares, from the next batch on; every rank gives the same ones, and checkpoints hold them."""
+
+
 class NamesMonitor(Protocol):
     """Made use of by `RunSummary`, which else takes the lowest `val/loss` for the best."""
 

@@ -62,6 +62,20 @@ def validates_now(trainer: Trainer) -> bool:
     return has_batches and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
 
 
+def is_on_schedule(trainer: Trainer) -> bool:
+    """In a validation of a fit: whether it would run had nobody told the run to stop."""
+    stops, trainer.should_stop = trainer.should_stop, False
+    try:
+        return validates_now(trainer)
+    finally:
+        trainer.should_stop = stops
+
+
+def validates_by_time(trainer: Trainer) -> bool:
+    """Whether validations come after so much time, and not after so many batches."""
+    return trainer._val_check_time_interval is not None  # type: ignore[attr-defined]
+
+
 def settle_resumed_counters(trainer: Trainer) -> None:
     """In `on_train_start`: let the counters that a checkpoint brought not be taken for those of what comes now."""
     loop = trainer.fit_loop

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
-from datamodules.base import Collate, ResumableDataModule
+from datamodules.base import Collate
 from datamodules.cache import key_of
 from datamodules.contract import Part
 from datamodules.encoding.tokenization import tokenize
 from datamodules.errors import DataError
+from datamodules.mixing import MixingDataModule
 from datamodules.records.contamination import TrainingTexts
 from datamodules.serving.collate import NumberedCollator, PackedCollator, PromptCollator
 from datamodules.serving.dataset import DocumentPrompts, Documents, NumberedRows, PackedRows
 from datamodules.serving.judging import held_out
 from datamodules.serving.loader import EvaluationLoader, Order, ResumableLoader
-from datamodules.serving.orders.mixture import MixtureOrder
 from datamodules.serving.orders.order import ShuffledOrder
-from datamodules.serving.orders.schedule import is_scheduled, names_of, plan_in_words, scheduled, tempered
+from datamodules.serving.orders.schedule import names_of
 from datamodules.serving.preview import preview
 from datamodules.sources.bad_records import BadRecords
 from datamodules.sources.discover import Source
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Packed: TypeAlias = list[tuple[RowIndex, list[Shard]]]  # for each source its rows, and what they point into
 
 
-class PackedDataModule(ResumableDataModule):
+class PackedDataModule(MixingDataModule):
     """Tokenizes sources once, packs them into full rows, and serves those in a resumable order.
 
     A subclass says how its records are found (`find_units`) and tokenized (`make_encoder`), and what `predict` goes on
@@ -59,11 +59,6 @@ class PackedDataModule(ResumableDataModule):
     """
 
     too_long: TooLong = "split"
-    added: Sequence[Source] = ()
-    """What else is trained on: nothing of it validates, and what asks a question of validation is left out."""
-    added_share = 0.5
-    """The share of the rows that come from there, at most; the first ones are taken."""
-    mixes = True
     is_causal = True
     """Whether a token is predicted by those before it."""
     numbers_rows = False
@@ -240,7 +235,7 @@ class PackedDataModule(ResumableDataModule):
         rows, draw = self.make_rows(self._train), self.make_draw("train")
         period = 0 if draw is None else len(rows)
         per_batch = self.global_batch_size
-        order: Order = self._order(rows.num_rows, period)
+        order: Order = self.make_order(rows.num_rows, period)
         if (few := self.rows_to_overfit(len(rows))) is not None:
             order = ShuffledOrder([few], seed=self.seed, period=period)
         if order.epoch_len < per_batch:
@@ -252,35 +247,9 @@ class PackedDataModule(ResumableDataModule):
             self._log_statistics(self.trainer)
         return self.training_loader(drawn(rows, draw), order, self.make_collator())
 
-    def _order(self, num_rows: list[int], period: int) -> ShuffledOrder | MixtureOrder:
-        counts, weights = self._mixture(num_rows)
-        if not is_scheduled(self.train_sources):
-            return ShuffledOrder(counts, weights, self.seed, period)
-        order = scheduled(self.train_sources, counts, self.seq_len, self.seed, period)
-        if self.trainer is not None and (steps := self.trainer.max_steps) > 0:
-            planned = steps * self.trainer.accumulate_grad_batches * self.global_batch_size
-            for line in plan_in_words(order, names_of(self.train_sources), planned):
-                rank_zero_info(f"  {line}")
-        return order
-
-    def _mixture(self, num_rows: list[int]) -> tuple[list[int], list[float] | None]:
-        """How many rows of each source an epoch draws from, and the sources' weights."""
-        weights, num_real = self.weights, len(num_rows) - len(self.added)
-        real = sum(num_rows[:num_real])
-        room = int(real * self.added_share / (1 - self.added_share))
-        counts = num_rows[:num_real]
-        for rows in num_rows[num_real:]:
-            counts.append(min(rows, room))
-            room -= counts[-1]
-        if weights is None and self.temperature is not None:
-            weights = tempered(counts[:num_real], self.temperature)
-        if weights is not None:
-            weights += [sum(weights) * count / real for count in counts[num_real:]]
-        return counts, weights
-
     def row_counts(self) -> tuple[list[int], list[int]]:
         """How many rows an epoch draws from, of each source and of each one in `added`."""
-        counts, _ = self._mixture(self.make_rows(self._train).num_rows)
+        counts, _ = self.mixture(self.make_rows(self._train).num_rows)
         num_real = len(counts) - len(self.added)
         return counts[:num_real], counts[num_real:]
 
@@ -300,6 +269,15 @@ class PackedDataModule(ResumableDataModule):
         if self.sources is None or len(self._val) < 2:
             return []
         return names_of(self.val_sources or self.train_sources)
+
+    def validated_sources(self) -> Sequence[str]:
+        """The names of the sources that validate, as far as it is known by now."""
+        if not (self.val_sources or self.share_to_hold_out()):
+            return []
+        names = names_of(self.val_sources or self.train_sources)
+        if self.tokenizer is None:  # nothing was read yet
+            return names
+        return [name for name, (rows, _) in zip(names, self._val, strict=False) if rows.statistics["num_rows"]]
 
     def predict_dataloader(self) -> EvaluationLoader | list:
         """What to go on from in the validation documents: `prompt_ids`, `attention_mask`."""
@@ -341,11 +319,8 @@ class PackedDataModule(ResumableDataModule):
 
     def rows_key(self) -> str:
         """Names the rows, their mixture, the seed, and what is made of rows by it."""
-        mixture: list[Any] = [self.added_share] if self.added else []
-        if self.temperature is not None:
-            mixture.append(["temperature", self.temperature])
-        if is_scheduled(self.train_sources):
-            mixture.append([[source.weight_schedule, source.max_epochs] for source in self.train_sources])
         draw = self.make_draw("train")
         drawn_by = [] if draw is None else [draw.key()]
-        return key_of(self.seed, self.weights, [index.folder.name for index, _ in self._train], *mixture, *drawn_by)
+        return key_of(
+            self.seed, self.weights, [index.folder.name for index, _ in self._train], *self.mixture_key(), *drawn_by
+        )

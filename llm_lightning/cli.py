@@ -309,6 +309,10 @@ class TrainingCLI(LightningCLI):
         self.model.check(self.datamodule)
         if callable(check := getattr(self.datamodule, "check", None)):
             check()
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks if self.subcommand == "fit" else ():
+            if callable(check := getattr(callback, "check", None)):
+                check(self.datamodule)
 
     def _with_weights(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The command that trained a network judges what came of it; without a run, what `backbone.path` names."""

@@ -73,6 +73,7 @@ PRIVATE: dict[str, Callable[[], Any]] = {
     "_should_accumulate": epoch_loop,
     "_should_check_val_epoch": epoch_loop,
     "_should_check_val_fx": epoch_loop,
+    "_val_check_time_interval": trainer,
     "_call_callback_hooks": lambda: call,
     "_call_lightning_module_hook": lambda: call,
     "_call_strategy_hook": lambda: call,

@@ -124,6 +124,7 @@ class ResumableLoader:
         self.whole_batches = whole_batches
         self.ordered_at_once = ordered_at_once
         self.finish = finish
+        self._is_renewed = False
 
     def __len__(self) -> int:
         """Batches of this rank in an epoch, at least one."""
@@ -131,9 +132,19 @@ class ResumableLoader:
         return max(1, self.order.epoch_len // step if self.whole_batches else -(-self.order.epoch_len // step))
 
     def __iter__(self) -> Iterator[Any]:
+        num_batches = len(self)
+        while num_batches:
+            self._is_renewed = False
+            for batch in self._read(num_batches):
+                num_batches -= 1
+                yield batch
+                if self._is_renewed:
+                    break
+
+    def _read(self, num_batches: int) -> Iterator[Any]:
         epoch_len = None if self.whole_batches else self.order.epoch_len
         places = self.rank * self.batch_size + np.arange(self.batch_size)
-        spans = _Spans(self.position, len(self), self.batch_size * self.num_ranks, epoch_len)
+        spans = _Spans(self.position, num_batches, self.batch_size * self.num_ranks, epoch_len)
         batches = DataLoader(
             self.dataset,
             batch_sampler=_BatchesFrom(self.order, spans, self.batch_size, self.rank, self.ordered_at_once),
@@ -146,6 +157,10 @@ class ResumableLoader:
         )
         for (self.newest, self.position), batch in zip(spans, batches, strict=True):
             yield batch if self.finish is None else self.finish(batch, self.newest + places)
+
+    def renew(self) -> None:
+        """Let go what was read ahead: the order is another one from the position on."""
+        self._is_renewed = True
 
     def again(self, dataset: Dataset, collate: Callable[[Sequence[Any]], Any], count: int) -> Iterator[Any]:
         """Other batches of the same rows: `count` of them, from the one that was handed out last.

@@ -53,7 +53,7 @@ TABLE: Mapping[On, tuple[str, ...]] = {
         "trainer.overfit_batches", "trainer.limit_train_batches", "trainer.callbacks.Pruning",
         "trainer.callbacks.Pruning.*", "trainer.callbacks.EWC.path", "trainer.callbacks.EWC.num_pieces",
         "trainer.callbacks.EWC.piece_len", "trainer.callbacks.QuantizationAwareTraining",
-        "trainer.callbacks.QuantizationAwareTraining.*",
+        "trainer.callbacks.QuantizationAwareTraining.*", "trainer.callbacks.LossWeightedMixture",
     ),
     On.CONTENT: (
         "model.backbone.path", "model.teacher.path", "model.ensemble", "model.endpoint", "model.endpoint.*",

@@ -1,4 +1,4 @@
-"""A mixture of sources whose shares change while it is read."""
+"""A mixture of sources whose shares change while it is read, by a schedule or because they are told to."""
 
 from __future__ import annotations
 
@@ -32,27 +32,22 @@ class Share(NamedTuple):
     most: int | None = None
 
 
-class MixtureOrder:
-    """An endless stream over several sources, each with the share that its weight has at that moment.
+class Mixture:
+    """Which source each sample of an endless stream comes from, each with the share that its weight has at that moment.
 
     The source of a sample is where a multiple of the golden ratio falls among the shares: a function of the index, the
-    seed and the weights alone, and in any thousand samples within about 1 % of what the weights say. A source walks
-    through its own rows, each once before any comes again, each time in another order. What was used up leaves its
-    share to the others.
+    seed and the weights alone, and in any thousand samples within about 1 % of what the weights say. What was used up
+    leaves its share to the others.
 
     How many samples of each source came before is counted block by block, some seven million a second, once a start.
 
     Args:
-        shares: of the sources; row ids count through them.
+        shares: of the sources.
         seed: names the order.
-        period: what is added to a row's id each time that it comes again; see `ShuffledOrder`.
     """
 
-    def __init__(self, shares: Sequence[Share], seed: int = 0, period: int = 0) -> None:
+    def __init__(self, shares: Sequence[Share], seed: int = 0) -> None:
         self.shares = list(shares)
-        self.period = period
-        self.num_rows = np.array([share.num_rows for share in shares], np.int64)
-        self.epoch_len = int(self.num_rows.sum())
         self.seed = seed
         digest = hashlib.blake2b(repr(("mixture", seed)).encode(), digest_size=8).digest()
         self._offset = np.uint64(int.from_bytes(digest, "little"))
@@ -61,27 +56,40 @@ class MixtureOrder:
         self._before = [np.zeros(len(shares), np.int64)]
         self._newest = lru_cache(maxsize=4)(self._block)
 
-    def __getitem__(self, samples: np.ndarray) -> np.ndarray:
-        """(N,) int64 row ids for (N,) int64 global sample indices, which go on without end.
+    def places(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) int64 the sources of (N,) int64 global sample indices, which go on without end, and (N,) int64 how many
+        samples of the same source come before each.
 
         Raises:
             DataError: all sources are used up.
         """
-        rows = np.empty(len(samples), np.int64)
+        sources, steps = np.empty(len(samples), np.int64), np.empty(len(samples), np.int64)
         blocks, within = np.divmod(samples, BLOCK)
-        bases = np.cumsum(self.num_rows) - self.num_rows
         for block in np.unique(blocks):
             here = blocks == block
-            sources, steps = (column[within[here]] for column in self._newest(int(block)))
-            self._check(sources, samples[here])
-            rounds, places = np.divmod(steps, self.num_rows[sources])
-            found = np.empty(len(sources), np.int64)
-            for source, turn in {*zip(sources.tolist(), rounds.tolist(), strict=True)}:
-                now = (sources == source) & (rounds == turn)
-                order = permute(places[now], int(self.num_rows[source]), self.seed, turn, source)
-                found[now] = bases[source] + order + turn * self.period
-            rows[here] = found
-        return rows
+            sources[here], steps[here] = (column[within[here]] for column in self._newest(int(block)))
+        self._check(sources, samples)
+        return sources, steps
+
+    def reweigh(self, sample: int, weights: Sequence[float]) -> None:
+        """From a sample on the sources have other weights, which stay; what comes before stays as it was.
+
+        Args:
+            sample: global index; changes are told in the order of these.
+            weights: of the first sources; those beyond keep theirs.
+        """
+        for number, weight in enumerate(weights):
+            points = self.shares[number].weight
+            kept = points[points[:, 0] < sample - 1]
+            last = float(np.interp(sample - 1, *points.T))  # the way from one to the other lies between two samples
+            changed = np.array([*kept, (sample - 1, last), (sample, weight)])
+            self.shares[number] = self.shares[number]._replace(weight=changed)
+        self._forget(sample)
+
+    def _forget(self, sample: int) -> None:
+        """Of what was counted, the block of a sample and those behind."""
+        del self._before[sample // BLOCK + 1 :]
+        self._newest.cache_clear()
 
     def counts(self, num_samples: int) -> np.ndarray:
         """(S,) int64: how many of the first samples come from each source."""
@@ -136,3 +144,32 @@ class MixtureOrder:
             if start < BLOCK:
                 weights[start:, sources[start]] = 0.0
         return sources
+
+
+class MixtureOrder(Mixture):
+    """The rows of sources that are mixed: each source walks through its own, each once before any comes again, each
+    time in another order.
+
+    Args:
+        shares: of the sources; row ids count through them.
+        seed: names the order.
+        period: what is added to a row's id each time that it comes again; see `ShuffledOrder`.
+    """
+
+    def __init__(self, shares: Sequence[Share], seed: int = 0, period: int = 0) -> None:
+        super().__init__(shares, seed)
+        self.period = period
+        self.num_rows = np.array([share.num_rows for share in shares], np.int64)
+        self.epoch_len = int(self.num_rows.sum())
+
+    def __getitem__(self, samples: np.ndarray) -> np.ndarray:
+        """(N,) int64 row ids for (N,) int64 global sample indices; see `places`."""
+        sources, steps = self.places(samples)
+        bases = np.cumsum(self.num_rows) - self.num_rows
+        rows = np.empty(len(samples), np.int64)
+        rounds, places = np.divmod(steps, self.num_rows[sources])
+        for source, turn in {*zip(sources.tolist(), rounds.tolist(), strict=True)}:
+            now = (sources == source) & (rounds == turn)
+            order = permute(places[now], int(self.num_rows[source]), self.seed, turn, source)
+            rows[now] = bases[source] + order + turn * self.period
+        return rows

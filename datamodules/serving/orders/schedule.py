@@ -77,6 +77,22 @@ def scheduled(
     return MixtureOrder(shares, seed, period)
 
 
+def check_reweighable(sources: Sequence[Source] | None, who: str) -> None:
+    """Raises `DataError` for sources whose shares `who` cannot move while they are read."""
+    if sources is None or len(sources) < 2:
+        raise DataError(
+            f"sources: {who} moves shares between several of them, each with a weight; name them, or leave {who} out"
+        )
+    if any(source.weight is None for source in sources):
+        raise DataError(f"sources: {who} begins with their weights, and moves them: give one to each")
+    for source in sources:
+        if source.weight_schedule is not None:
+            raise DataError(
+                f"sources: the weight_schedule of {source.path!r} and {who} would both say what its share is; leave "
+                "one of them out"
+            )
+
+
 def tempered(num_rows: Sequence[int], temperature: float) -> list[float]:
     """Weights in proportion to the rows at temperature 1, and the more even the higher it is (arXiv:1907.05019)."""
     return [rows ** (1 / temperature) if rows else 0.0 for rows in num_rows]
