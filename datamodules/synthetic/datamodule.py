@@ -120,7 +120,11 @@ class SyntheticDataModule(LightningDataModule):
                 raise DataError(
                     f"generators: {name} ({type(generator).__name__}) makes no {wanted}, which "
                     f"{type(self.data).__name__} learns from; "
-                    + ("use PreferencePairs" if self._makes_pairs else "use it with a PreferenceDataModule")
+                    + (
+                        "use PreferencePairs, or ConstitutionalRevision with pairs=true"
+                        if self._makes_pairs
+                        else "use it with a PreferenceDataModule"
+                    )
                 )
         if self.engine is None:
             raise DataError("engine: none is named; give an OpenAIEngine, or a LocalEngine with the path of a model")

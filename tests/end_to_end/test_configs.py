@@ -67,6 +67,11 @@ STAGES = {
         "--model.backbone.path=chat", "--data.data.path=pairs.jsonl", "--data.data.seq_len=64", "--data.filters=[]",
         "--data.generators={again: {class_path: Answers, init_args: {count: 200, max_new_tokens: 24}}}",
     ],
+    "synthetic/constitution.yaml": [
+        "--model.backbone.path=talker", "--data.data.seq_len=128", "--data.data.too_long=right", "--data.filters=[]",
+        "--data.generators.revised.init_args.path=pairs.jsonl", "--data.generators.revised.init_args.count=60",
+        "--data.generators.revised.init_args.max_new_tokens=24",
+    ],
     "online_dpo.yaml": [
         "--model.backbone.path=chat", "--data.data.seq_len=128", "--data.data.too_long=right",
         "--data.generators.answers.init_args.path=pairs.jsonl",
@@ -77,7 +82,7 @@ STAGES = {
 }  # fmt: skip
 ON_TOP_OF = {
     "synthetic.yaml": "sft.yaml", "safety.yaml": "sft.yaml", "distill_context.yaml": "distill.yaml",
-    "data/streaming.yaml": "pretrain.yaml",
+    "data/streaming.yaml": "pretrain.yaml", "synthetic/constitution.yaml": "sft.yaml",
 }  # fmt: skip
 MORE = {
     "filters/web.yaml": ["--data.path=prose.jsonl"],
@@ -129,9 +134,21 @@ def small(tmp_path, cache, network, monkeypatch):
     Path("network").symlink_to(network)
     shutil.copytree(network, "chat")
     shutil.copy(CONFIGS.parent / "datamodules" / "templates" / "chatml.jinja", "chat/chat_template.jinja")
+    write_talker(Path("talker"))
     yield
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def write_talker(folder: Path) -> None:
+    """The same network with room for a conversation, and with many tokens that end a text."""
+    shutil.copytree("chat", folder)
+    for name, changes in (
+        ("config.json", {"max_position_embeddings": 2048}),
+        ("generation_config.json", {"eos_token_id": list(range(2, 60))}),
+    ):
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize("name", EVERY_FILE)

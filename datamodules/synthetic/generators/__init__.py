@@ -4,6 +4,7 @@ from datamodules.synthetic.generators.answers import Answers
 from datamodules.synthetic.generators.back_translation import BackTranslation
 from datamodules.synthetic.generators.base import RecordGenerator
 from datamodules.synthetic.generators.class_balance import ClassBalance
+from datamodules.synthetic.generators.constitutional_revision import Constitution, ConstitutionalRevision
 from datamodules.synthetic.generators.paraphrase import Paraphrase
 from datamodules.synthetic.generators.preference_pairs import PreferencePairs
 from datamodules.synthetic.generators.rationales import Rationales
@@ -13,6 +14,8 @@ __all__ = [
     "Answers",
     "BackTranslation",
     "ClassBalance",
+    "Constitution",
+    "ConstitutionalRevision",
     "Paraphrase",
     "PreferencePairs",
     "Rationales",
