@@ -3,9 +3,8 @@
 import os
 import re
 import shlex
-import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
@@ -35,7 +34,7 @@ from datamodules.synthetic.engine import Engine, WrittenText
 from llm_lightning.checkpoints.checkpoint_io import AtomicCheckpointIO, trained_steps
 from llm_lightning.checkpoints.damage import last_good_checkpoint
 from llm_lightning.errors import UserError
-from llm_lightning.launch.checks import LaunchError, MeetingError, check_launch, explain
+from llm_lightning.launch.checks import LaunchError, MeetingError, check_launch, end_at_once, explain
 from llm_lightning.loggers.metrics_file import MetricsFile
 from llm_lightning.loggers.redact import redact_arguments
 from llm_lightning.messages import readable
@@ -353,7 +352,7 @@ def run(args: list[str], *, debug: bool = False, kind: type[TrainingCLI] = Train
     except USER_ERRORS as error:
         return _report(error, debug)
     except MeetingError as error:
-        _end(error, debug)
+        end_at_once(error, debug)
     except dist.DistNetworkError as error:
         if (explained := explain(error)) is None:
             raise
@@ -381,14 +380,6 @@ def _report(error: BaseException, debug: bool) -> int:
         return 2
     field = "data." if isinstance(error, DataError) and re.match(r"[a-z_]+(:| and )", str(error)) else ""
     return report(error, debug, field)
-
-
-def _end(error: MeetingError, debug: bool) -> NoReturn:
-    if debug or not error.told_by_first:
-        report(error, debug)
-    sys.stdout.flush()
-    # At once: an operation that others never end would be waited for as the process group is taken down.
-    os._exit(os.EX_TEMPFAIL)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -3,10 +3,12 @@
 import os
 import re
 import socket
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from llm_lightning.errors import UserError
+from llm_lightning.process.redacted_output import report
 
 # Lightning takes a job of such a name for a person's shell.
 SHELL_NAMES = ("bash", "interactive")
@@ -27,6 +29,19 @@ class MeetingError(RuntimeError):
     def __init__(self, text: str, told_by_first: bool = False) -> None:
         super().__init__(text)
         self.told_by_first = told_by_first
+
+
+def end_at_once(error: MeetingError, debug: bool) -> NoReturn:
+    """Say it, and end this process: with a process group's way down, operations that others never end are waited for.
+
+    Args:
+        error: what happened.
+        debug: show the traceback, too.
+    """
+    if debug or not error.told_by_first:
+        report(error, debug)
+    sys.stdout.flush()
+    os._exit(os.EX_TEMPFAIL)
 
 
 def check_launch(devices: Any, num_nodes: int, environment: Mapping[str, str] = os.environ) -> None:

@@ -20,11 +20,13 @@ from tests.distributed.commands import _free_port
 
 pytestmark = pytest.mark.slow
 
-COMMAND = ("--config", "tiny.yaml", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2")
+COMMAND = ("--config", "tiny.yaml", "--trainer.strategy=ddp", "--trainer.devices=2", "--data.batch_size=2")
 
 
-def two_ranks(folder, *command: str, of_second: dict[str, str] | None = None) -> tuple[list[int], list[str]]:
-    """Run a command in two ranks, as torchrun would; exit codes and what each said."""
+def two_ranks(
+    folder, *command: str, of_second: dict[str, str] | None = None, num_started: int = 2
+) -> tuple[list[int], list[str]]:
+    """Run a command in two ranks, as torchrun would, or in the first one alone; exit codes and what each said."""
     shared = os.environ | {
         "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "LLM_LIGHTNING_CACHE": "cache",
         "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()),
@@ -35,7 +37,7 @@ def two_ranks(folder, *command: str, of_second: dict[str, str] | None = None) ->
             [sys.executable, "-m", *command], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | (of_second or {} if rank else {}),
         )
-        for rank in range(2)
+        for rank in range(num_started)
     ]  # fmt: skip
     try:
         said = [rank.communicate(timeout=300)[0] for rank in ranks]
@@ -62,6 +64,17 @@ def test_a_fit_is_refused_where_a_rank_has_another_version(folder):
     assert re.search(r"  peft: [\d.]+ on rank 0 \(\S+\); 0\.0\.1 on rank 1 \(\S+\)", said[0]), said[0]
     assert "transformers:" not in said[0] and "Traceback" not in "".join(said)
     assert "Tokenizing" not in said[0], "nothing long has begun"
+
+
+def test_a_rank_that_does_not_come_is_named_and_the_run_may_be_tried_again(folder):
+    wait = (
+        "--trainer.strategy.class_path=lightning.pytorch.strategies.DDPStrategy",
+        "--trainer.strategy.timeout=0:00:02",
+    )
+    codes, [said] = two_ranks(folder, "llm_lightning", "fit", *COMMAND[:2], *COMMAND[3:], *wait, num_started=1)
+    assert codes == [os.EX_TEMPFAIL], said
+    assert re.search(r"error: 1 of 2 ranks did not come within 2 s: rank 1 \(\S+\)\.", said), said
+    assert "Traceback" not in said and "Tokenizing" not in said
 
 
 def test_ranks_tell_what_differs_and_wait_no_longer_than_they_may(folder):
