@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from datamodules.records.record_source import RecordSource as RecordSource
     from datamodules.records.text_source import TextSource as TextSource
     from datamodules.streaming.datamodule import StreamingTextDataModule as StreamingTextDataModule
+    from datamodules.streaming.mixed.datamodule import MixedStreamingTextDataModule as MixedStreamingTextDataModule
     from datamodules.streaming.watched import WatchedTextDataModule as WatchedTextDataModule
     from datamodules.synthetic.datamodule import SyntheticDataModule as SyntheticDataModule
     from datamodules.synthetic.openai_engine import OpenAIEngine as OpenAIEngine
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "DataError": "datamodules.errors",
     "InstructionDataModule": "datamodules.instruction",
+    "MixedStreamingTextDataModule": "datamodules.streaming.mixed.datamodule",
     "OpenAIEngine": "datamodules.synthetic.openai_engine",
     "PreferenceDataModule": "datamodules.preference",
     "PromptDataModule": "datamodules.prompts",

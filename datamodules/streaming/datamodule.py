@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch.utils.data import Dataset
 
 from datamodules.cache import key_of
 from datamodules.contract import Part
@@ -20,7 +21,7 @@ from datamodules.packed import Packed
 from datamodules.pretraining import TextDataModule
 from datamodules.records.contamination import TrainingTexts
 from datamodules.serving.dataset import Documents
-from datamodules.serving.loader import ResumableLoader
+from datamodules.serving.loader import Order, ResumableLoader
 from datamodules.serving.preview import preview
 from datamodules.sources.bad_records import OnBadRecord
 from datamodules.sources.discover import paths_of
@@ -243,7 +244,6 @@ class StreamingTextDataModule(TextDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches without end, from where the checkpoint left off: `input_ids`, `labels`, `position_ids`."""
-        windows = self._open_windows()
         per_batch = self.global_batch_size
         steps = self.trainer.max_steps if self.trainer is not None else -1
         accumulated = self.trainer.accumulate_grad_batches if self.trainer is not None else 1
@@ -256,11 +256,23 @@ class StreamingTextDataModule(TextDataModule):
                 f"window_tokens={self.window_tokens:,}: up to {behind:,} rows of {self.seq_len} tokens are on their way"
                 f" at a time, which is more than a window, so that more than {WINDOWS_ON_DISK} lie on disk; raise it"
             )
-        order = StreamOrder(windows, num_batches * per_batch, behind)
-        rows = StreamRows(windows.folder, self.make_draw("train"))
+        rows, order = self.make_stream(num_batches * per_batch, behind)
         return self.training_loader(rows, order, self.make_collator(), whole_batches=True, ordered_at_once=1)
 
-    def _open_windows(self) -> Windows:
+    def make_stream(self, epoch_len: int, behind: int) -> tuple[Dataset, Order]:
+        """The rows, and which one comes when; see `StreamOrder`."""
+        windows = self.open_windows()
+        if self._fills:
+            tidy(self.streams, self.windows_to_keep())
+        return StreamRows(windows.folder, self.make_draw("train")), StreamOrder(windows, epoch_len, behind)
+
+    def windows_to_keep(self) -> list[Path]:
+        """Folders of what is read first, which may be there from a run that was killed."""
+        assert self._windows is not None
+        return [self._windows.folder / str(self._place.number + more) for more in (0, 1)]
+
+    def open_windows(self) -> Windows:
+        """The windows from the present position on."""
         assert self._plan is not None
         if self._windows is not None:
             self._place = self._windows.at(self.position)
@@ -268,8 +280,6 @@ class StreamingTextDataModule(TextDataModule):
         if self._filler is None and self._fills:
             self._filler = Filler(self._plan, self.streams)
         self._windows = self.make_windows(self._plan, self._filler, self._place)
-        if self._fills:
-            tidy(self.streams, [self._windows.folder / str(self._place.number + more) for more in (0, 1)])
         return self._windows
 
     def make_windows(self, plan: Plan, filler: Filler | None, first: Place) -> Windows:
@@ -303,7 +313,7 @@ class StreamingTextDataModule(TextDataModule):
     def preview(self, num_records: int) -> Iterator[str]:
         """Lines to print: the first training documents, and the statistics of the first window."""
         assert self.tokenizer is not None
-        windows = self._open_windows()
+        windows = self.open_windows()
         windows.reach(0)
         first = Window(windows.folder / str(windows.opened[0].place.number))
         return preview(Documents([(first.rows, [first.shard])]), self.tokenizer, num_records)

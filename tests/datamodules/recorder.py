@@ -61,7 +61,7 @@ class Recorder(pl.LightningModule):
 
 
 def fit(
-    path: str,
+    path: str | list[dict],
     cache: str,
     checkpoint: str | None = None,
     resume: bool = False,
@@ -84,7 +84,8 @@ def fit(
     options = {name: value for name, value in options.items() if value is not None}
     if "tokenizer" not in options:
         options["vocab_size"] = 300
-    module, data_module = Recorder(save_at, checkpoint, log), getattr(datamodules, kind)(path, **options)
+    read = path if isinstance(path, str) else [datamodules.TextSource(**source) for source in path]
+    module, data_module = Recorder(save_at, checkpoint, log), getattr(datamodules, kind)(read, **options)
     ckpt_path = checkpoint if resume and checkpoint and Path(checkpoint).exists() else None
     trainer.fit(module, data_module, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     return module, trainer, data_module

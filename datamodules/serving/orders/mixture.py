@@ -16,13 +16,14 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """2^64 over the golden ratio: its multiples fall more evenly than those of any other number (Weyl's sequence)."""
 BLOCK = 1 << 14
 """Samples that are chosen at once."""
+ENDLESS = np.iinfo(np.int64).max
 
 
 class Share(NamedTuple):
     """A source's part in a mixture.
 
     Args:
-        num_rows: the rows it has.
+        num_rows: the rows it has; 0 where nobody knows, which says nothing of its part.
         weight: (P, 2) points of a sample index and the weight there; between them it is linear.
         most: samples it may give in all; None for any number, its rows again and again.
     """
@@ -51,8 +52,7 @@ class Mixture:
         self.seed = seed
         digest = hashlib.blake2b(repr(("mixture", seed)).encode(), digest_size=8).digest()
         self._offset = np.uint64(int.from_bytes(digest, "little"))
-        endless = np.iinfo(np.int64).max
-        self._most = np.array([endless if share.most is None else share.most for share in shares], np.int64)
+        self._most = np.array([ENDLESS if share.most is None else share.most for share in shares], np.int64)
         self._before = [np.zeros(len(shares), np.int64)]
         self._newest = lru_cache(maxsize=4)(self._block)
 
@@ -85,6 +85,15 @@ class Mixture:
             changed = np.array([*kept, (sample - 1, last), (sample, weight)])
             self.shares[number] = self.shares[number]._replace(weight=changed)
         self._forget(sample)
+
+    def end(self, source: int, most: int) -> None:
+        """A source turned out to have so many samples in all; it did not give more so far."""
+        self._most[source] = most
+        self._forget(BLOCK * (sum(before[source] <= most for before in self._before) - 1))
+
+    def ends(self) -> list[int | None]:
+        """How many samples each source may give in all; None for any number, as far as it is known."""
+        return [None if most == ENDLESS else int(most) for most in self._most]
 
     def _forget(self, sample: int) -> None:
         """Of what was counted, the block of a sample and those behind."""

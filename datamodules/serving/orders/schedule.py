@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.errors import DataError
-from datamodules.serving.orders.mixture import MixtureOrder, Share
+from datamodules.serving.orders.mixture import Mixture, MixtureOrder, Share
 from datamodules.sources.discover import Source
 
 
@@ -69,12 +69,28 @@ def scheduled(
     total = sum(source.weight or 0.0 for source in sources)
     shares = []
     for source, rows in zip(sources, num_rows, strict=False):
-        points = [(0.0, source.weight or 0.0), *((at / seq_len, weight) for at, weight in source.weight_schedule or ())]
         most = None if source.max_epochs is None else int(source.max_epochs * rows)
-        shares.append(Share(rows, np.array(points), most))
+        shares.append(Share(rows, _points(source, seq_len), most))
     for rows in num_rows[len(sources) :]:
         shares.append(Share(rows, np.array([(0.0, total * rows / real)])))
     return MixtureOrder(shares, seed, period)
+
+
+def scheduled_streams(sources: Sequence[Source], ends: Sequence[int | None], seq_len: int, seed: int) -> Mixture:
+    """The mixture of streams, of which nobody knows how many rows they have.
+
+    Args:
+        sources: with their weights.
+        ends: rows that each may give in all, where its end was read before; else None.
+        seq_len, seed: see `scheduled`.
+    """
+    return Mixture([Share(0, _points(one, seq_len), end) for one, end in zip(sources, ends, strict=True)], seed)
+
+
+def _points(source: Source, seq_len: int) -> np.ndarray:
+    """(P, 2) of `Share.weight`."""
+    later = [(at / seq_len, weight) for at, weight in source.weight_schedule or ()]
+    return np.array([(0.0, source.weight or 0.0), *later])
 
 
 def check_reweighable(sources: Sequence[Source] | None, who: str) -> None:

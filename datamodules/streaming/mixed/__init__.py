@@ -1,0 +1,1 @@
+"""Several streams in one run, each with its share of the rows."""
