@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.errors import DataError
+from datamodules.filters import TextFilter
 from datamodules.serving.loader import ResumableLoader
 from datamodules.sources.bad_records import OnBadRecord
 from datamodules.sources.units import Unit
@@ -44,6 +45,8 @@ class WatchedTextDataModule(StreamingTextDataModule):
             into the folder once they are whole, or written under a name that begins with a dot or ends in no known
             format.
         idle: seconds; None: waits without end.
+        filters: what takes documents out, in this order, each of which looks at one document. What `val_path` names
+            stays whole.
         on_bad_record: `skip` by default: what somebody else puts there should not end a run of weeks.
         val_path: what validates; nothing of the folder does, since each of its documents trains.
         tokenizer, text_column, window_tokens, shuffle, seq_len, document_mask, fim, masking, prompt_len, batch_size,
@@ -62,6 +65,7 @@ class WatchedTextDataModule(StreamingTextDataModule):
         shuffle: bool = True,
         settle: float = 5.0,
         idle: float | None = None,
+        filters: list[TextFilter] | None = None,
         seq_len: int = 1024,
         document_mask: bool = True,
         fim: FillInTheMiddle | None = None,
@@ -76,7 +80,7 @@ class WatchedTextDataModule(StreamingTextDataModule):
         super().__init__(
             path, tokenizer, text_column, window_tokens, shuffle, prompt_len=prompt_len, fim=fim, masking=masking,
             seq_len=seq_len, document_mask=document_mask, batch_size=batch_size, val_path=val_path, seed=seed,
-            on_bad_record=on_bad_record, cache_dir=cache_dir,
+            on_bad_record=on_bad_record, cache_dir=cache_dir, filters=filters,
         )  # fmt: skip
         self.settle = settle
         self.idle = idle
@@ -265,3 +269,4 @@ class WatchedWindows(Windows):
 
     def _note(self, opened: Opened) -> None:
         self._tell_bad(opened)
+        self._tell_filtered(opened)

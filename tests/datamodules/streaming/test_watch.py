@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from callbacks.contract import Waits, offered
 from datamodules import DataError, WatchedTextDataModule
+from datamodules.filters import ExactDuplicates, Words
 from datamodules.streaming.ledger import Ledger, NothingMoreError
 from datamodules.streaming.watch import STOP, WatchedFolder
 from llm_lightning_safety.seals import read_json
@@ -189,6 +190,23 @@ def test_each_document_is_trained_on_once_over_additions_and_resumptions(setting
     assert sorted(documents(last.seen, tokenizer)) == list(range(90, 95))  # saved before it waited
     ledger = read_json(tmp_path / "killed" / "watched.json")
     assert [names(files) for files in ledger["deliveries"]] == [["a.jsonl", "b.jsonl"], ["c.jsonl"], ["d.jsonl"]]
+
+
+def test_filters_leave_out_of_each_delivery_what_they_are_to(settings, inbox, tokenizer):
+    kept = [number for number in range(60) if 20 <= len(document(number).split()) <= 45]
+    settings["data"]["filters"] = [Words(min=20, max=45)]
+    put(inbox, "a.jsonl", set(range(30)) - set(kept))
+    put(inbox, "b.jsonl", range(30))
+    first, _, _ = fit(**settings | {"save_at": 2})
+    found = documents(first.seen, tokenizer)
+    assert sorted(found) == [number for number in kept if number < 30] and len(found) > 5
+    put(inbox, "c.jsonl", set(range(30, 60)) - set(kept))  # nothing of this delivery is left
+    put(inbox, "d.jsonl", kept[len(found) :])
+    second, _, _ = fit(**settings | {"resume": True})
+    assert sorted(documents(first.seen[:4] + second.seen, tokenizer)) == kept
+    settings["data"]["filters"] = [ExactDuplicates()]
+    with pytest.raises(DataError, match="ExactDuplicates compares all documents"):
+        fit(**settings)
 
 
 def test_files_that_come_while_it_waits_and_a_stop(settings, inbox, tokenizer, monkeypatch):
