@@ -25,6 +25,7 @@ commands:
   report         one page about a run, or about several side by side, with paired tests
   evaluate       ask a model the items of benchmarks, each score with its interval
   merge          add an adapter to its network, or make one network of several
+  compress       prune and quantize in combination, and keep what holds a budget best
   export         write a model in the formats of other programs, each proven to be the model
   check          what a fit will take of memory, time and disk, and whether it can start; nothing is trained
   slurm          submit one of these, or a chain of stages, to a SLURM cluster
@@ -55,6 +56,7 @@ OTHERS = {
     "ablate": "llm_lightning.commands.ablate",
     "chat": "llm_lightning.commands.chat",
     "check": "llm_lightning.commands.check",
+    "compress": "llm_lightning.commands.compress",
     "configs": "llm_lightning.commands.configs",
     "distill-cache": "llm_lightning.commands.distill_cache",
     "evaluate": "llm_lightning.commands.evaluate",

@@ -38,7 +38,9 @@ class Quantization(Callback):
     Args:
         schemes: Names from `SCHEMES`.
         max_perplexity_increase: Over the original's, as a share (0.02) or in percent (`2%`).
+        max_perplexity: Whatever the original's is.
         max_megabytes: Of the folder, in 10^6 bytes.
+        min_tokens_per_s: That it writes, one text by itself, on the device of the run.
         group_size: Consecutive inputs of a layer that share a scale, for the schemes that have groups; 64 if not given.
         symmetric: Whether levels lie around zero, for the schemes that have both. If not given they do not: that is
             nearer to the weights.
@@ -63,6 +65,8 @@ class Quantization(Callback):
         schemes: Sequence[str] = ("int8",),
         max_perplexity_increase: float | str | None = None,
         max_megabytes: float | None = None,
+        max_perplexity: float | None = None,
+        min_tokens_per_s: float | None = None,
         group_size: int | None = None,
         symmetric: bool | None = None,
         high_precision: Sequence[str] | None = None,
@@ -73,7 +77,7 @@ class Quantization(Callback):
         dirpath: str | Path | None = None,
     ) -> None:
         self.schemes = list(schemes)
-        self.budget = CompressionBudget.of(max_perplexity_increase, max_megabytes)
+        self.budget = CompressionBudget.of(max_perplexity_increase, max_megabytes, max_perplexity, min_tokens_per_s)
         self.group_size = group_size
         self.symmetric = symmetric
         self.high_precision = high_precision
@@ -153,9 +157,10 @@ class Quantization(Callback):
     def _check_settings(self) -> None:
         schemes.check_names(self.schemes)
         named = [schemes.SCHEMES[name] for name in self.schemes]
-        if len(named) > 1 and self.budget == CompressionBudget(None, None):
+        if len(named) > 1 and self.budget == CompressionBudget():
             raise CallbackError(
-                "Quantization: several schemes need max_perplexity_increase or max_megabytes to choose by."
+                "Quantization: several schemes need a limit to choose by: max_perplexity_increase, max_perplexity, "
+                "max_megabytes or min_tokens_per_s."
             )
         if self.group_size is not None and self.group_size < 1:
             raise CallbackError(f"Quantization.group_size={self.group_size} is below 1.")

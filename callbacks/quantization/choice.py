@@ -1,7 +1,7 @@
 """What a quantized network may cost, and which of several is kept."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,13 @@ class Measured:
             "seconds": self.seconds,
         }
 
+    @classmethod
+    def from_dict(cls, name: str, figures: Mapping[str, Any]) -> "Measured":
+        """What `as_dict` wrote."""
+        quality = Quality(*(figures[key] for key in ("loss", "num_tokens", "kl", "top_token_agreement")))
+        speed = Speed(figures["prefill_tokens_per_s"], figures["decode_tokens_per_s"])
+        return cls(name, quality, speed, figures["disk_bytes"], figures["memory_bytes"], figures["seconds"])
+
 
 @dataclass(frozen=True)
 class CompressionBudget:
@@ -56,13 +63,23 @@ class CompressionBudget:
     Args:
         perplexity_increase: Relative, over the original's; None for no limit.
         megabytes: Of the folder, in 10^6 bytes; None for no limit.
+        perplexity: Whatever the original's is; None for no limit.
+        tokens_per_s: The least that it must write; None for no limit.
     """
 
-    perplexity_increase: float | None
-    megabytes: float | None
+    perplexity_increase: float | None = None
+    megabytes: float | None = None
+    perplexity: float | None = None
+    tokens_per_s: float | None = None
 
     @classmethod
-    def of(cls, perplexity_increase: float | str | None, megabytes: float | None) -> "CompressionBudget":
+    def of(
+        cls,
+        perplexity_increase: float | str | None,
+        megabytes: float | None,
+        perplexity: float | None = None,
+        tokens_per_s: float | None = None,
+    ) -> "CompressionBudget":
         """From settings, where `2%` is 0.02.
 
         Raises:
@@ -78,9 +95,14 @@ class CompressionBudget:
             raise CallbackError(
                 f"Quantization.max_perplexity_increase={perplexity_increase!r} is no share: give 0.02 or 2%."
             )
-        if megabytes is not None and not megabytes > 0:
-            raise CallbackError(f"Quantization.max_megabytes={megabytes} is no size: give megabytes above 0.")
-        return cls(value, megabytes)
+        for name, limit in (
+            ("max_megabytes", megabytes),
+            ("max_perplexity", perplexity),
+            ("min_tokens_per_s", tokens_per_s),
+        ):
+            if limit is not None and not limit > 0:
+                raise CallbackError(f"Quantization.{name}={limit} must be above 0.")
+        return cls(value, megabytes, perplexity, tokens_per_s)
 
     def refusal(self, measured: Measured, original: Measured) -> str:
         """Why a network cannot be kept, in words; empty where it holds the limits."""
@@ -89,14 +111,20 @@ class CompressionBudget:
         increase = measured.increase_over(original)
         if self.perplexity_increase is not None and increase > self.perplexity_increase:
             return f"perplexity {increase:+.1%}, over {self.perplexity_increase:.1%}"
+        if self.perplexity is not None and measured.quality.perplexity > self.perplexity:
+            return f"perplexity {measured.quality.perplexity:,.2f}, over {self.perplexity:,.2f}"
         size = measured.disk_bytes / 1e6
         if self.megabytes is not None and size > self.megabytes:
             return f"{size:,.1f} MB, over {self.megabytes:g}"
+        speed = measured.speed.decode_tokens_per_s
+        if self.tokens_per_s is not None and speed < self.tokens_per_s:
+            return f"writes {speed:,.1f} tokens/s, under {self.tokens_per_s:g}"
         return ""
 
     def choose(self, candidates: Sequence[Measured], original: Measured) -> Measured | None:
-        """The smallest on disk that holds the limits, or where only the size is limited the best; None if none does."""
+        """The smallest on disk that holds the limits, or where no perplexity is one the best; None if none does."""
         holding = [each for each in candidates if not self.refusal(each, original)]
-        if self.perplexity_increase is None and self.megabytes is not None:
+        limits_quality = self.perplexity_increase is not None or self.perplexity is not None
+        if not limits_quality and (self.megabytes is not None or self.tokens_per_s is not None):
             return min(holding, key=lambda each: each.quality.loss, default=None)
         return min(holding, key=lambda each: (each.disk_bytes, each.quality.loss), default=None)

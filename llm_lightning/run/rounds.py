@@ -4,28 +4,19 @@ Each round is a run in a folder of its own and a process of its own: it is stopp
 any other, and leaves no memory behind for the next one.
 """
 
-import ctypes
 import json
 import os
-import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from filelock import FileLock
 
 from llm_lightning.errors import UserError
 from llm_lightning.models.adapters.merging import is_adapter, why_unmergeable
+from llm_lightning.process.child import run_child
 from llm_lightning.process.rank import is_first_rank
-
-FORWARDED = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
-SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 
 
 @dataclass(frozen=True)
@@ -71,7 +62,7 @@ class Rounds:
             folder = self.folder(number)
             if is_first_rank():
                 print(f"Round {number} of {self.count}, in {folder}: {model} writes", flush=True)
-            if code := _run(["fit", *self.arguments, *self.settings(number, model)], self._environment(folder)):
+            if code := run_child(["fit", *self.arguments, *self.settings(number, model)], self._environment(folder)):
                 return code
             model = str(_trained(folder))
             if number < self.count and is_adapter(model):
@@ -156,51 +147,6 @@ def _trained(folder: Path) -> Path:
 def _merged(adapter: Path, output: Path) -> Path:
     """The network with the adapter in it; one rank writes it."""
     with FileLock(output.with_name(f".{output.name}.lock")):
-        if not output.exists() and (code := _run(["merge", str(adapter), str(output)], dict(os.environ))):
+        if not output.exists() and (code := run_child(["merge", str(adapter), str(output)], dict(os.environ))):
             raise SystemExit(code)
     return output
-
-
-def _run(arguments: list[str], environment: dict[str, str]) -> int:
-    """Run a command in a process of its own, which gets this one's signals; returns its exit code as a shell would.
-
-    Ctrl-C reaches both at once. Where this process is killed, the other one is told to stop.
-    """
-    with _forwarded() as (received, children):
-        if received:
-            return 128 + received[0]
-        command = [sys.executable, "-m", "llm_lightning", *arguments]
-        child = subprocess.Popen(command, env=environment, preexec_fn=_dies_with_parent())
-        children.append(child)
-        if received:
-            child.send_signal(received[0])
-        code = child.wait()
-    return code if code >= 0 else 128 - code
-
-
-@contextmanager
-def _forwarded() -> Iterator[tuple[list[int], list["subprocess.Popen[bytes]"]]]:
-    """The signals that came, and the processes that get them."""
-    received: list[int] = []
-    children: list[subprocess.Popen[bytes]] = []
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for child in children:
-            child.send_signal(number)
-
-    former = {number: signal.signal(number, forward) for number in FORWARDED}
-    former[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
-    try:
-        yield received, children
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
-def _dies_with_parent() -> Any:
-    """What a child does before it begins; Linux alone can do it."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(SET_PARENT_DEATH_SIGNAL, int(signal.SIGTERM))

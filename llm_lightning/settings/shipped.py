@@ -21,7 +21,8 @@ def find_config(given: str, flag: str = "--config") -> str:
     Raises:
         UserError: there is neither; says which names are close.
     """
-    if Path(given).is_file() or set(given) & set("{:\n"):
+    # A long text is an error to `is_file`.
+    if set(given) & set("{:\n") or Path(given).is_file():
         return given
     try:
         return str(FOLDER / f"{known_name(given)}.yaml")

@@ -16,7 +16,7 @@ from tests.callbacks.quantized import WideModule, fit, needs, quantization, wide
         ({"schemes": []}, "schemes is empty: name some of int8, int8-dynamic"),
         ({"schemes": ["int7"]}, "there is no 'int7'; there are int8, "),
         ({"schemes": ["int8", "int8"], "max_megabytes": 1}, "int8 is named twice"),
-        ({"schemes": ["int8", "int1"]}, "need max_perplexity_increase or max_megabytes"),
+        ({"schemes": ["int8", "int1"]}, "several schemes need a limit to choose by: max_perplexity_increase"),
         ({"group_size": 0, "schemes": ["int1"]}, "group_size=0"),
         ({"group_size": 32}, "group_size has no effect on int8"),
         ({"symmetric": True}, "symmetric has no effect on int8"),

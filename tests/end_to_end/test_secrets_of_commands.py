@@ -97,7 +97,9 @@ def test_settings_that_are_refused(chat, capfd, command):
     [
         ("configs", "{}"), ("configs", "--copy=out", "{}"), ("configs", "--nothing={}"),
         ("merge", "{}", "out"), ("merge", "{}"), ("workspace", "{}"), ("workspace", "sft", "--nothing={}"),
-        ("workspace", "sft", "--entity", "{}", "more {}"), ("ablate", "--seeds={}"), ("slurm", "{}", "--time=60"),
+        ("workspace", "sft", "--entity", "{}", "more {}"), ("ablate", "--seeds={}"),
+        ("compress", "--compress.prunings={}"), ("compress", "--config={}"), ("compress", "--compress.{}"),
+        ("slurm", "{}", "--time=60"),
         ("slurm", "fit", "--config=tiny.yaml", "--time={}"), ("slurm", "fit", "--config={}", "--time=60"),
         ("slurm", "fit", "--config=tiny.yaml", "--time=60", "--dry-run", "--setup", "{}"),
         ("slurm", "fit", "--config=tiny.yaml", "--time=60", "--dry-run", "--sbatch=--comment={}"),
