@@ -71,7 +71,8 @@ def draw(path: Path, candidates: Sequence[Candidate], kept: Candidate | None) ->
     line = [(each.measured.disk_bytes / 1e6, each.measured.quality.perplexity) for each in front(candidates)]
     axes.plot(*zip(*line, strict=True), color=GRID, linewidth=3, zorder=1)
     for number, pruning in enumerate(dict.fromkeys(each.pruning for each in candidates)):
-        color, label = COLORS[number % len(COLORS)], pruning
+        color = COLORS[number % len(COLORS)]
+        label: str | None = pruning
         for each in candidates:
             if each.pruning == pruning and math.isfinite(each.measured.quality.loss):
                 x, y = each.measured.disk_bytes / 1e6, each.measured.quality.perplexity

@@ -27,7 +27,7 @@ class Completion(NamedTuple):
 class RolloutEngine(Protocol):
     """Writes completions with the weights that the policy has now.
 
-    One that computes with them in another way than the trainer says so by an attribute `is_remote` that is true: its
+    One that computes with them in another way than the trainer says so by an attribute `is_inexact` that is true: its
     tokens are then weighed. One with a method `check(tokenizer)` is told the policy's tokenizer before any long work.
     """
 

@@ -18,6 +18,7 @@ from llm_lightning.models.generation import end_tokens, generation_settings
 from llm_lightning.models.loading.content import files_key
 from llm_lightning.models.loading.new_tokens import read_tokenizer
 from llm_lightning.models.untrusted_text import UntrustedText
+from llm_lightning.rollouts.cache import KVCacheDtype
 from llm_lightning.rollouts.contract import Completion
 from llm_lightning.rollouts.sampler import Sampler
 from llm_lightning.rollouts.sampling import Key, Sampling
@@ -87,6 +88,7 @@ class LocalEngine:
         stop_at: a regular expression; a text in which it finds something is over.
         speculative: drafts, so that a forward pass writes several tokens where they are right: `PromptLookup`, or
             `DraftModel`. It changes no text but by rounding.
+        kv_cache_dtype: of keys and values, see `Sampler`.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class LocalEngine:
         thinking: Thinking | None = None,
         stop_at: str | None = None,
         speculative: Speculation | None = None,
+        kv_cache_dtype: KVCacheDtype = "auto",
     ) -> None:
         if num_slots < 1:
             raise UserError(f"engine.num_slots={num_slots} must be at least 1.")
@@ -106,7 +109,7 @@ class LocalEngine:
             thinking.check("thinking")
         self.thinking, self.stop_at = thinking, stop_at
         self.path, self.field = path, field
-        self.num_slots, self.speculative = num_slots, speculative
+        self.num_slots, self.speculative, self.kv_cache_dtype = num_slots, speculative, kv_cache_dtype
         self.device = torch.device(device or own_device())
         self.dtype = dtype or ("bfloat16" if self.device.type == "cuda" else "float32")
 
@@ -114,6 +117,7 @@ class LocalEngine:
     def model(self) -> str:
         """A hash of the files that are read, and the dtype; of a hub id its commit. And what else decides texts."""
         decides = [f"-{each}" for each in (self.thinking, self.stop_at) if each is not None]
+        decides += [] if self.kv_cache_dtype == "auto" else [f"-kv-{self.kv_cache_dtype}"]
         return f"{files_key(self.path)}-{self.dtype}{''.join(decides)}"
 
     def check(self) -> None:
@@ -209,6 +213,7 @@ class LocalEngine:
             self.num_slots,
             stop,
             self.speculative,
+            self.kv_cache_dtype,
         )
 
     def reply(
@@ -230,7 +235,9 @@ class LocalEngine:
             show(tokens)
             return False
 
-        sampler = Sampler(sampling, self.eos_token_ids, 1, shown, stop_every=1, speculative=self.speculative)
+        sampler = Sampler(
+            sampling, self.eos_token_ids, 1, shown, 1, speculative=self.speculative, kv_cache_dtype=self.kv_cache_dtype
+        )
         is_finished = False
         with suppress(KeyboardInterrupt):
             ((_, completion),) = sampler.stream(self.network, [self._ids(list(messages), reply=True)], [key])

@@ -9,9 +9,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from llm_lightning.errors import UserError
 from llm_lightning.models.adapters.virtual_tokens import prompt_config
 from llm_lightning.models.heads import base_model, head_scaling, output_head
 from llm_lightning.models.loading.sharding import all_gathered, run_gathered
+from llm_lightning.rollouts.cache import KVCacheDtype
 from llm_lightning.rollouts.contract import Completion
 from llm_lightning.rollouts.new_tokens import NewTokens
 from llm_lightning.rollouts.sampling import Key, Sampling, draw, uniforms
@@ -48,6 +50,8 @@ class Sampler:
         stop_every: see there.
         speculative: guesses that are checked several in a forward pass; None: each pass writes a token a slot. It
             changes no token but by the rounding of such a pass.
+        kv_cache_dtype: `int8` keeps keys and values in a byte a number, for more slots or longer texts in the same
+            memory; it changes probabilities a little.
     """
 
     sampling: Sampling
@@ -56,6 +60,12 @@ class Sampler:
     stop: Stop | None = None
     stop_every: int = STOP_EVERY
     speculative: Speculation | None = None
+    kv_cache_dtype: KVCacheDtype = "auto"
+
+    @property
+    def is_inexact(self) -> bool:
+        """See `RolloutEngine`."""
+        return self.kv_cache_dtype != "auto"
 
     @property
     def most_tokens(self) -> int:
@@ -119,7 +129,12 @@ class _Writing:
         self.waiting = deque(range(len(prompts)))
         # Virtual tokens stand before whole texts.
         self.has_slots = prompt_config(model) is None and fits_slots(network)
-        self.slots: Slots | Texts = Slots(network) if self.has_slots else Texts(model)
+        if sampler.kv_cache_dtype != "auto" and not self.has_slots:
+            raise UserError(
+                f"kv_cache_dtype={sampler.kv_cache_dtype}: {type(network).__name__} as it is here writes without a "
+                "cache that could be rounded; leave the setting out."
+            )
+        self.slots: Slots | Texts = Slots(network, sampler.kv_cache_dtype) if self.has_slots else Texts(model)
         # Of each slot: its completion's number, how many tokens it has, its newest one, and whether it is over.
         self.numbers = torch.zeros(0, dtype=torch.int64, device=self.device)
         self.newest, self.is_over = self.numbers, self.numbers.bool()

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm_lightning.errors import UserError
@@ -20,6 +19,7 @@ from llm_lightning.models.attention import Branches, Documents, document_attenti
 from llm_lightning.models.attention.plain import softmax_with_sinks
 from llm_lightning.models.attention.sharing import SharedRow, in_sharing_order
 from llm_lightning.models.running.evaluating import evaluating
+from llm_lightning.rollouts.cache import CACHES, KVCacheDtype
 from llm_lightning.rollouts.new_tokens import NewTokens
 
 ROLLOUT_ATTENTION = "llm_lightning_rollout"
@@ -43,17 +43,17 @@ class Slots:
 
     Args:
         network: a transformers network in `rollout_mode`.
+        kv_cache_dtype: of keys and values.
 
     Attributes:
         lengths: (S,) int64, tokens of each slot that keys and values are there for.
-        keys, values: for each layer (S, KV heads, room, D).
+        keys, values: of all slots.
     """
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, kv_cache_dtype: KVCacheDtype = "auto") -> None:
         self.network = network
         self.lengths = torch.zeros(0, dtype=torch.int64, device=network.device)
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
+        self.keys, self.values = CACHES[kv_cache_dtype](), CACHES[kv_cache_dtype]()
         self._writing_prompts: tuple[Tensor, Tensor] | None = None
         self._new = NewTokens.one_each(self.lengths)
         self._hidden = torch.zeros(0)
@@ -145,9 +145,8 @@ class Slots:
         """Give up all slots but those of `index` (int64), and the room that no longer is needed."""
         self.lengths = self.lengths[index]
         room = self._room_for(int(self.lengths.max()) + 1) if len(index) else 0
-        for tensors in (self.keys, self.values):
-            for layer, tensor in tensors.items():
-                tensors[layer] = tensor[:, :, :room].index_select(0, index)
+        self.keys.keep(index, room)
+        self.values.keep(index, room)
 
     def attend(
         self,
@@ -162,9 +161,10 @@ class Slots:
     ) -> Tensor:
         """(S, heads, 1, D) or (1, heads, N, D) to (S, 1, heads, D) or (1, N, heads, D); key and value are kept."""
         layer, new = module.layer_idx, self._new
-        keys, values = self.keys[layer], self.values[layer]
-        for tensor, fresh in ((keys, key), (values, value)):
-            tensor[new.rows, :, new.places] = fresh.transpose(1, 2).flatten(0, 1)
+        for cache, fresh in ((self.keys, key), (self.values, value)):
+            cache.write(layer, new.rows, new.places, fresh.transpose(1, 2).flatten(0, 1))
+        keys, key_scales = self.keys.read(layer, key.dtype)
+        values, value_scales = self.values.read(layer, value.dtype)
         hidden = self._hidden
         if window is not None:
             ends = self.lengths[:, None] + torch.arange(new.most, device=hidden.device)
@@ -175,24 +175,22 @@ class Slots:
         # kernel costs several times as much on CPU (benchmarks/ppo.py).
         grouped = query.reshape(S, keys.shape[1], -1, D) * (D**-0.5 if scaling is None else scaling)
         scores = (grouped @ keys.transpose(2, 3)).float()
+        if key_scales is not None:
+            scores = scores * key_scales[:, :, None]
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         scores = scores.reshape(S, heads, W, -1).masked_fill_(hidden[:, None], -torch.inf)
         weights = softmax_with_sinks(scores, sinks).reshape(S, keys.shape[1], -1, scores.shape[-1])
+        if value_scales is not None:
+            weights = weights * value_scales[:, :, None]
         return new.as_read((weights.to(values.dtype) @ values).reshape(S, heads, W, values.shape[-1]))
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Keep the keys and values (1, KV heads, N, D) of packed prompts."""
         assert self._writing_prompts is not None
         index, room = self._writing_prompts
-        for tensors, packed in ((self.keys, key), (self.values, value)):
-            fresh = packed[0][:, index].transpose(0, 1)
-            fresh = F.pad(fresh, (0, 0, 0, int(room) - fresh.shape[2]))
-            if layer in tensors:
-                former = tensors[layer]
-                width = max(former.shape[2], fresh.shape[2])
-                fresh = torch.cat([F.pad(x, (0, 0, 0, width - x.shape[2])) for x in (former, fresh)])
-            tensors[layer] = fresh
+        for cache, packed in ((self.keys, key), (self.values, value)):
+            cache.admit(layer, packed[0][:, index].transpose(0, 1), int(room))
 
     @property
     def are_prompts(self) -> bool:
@@ -203,10 +201,8 @@ class Slots:
         return -(-num_tokens // ROOM) * ROOM
 
     def _grow(self, room: int) -> None:
-        for tensors in (self.keys, self.values):
-            for layer, tensor in tensors.items():
-                if tensor.shape[2] != room:
-                    tensors[layer] = F.pad(tensor, (0, 0, 0, room - tensor.shape[2]))
+        self.keys.grow(room)
+        self.values.grow(room)
 
 
 def _rows_of(prompts: Sequence[np.ndarray], most_tokens: int) -> Iterator[tuple[SharedRow, dict[int, np.ndarray]]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llm_lightning.errors import UserError
+from llm_lightning.rollouts.cache import KVCacheDtype
 from llm_lightning.rollouts.sampler import STOP_EVERY, Sampler, Stop
 from llm_lightning.rollouts.sampling import Key, Sampling
 from llm_lightning.rollouts.speculation.contract import Speculation
@@ -92,11 +93,12 @@ def sampler_of(
     num_slots: int = 64,
     stop: Stop | None = None,
     speculative: Speculation | None = None,
+    kv_cache_dtype: KVCacheDtype = "auto",
 ) -> "Sampler | ThinkingSampler":
     """What writes one text to each prompt, with thoughts or without; see `ThinkingSampler`."""
     if thinking is None:
-        return Sampler(sampling, eos_token_ids, num_slots, stop, speculative=speculative)
-    return ThinkingSampler(thinking, tokenizer, sampling, eos_token_ids, num_slots, stop, speculative)
+        return Sampler(sampling, eos_token_ids, num_slots, stop, speculative=speculative, kv_cache_dtype=kv_cache_dtype)
+    return ThinkingSampler(thinking, tokenizer, sampling, eos_token_ids, num_slots, stop, speculative, kv_cache_dtype)
 
 
 class ThinkingSampler:
@@ -109,7 +111,7 @@ class ThinkingSampler:
         eos_token_ids: tokens that end a text.
         num_slots: see `Sampler`.
         stop: ends answers, see `Sampler`; it is given their own tokens only.
-        speculative: see `Sampler`.
+        speculative, kv_cache_dtype: see `Sampler`.
     """
 
     def __init__(
@@ -121,10 +123,11 @@ class ThinkingSampler:
         num_slots: int = 64,
         stop: Stop | None = None,
         speculative: Speculation | None = None,
+        kv_cache_dtype: KVCacheDtype = "auto",
     ) -> None:
         self.thinking, self.tokenizer, self.sampling = thinking, tokenizer, sampling
         self.eos_token_ids, self.num_slots, self.stop = list(eos_token_ids), num_slots, stop
-        self.speculative = speculative
+        self.speculative, self.kv_cache_dtype = speculative, kv_cache_dtype
         self._start, self._end, self._wait = map(self._ids, (thinking.start, thinking.end, thinking.wait))
         self._start_token, self._end_token = self._control(thinking.start), self._control(thinking.end)
         self._mark = thinking.end.strip()
@@ -161,7 +164,14 @@ class ThinkingSampler:
 
             ends = [*self.eos_token_ids, *([] if self._end_token is None else [self._end_token])]
             sampling = replace(self.sampling, max_new_tokens=max(rooms))
-            sampler = Sampler(sampling, ends, self.num_slots, is_over, speculative=self.speculative)
+            sampler = Sampler(
+                sampling,
+                ends,
+                self.num_slots,
+                is_over,
+                speculative=self.speculative,
+                kv_cache_dtype=self.kv_cache_dtype,
+            )
             # The answer's random numbers are the key's without a further number.
             keys = [(*text.key, attempt) for text in going_on]
             for number, completion in sampler.stream(model, [text.so_far() for text in going_on], keys):
@@ -185,7 +195,14 @@ class ThinkingSampler:
     def _answer(self, model: Any, texts: Sequence[_Text]) -> Iterator[tuple[int, Thought]]:
         # A model that opens its thoughts anew would escape its budget: its answer is over.
         ends = [*self.eos_token_ids, *([] if self._start_token is None else [self._start_token])]
-        sampler = Sampler(self.sampling, ends, self.num_slots, self.stop, speculative=self.speculative)
+        sampler = Sampler(
+            self.sampling,
+            ends,
+            self.num_slots,
+            self.stop,
+            speculative=self.speculative,
+            kv_cache_dtype=self.kv_cache_dtype,
+        )
         prompts = [text.so_far() for text in texts]
         for number, completion in sampler.stream(model, prompts, [text.key for text in texts]):
             text, answer, is_finished = texts[number], completion.tokens, completion.is_finished

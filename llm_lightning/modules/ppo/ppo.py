@@ -188,7 +188,7 @@ class PPO(RewardedPolicy):
 
     def scored(self, prompts: list[Tensor], completions: list[Completion], judged: Judged) -> Experience:
         """The completions with their scores, in units of their deviation where that is wanted."""
-        is_off_policy = getattr(self.engine, "is_remote", False) or self.rollout_settings.staleness > 0
+        is_off_policy = getattr(self.engine, "is_inexact", False) or self.rollout_settings.staleness > 0
         experience = Experience(prompts, completions, judged.scores.to(self.device), is_off_policy)
         if self.advantage_settings.scale_rewards:
             self.score_moments += self.ranks.sum(policy.moments(experience.scores))

@@ -41,7 +41,7 @@ class ServedEngine:
             serve`, which reads whole networks only and tells texts alone, so that no token can be weighed.
     """
 
-    is_remote = True
+    is_inexact = True
     """See `RolloutEngine`."""
 
     def __init__(
