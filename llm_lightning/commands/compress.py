@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def _parted(args: list[str]) -> tuple[dict[str, Any], list[str], list[str]]:
         if not name.startswith("--") and name != "-c":
             rest.append(word)
         elif name.startswith(f"--{OWN}"):
-            flags.append(word if has_value else f"{word}={next(words, '')}")
+            flags.append(_own_flag(name, value if has_value else next(words, "")))
         elif name in ("--config", "-c"):
             given = value if has_value else next(words, "")
             content = _content(given)
@@ -90,14 +91,27 @@ def _parted(args: list[str]) -> tuple[dict[str, Any], list[str], list[str]]:
     return own, flags, rest
 
 
-def _content(given: str) -> dict[str, Any]:
+def _own_flag(name: str, value: str) -> str:
+    """A flag of a setting that there is, with a value of its kind, which no message of a parser then has to quote."""
+    match = re.fullmatch(rf"--{OWN}\.(prunings|quantization)(\.[\w.-]+\+?)?", name)
+    if match is None:
+        raise UserError(f"compress: of its own it has the settings {OWN}.prunings and {OWN}.quantization alone.")
+    if match[2] is None:
+        content = _content(value, name)
+        settings = [content] if match[1] == "quantization" else [each for each in content.values() if each is not None]
+        if not all(isinstance(each, dict) and "class_path" in each for each in settings):
+            raise UserError(f"{name}: settings of a callback are {{class_path: NAME, init_args: {{...}}}}.")
+    return f"{name}={value}"
+
+
+def _content(given: str, flag: str = "--config") -> dict[str, Any]:
     """What a file, or YAML itself, says."""
     try:
         content = yaml.safe_load(given if set(given) & set("{\n") else Path(given).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise UserError(f"--config {given}: {error}") from error
+        raise UserError(f"{flag}: this is no YAML: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"--config {given} has no settings.")
+        raise UserError(f"{flag}: there are no settings in what is given.")
     return content
 
 

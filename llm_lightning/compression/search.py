@@ -118,9 +118,8 @@ class CompressionSearch:
 
     def _finish(self, candidates: list[Candidate], reference: Measured) -> None:
         """Keep the best one as `model/compressed`; write the table and the picture."""
-        by_figures = {id(each.measured): each for each in candidates if each.folder is not None}
-        chosen = self.budget.choose([each.measured for each in by_figures.values()], reference)
-        kept = by_figures.get(id(chosen))
+        chosen = self.budget.choose([each.measured for each in candidates if each.folder is not None], reference)
+        kept = next((each for each in candidates if each.measured is chosen), None)
         place = self.root / "model" / "compressed"
         if kept is None or kept.folder is None:
             shutil.rmtree(place, ignore_errors=True)  # an earlier search's must not be taken for this one's
