@@ -167,7 +167,7 @@ def test_a_tokenizer_that_a_disk_changed_is_trained_anew(name, how, path, cache,
     assert {file.name: file.read_bytes() for file in cache.glob("tokenizers/*/*")} == made
 
 
-@pytest.mark.parametrize("how", ["flip 0.5", "cut"])
+@pytest.mark.parametrize("how", [pytest.param("flip 0.5", marks=pytest.mark.slow), "cut"])
 def test_a_corpus_that_a_disk_changed_is_written_anew(how, tmp_path, capfd):
     file = corpus_file("python_pairs", tmp_path)
     data = file.read_bytes()

@@ -35,6 +35,7 @@ def checkpoint(root, step):
     return torch.load(root / "checkpoints" / f"step={step}.ckpt", weights_only=True)
 
 
+@pytest.mark.slow  # five runs
 def test_a_killed_run_stops_where_the_uninterrupted_one_does_and_says_so_ever_after(command, run, stopping):
     code, output = run(*FIT, "--trainer.default_root_dir=straight")
     assert code == 0 and f"Stopping at step {LAST}: val/loss has not improved" in output, output

@@ -98,6 +98,7 @@ assert not any(name.startswith(("llm_lightning", "lightning")) for name in sys.m
 """
 
 
+@pytest.mark.slow  # several runs of two networks
 def test_masked_pretraining_resumes_bit_for_bit_learns_and_leaves_an_encoder(run, folder):
     (folder / "masked.yaml").write_text(MASKED)
     fitted = same_after_resuming(run, folder, ("fit", "--config=masked.yaml"))

@@ -95,6 +95,7 @@ def test_a_run_that_changes_nothing_passes_and_learns_as_without_the_gate(run, r
     assert metrics(refuser / "run", NAMES) == metrics(refuser / "plain", NAMES)
 
 
+@pytest.mark.slow  # two runs in processes of their own
 def test_a_run_that_is_killed_in_its_answers_is_asked_nothing_twice(command, run, refuser):
     write_fit(refuser, 5e-3, 8)
     total = 24 + 8 + 8
