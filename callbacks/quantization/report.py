@@ -58,7 +58,6 @@ def draw(path: Path, original: Measured, candidates: Sequence[Measured], refused
     """Bytes on disk against perplexity, both logarithmic, a point for each network whose loss is finite."""
     figure = new_figure(7, 4.4)
     axes = figure.add_subplot()
-    axes.set(xscale="log", yscale="log")
     shown = [each for each in (original, *candidates) if math.isfinite(each.quality.loss)]
     for each in shown:
         color = ORIGINAL if each is original else REFUSED if each.name in refused else KEPT
@@ -66,9 +65,14 @@ def draw(path: Path, original: Measured, candidates: Sequence[Measured], refused
         axes.plot(x, y, "o", color=color, markersize=7)
         axes.annotate(each.name, (x, y), textcoords="offset points", xytext=(7, 5), color=INK, fontsize=9)
     axes.axhline(original.quality.perplexity, color=ORIGINAL, linewidth=0.8, linestyle=":")
+    set_axes(axes, shown)
+    save_figure(figure, path)
+
+
+def set_axes(axes: Any, shown: Sequence[Measured]) -> None:
+    """Bytes on disk to the right and perplexity upwards, both logarithmic, with ticks at the ends alone."""
+    axes.set(xscale="log", yscale="log", xlabel="MB on disk", ylabel="perplexity")
     axes.margins(0.15)
-    axes.set_xlabel("MB on disk")
-    axes.set_ylabel("perplexity")
     axes.minorticks_off()
     for axis, values in (
         (axes.xaxis, [each.disk_bytes / 1e6 for each in shown]),
@@ -77,7 +81,6 @@ def draw(path: Path, original: Measured, candidates: Sequence[Measured], refused
         axis.set_ticks(sorted({float(f"{value:.2g}") for value in (min(values), max(values))}))
         axis.set_major_formatter("{x:,g}")
     style(axes)
-    save_figure(figure, path)
 
 
 def log_to_wandb(

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from callbacks.monitoring.measurement import text_table
-from callbacks.plotting import BLUE, GREEN, GRID, INK, RED, new_figure, save_figure, set_legend, style
+from callbacks.plotting import BLUE, GREEN, GRID, INK, RED, new_figure, save_figure, set_legend
 from callbacks.quantization.choice import CompressionBudget, Measured
+from callbacks.quantization.report import set_axes
 
 HEADER = ("pruning", "scheme", "perplexity", "change", "MB on disk", "writes tokens/s", "")
 COLORS = (INK, BLUE, RED, GREEN, "#b07cc6", "#e0a030", "#7f7f7f")
@@ -67,7 +68,6 @@ def draw(path: Path, candidates: Sequence[Candidate], kept: Candidate | None) ->
     """Bytes on disk against perplexity, both logarithmic: a colour for each pruning, the front as a line."""
     figure = new_figure(7.5, 4.8)
     axes = figure.add_subplot()
-    axes.set(xscale="log", yscale="log", xlabel="MB on disk", ylabel="perplexity")
     line = [(each.measured.disk_bytes / 1e6, each.measured.quality.perplexity) for each in front(candidates)]
     axes.plot(*zip(*line, strict=True), color=GRID, linewidth=3, zorder=1)
     for number, pruning in enumerate(dict.fromkeys(each.pruning for each in candidates)):
@@ -81,15 +81,6 @@ def draw(path: Path, candidates: Sequence[Candidate], kept: Candidate | None) ->
                 label = None
                 if each is kept:
                     axes.plot(x, y, "o", markersize=15, markerfacecolor="none", markeredgecolor=GREEN, zorder=3)
-    axes.margins(0.15)
-    axes.minorticks_off()
-    shown = [each.measured for each in candidates if math.isfinite(each.measured.quality.loss)]
-    for axis, values in (
-        (axes.xaxis, [each.disk_bytes / 1e6 for each in shown]),
-        (axes.yaxis, [each.quality.perplexity for each in shown]),
-    ):
-        axis.set_ticks(sorted({float(f"{value:.2g}") for value in (min(values), max(values))}))
-        axis.set_major_formatter("{x:,g}")
-    style(axes)
+    set_axes(axes, [each.measured for each in candidates if math.isfinite(each.measured.quality.loss)])
     set_legend(axes)
     save_figure(figure, path)
